@@ -1,0 +1,39 @@
+# make train                                       .venv, requirements, then the main job on the embedded data set
+# make train CONFIG=configs/tiny1m.yaml ARGS=...   the real thing; ARGS go to train.py
+# make test                                        lint, then every test that needs no root and no cluster
+# make bench                                       images/s of the loop against bare arithmetic
+
+CONFIG ?= configs/smoke.yaml
+ARGS ?=
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: train test lint bench clean
+
+train: $(VENV)/.installed
+	$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		train.py --config $(CONFIG) $(ARGS)
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/throughput.py
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/.installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	touch $@

@@ -1,0 +1,176 @@
+"""The loop: resume is bitwise, accumulation is the same step, bad steps are skipped, and it learns."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from tinyimnet import checkpoint, config, data, distributed, tracking
+from tinyimnet.engine import Trainer
+from tinyimnet.errors import UserError
+from tinyimnet.preemption import StopRequest
+from tinyimnet.tracking import STEP, read_metrics
+
+EVERYTHING = {
+    "augment__mixup_probability": 0.3,
+    "augment__cutmix_probability": 0.4,
+    "augment__label_smoothing": 0.1,
+    "augment__start_size": 48,
+    "model__drop_path": 0.2,
+    "optim__clip_grad_norm": 1.0,
+    "run__log_every": 2,
+}
+
+
+@pytest.fixture
+def trainer(arguments, tmp_path: Path):
+    """A function that builds the Trainer of a small run, on one process."""
+
+    def make(**overrides: object) -> Trainer:
+        settings = config.load(arguments(**overrides))
+        run_dir = train.runfolder.open_run(settings, is_main=True)
+        dataset = data.open_dataset(Path(settings.data.root), verify=False)
+        tracker = tracking.Tracker(run_dir, settings.tracking, {}, enabled=True)
+        return Trainer(
+            settings, distributed.start(settings.train), dataset, run_dir, tracker, StopRequest(run_dir)
+        )
+
+    return make
+
+
+def states_equal(left: object, right: object) -> bool:
+    """Bitwise equality of nested containers of tensors and numbers."""
+    if isinstance(left, torch.Tensor):
+        return torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(states_equal(left[key], right[key]) for key in left)
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(map(states_equal, left, right))
+    return left == right
+
+
+def without_speed(lines: list[dict]) -> list[dict]:
+    return [{key: value for key, value in line.items() if not key.startswith("perf/")} for line in lines]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stop_at", [3, 6, 7])
+def test_a_resumed_run_equals_one_that_was_never_touched(
+    precision, stop_at, trainer, tmp_path, monkeypatch
+) -> None:
+    overrides = {**EVERYTHING, "train__precision": precision}
+    whole = trainer(**overrides, run__dir=tmp_path / "whole")
+    assert whole.fit() == ""
+
+    first = trainer(**overrides, run__dir=tmp_path / "parts")
+    monkeypatch.setattr(first.stop, "agreed", lambda _: "a test" if first.step == stop_at else "")
+    assert first.fit() == "a test"
+    torch.rand(7)  # whatever the process drew meanwhile
+    second = trainer(**overrides, run__dir=tmp_path / "parts")
+    assert second.fit() == ""
+
+    expected, found = (checkpoint.load_newest(tmp_path / name / "checkpoints") for name in ("whole", "parts"))
+    assert expected["step"] == 12
+    assert states_equal(expected, found)
+    lines = [without_speed(read_metrics(tmp_path / name / "metrics.jsonl")) for name in ("whole", "parts")]
+    assert lines[0] == lines[1]
+    assert [line[STEP] for line in lines[0]] == [2, 4, 6, 8, 10, 12]
+
+
+def test_a_run_that_is_killed_replays_what_came_after_its_last_checkpoint(
+    trainer, tmp_path, monkeypatch
+) -> None:
+    whole = trainer(**EVERYTHING, run__dir=tmp_path / "whole")
+    whole.fit()
+    first = trainer(**EVERYTHING, run__dir=tmp_path / "parts")
+
+    def power_cut(_accelerator: object) -> str:
+        if first.step == 11:
+            raise RuntimeError("power cut")
+        return ""
+
+    monkeypatch.setattr(first.stop, "agreed", power_cut)
+    with pytest.raises(RuntimeError):
+        first.fit()
+    trainer(**EVERYTHING, run__dir=tmp_path / "parts").fit()
+    expected, found = (checkpoint.load_newest(tmp_path / name / "checkpoints") for name in ("whole", "parts"))
+    assert states_equal(expected, found)
+    steps = [line[STEP] for line in read_metrics(tmp_path / "parts" / "metrics.jsonl")]
+    assert steps == [2, 4, 6, 8, 10, 12]
+
+
+def test_accumulation_takes_the_same_step(trainer, tmp_path: Path) -> None:
+    """With BatchNorm in eval mode, whose batch statistics belong to a forward pass, only float order differs."""
+    weights = []
+    for name, device_batch_size in (("one", 0), ("four", 8)):
+        made = trainer(
+            train__device_batch_size=device_batch_size, train__precision="fp32", run__dir=tmp_path / name
+        )
+        for norm in (m for m in made.bare.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+            norm.eval()
+            norm.train = lambda _mode=True, norm=norm: norm
+        for _ in range(4):
+            made.train_step()
+        weights.append(torch.cat([p.detach().flatten() for p in made.bare.parameters()]))
+    torch.testing.assert_close(weights[0], weights[1], atol=2e-5, rtol=1e-4)
+
+
+def test_a_step_with_a_non_finite_gradient_is_skipped_and_counted(trainer) -> None:
+    made = trainer(augment__crop_padding=0)
+    made.train_step()
+    before = [p.detach().clone() for p in made.bare.parameters()]
+    hook = made.bare.classifier.register_forward_hook(lambda _m, _x, y: y * float("nan"))
+    made.train_step()
+    hook.remove()
+    assert all(torch.equal(a, b) for a, b in zip(before, made.bare.parameters(), strict=True))
+    made.train_step()
+    assert not torch.equal(before[0], next(made.bare.parameters()))
+    metrics = made.train_metrics()
+    assert metrics["train/bad_steps"] == 1
+    assert metrics["train/loss"] == pytest.approx(5.3, abs=0.7)  # the mean of the two good steps
+
+
+def test_too_many_bad_steps_in_a_row_end_the_run_and_keep_the_checkpoint(trainer, tmp_path: Path) -> None:
+    made = trainer(train__max_bad_steps=2, run__log_every=1)
+    made.train_step()
+    made.save(best=False)
+    kept = checkpoint.load_newest(tmp_path / "run" / "checkpoints")
+    made.bare.classifier.register_forward_hook(lambda _m, _x, y: y * float("nan"))
+    made.train_step()
+    made.train_step()
+    with pytest.raises(UserError, match="not finite in 2 steps in a row up to step 3 .*optim.lr"):
+        made.train_metrics()
+    assert states_equal(kept, checkpoint.load_newest(tmp_path / "run" / "checkpoints"))
+
+
+def test_the_logged_learning_rate_is_the_one_the_step_used(trainer) -> None:
+    made = trainer()
+    made.train_step()
+    assert made.train_metrics()["train/lr"] == made.optimizer.param_groups[0]["lr"]
+
+
+def test_evaluation_leaves_training_as_it_was(trainer) -> None:
+    made = trainer(**EVERYTHING)
+    made.train_step()
+    before = json.dumps({name: value.tolist() for name, value in made.bare.state_dict().items()})
+    first, second = made.validate(), made.validate()
+    assert first == second
+    assert before == json.dumps({name: value.tolist() for name, value in made.bare.state_dict().items()})
+    assert set(first) == {f"val/{kind}{name}" for kind in ("", "ema_") for name in ("top1", "top5", "loss")}
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+def test_it_overfits_a_few_images(precision: str, trainer) -> None:
+    made = trainer(train__precision=precision, augment__crop_padding=0, augment__flip="false", optim__lr=0.5)
+    made.batches.images = made.batches.images[:32].clone()
+    made.batches.labels = made.batches.labels[:32] % 4
+    made.train_step()
+    start = made.train_metrics()["train/loss"]
+    for _ in range(25):
+        made.step = min(made.step, 5)
+        made.train_step()
+    made.train_metrics()
+    made.train_step()
+    assert made.train_metrics()["train/loss"] < start / 2

@@ -1,0 +1,54 @@
+"""Requests to stop set a flag; the loop acts on it."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tinyimnet import preemption
+from tinyimnet.preemption import StopRequest
+
+
+class OneProcess:
+    num_processes = 1
+
+
+@pytest.mark.parametrize("number", preemption.SIGNALS, ids=lambda number: number.name)
+def test_a_signal_is_a_request_and_nothing_more(number: signal.Signals, tmp_path: Path) -> None:
+    stop = StopRequest(tmp_path)
+    stop.install()
+    assert stop.agreed(OneProcess()) == ""
+    os.kill(os.getpid(), number)
+    assert stop.agreed(OneProcess()) == number.name
+
+
+def test_a_second_ctrl_c_leaves_at_once_unless_it_is_an_echo_of_the_first(
+    tmp_path: Path, monkeypatch
+) -> None:
+    stop = StopRequest(tmp_path)
+    stop.install()
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)  # from the launcher's agent, milliseconds later
+    now = time.monotonic()
+    monkeypatch.setattr(preemption.time, "monotonic", lambda: now + 2)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+
+
+def test_a_stop_file_is_a_request(tmp_path: Path, monkeypatch) -> None:
+    stop = StopRequest(tmp_path)
+    now = time.monotonic()
+    monkeypatch.setattr(preemption.time, "monotonic", lambda: now + 2)  # it looks once a second
+    assert stop.agreed(OneProcess()) == ""
+    (tmp_path / "STOP").touch()
+    monkeypatch.setattr(preemption.time, "monotonic", lambda: now + 4)
+    assert stop.agreed(OneProcess()) == "a STOP file in the run folder"
+
+
+def test_the_end_of_the_launcher_is_a_request(tmp_path: Path, monkeypatch) -> None:
+    stop = StopRequest(tmp_path)
+    monkeypatch.setattr(preemption.os, "getppid", lambda: 1)
+    assert stop.agreed(OneProcess()) == "the end of the launcher"

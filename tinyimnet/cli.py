@@ -1,0 +1,306 @@
+"""Everything besides the training: python -m tinyimnet prepare | inspect | summary | evaluate | predict.
+
+Imports are made in the commands: the worker processes of `prepare` import this module and need no torch.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from tinyimnet import prepare
+from tinyimnet.errors import UserError
+
+if TYPE_CHECKING:
+    from tinyimnet.data import Dataset
+    from tinyimnet.export import Trained
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are our one-sentence errors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see `{self.prog} --help`.")
+
+
+def main(argv: list[str]) -> int:
+    """Dispatch to a command; returns the exit code."""
+    parser = Parser(prog="python -m tinyimnet", description=str(__doc__).split("\n")[0], allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+
+    def command(
+        name: str, run: Callable[[argparse.Namespace, list[str]], int], text: str
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(run=run)
+        return sub
+
+    prepare.add_arguments(
+        command("prepare", lambda args, rest: prepare.main(args), "turn a source into arrays")
+    )
+    _inspect_arguments(command("inspect", inspect, "write a PNG grid of images with their classes"))
+    command(
+        "summary", summary, "parameters, multiply-accumulates and shapes by stage; takes train.py's options"
+    )
+    _evaluate_arguments(
+        command("evaluate", evaluate, "accuracy, per-class accuracy and confusion matrix of a run")
+    )
+    _predict_arguments(command("predict", predict, "write filename,label for images without labels"))
+    args, rest = parser.parse_known_args(argv)
+    if rest and args.command not in ("summary", "inspect"):  # these two hand the rest to the configuration
+        raise UserError(
+            f"unrecognized arguments: {' '.join(rest)}; see `python -m tinyimnet {args.command} --help`."
+        )
+    return args.run(args, rest)
+
+
+# ---- inspect ------------------------------------------------------------------------------------------------
+
+
+def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--split", choices=("train", "val", "test"), default="train")
+    parser.add_argument("--count", type=int, default=48, help="images (default: 48)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("inspect.png"), help="PNG to write (default: inspect.png)"
+    )
+    parser.add_argument("--augmented", action="store_true", help="as the network sees a training batch")
+    parser.add_argument(
+        "--step", type=int, default=0, help="with --augmented: the optimizer step (default: 0)"
+    )
+    parser.epilog = "Takes train.py's options too: --config, --data.root, --augment.cutmix_probability 1 ..."
+
+
+def inspect(args: argparse.Namespace, rest: list[str]) -> int:
+    """Write a PNG grid of images, from the prepared arrays or as the network sees them."""
+    import numpy as np
+
+    from tinyimnet import config, data, plots
+
+    settings = config.load(rest, prog="python -m tinyimnet inspect")
+    dataset = data.open_dataset(Path(settings.data.root))
+    if args.split not in dataset.images:
+        raise UserError(f"--split {args.split}: {settings.data.root} has no {args.split} images.")
+    if args.count < 1 or args.step < 0:
+        raise UserError(f"--count is {args.count} and --step is {args.step}; they must be at least 1 and 0.")
+    if args.augmented:
+        images, titles = _augmented_batch(settings, dataset, args.step, args.count)
+    else:
+        n = len(dataset.images[args.split])
+        rows = np.random.default_rng(settings.run.seed).permutation(n)[: args.count]
+        images = dataset.images[args.split][rows]
+        labels = dataset.labels.get(args.split)
+        titles = [
+            dataset.names[labels[row]] if labels is not None else dataset.test_files[row] for row in rows
+        ]
+    plots.image_grid(images, [title[:22] for title in titles], args.out)
+    print(f"{len(images)} images of {settings.data.root} ({args.split}): {args.out}")
+    return 0
+
+
+def _augmented_batch(settings, dataset: "Dataset", step: int, count: int):
+    """Images in [0, 1], (n, S, S, 3), and titles with the share of each class, of the first rows of a step."""
+    import torch
+
+    from tinyimnet.batches import TrainBatches
+
+    batches = TrainBatches(
+        torch.from_numpy(dataset.images["train"]), torch.from_numpy(dataset.labels["train"]), len(dataset.classes),
+        mean=dataset.mean, std=dataset.std, config=settings.augment, seed=settings.run.seed,
+        epochs=settings.train.epochs, global_batch_size=settings.train.global_batch_size,
+    )  # fmt: skip
+    images, targets = batches.load(batches.draw(step), slice(0, count), step)
+    pixels = images.permute(0, 2, 3, 1) * torch.tensor(dataset.std) + torch.tensor(dataset.mean)
+    titles = []
+    for target in targets:
+        shares, classes = target.topk(2)
+        parts = [f"{s:.2f} {dataset.names[c][:9]}" for s, c in zip(shares, classes, strict=True) if s > 0.02]
+        titles.append(" + ".join(parts))
+    return pixels.clamp(0, 1).numpy(), titles
+
+
+# ---- summary ------------------------------------------------------------------------------------------------
+
+
+def summary(args: argparse.Namespace, rest: list[str]) -> int:
+    """Print the network of a configuration, stage by stage, and the share of the parameter budget it uses."""
+    from tinyimnet import config, console, data
+    from tinyimnet.model import build_model, count_parameters, resolve_width, summarise
+
+    settings = config.load(rest, prog="python -m tinyimnet summary")
+    root = Path(settings.data.root)
+    n_classes = len(data.open_dataset(root, verify=False).classes) if data.is_prepared(root) else 200
+    resolved = resolve_width(settings.model, n_classes)
+    model = build_model(resolved, n_classes)
+    stages = summarise(model)
+    total, limit = count_parameters(model), settings.model.max_parameters
+    rows = [
+        (s.name, f"{s.parameters:,}", f"{s.macs / 1e6:.2f}", " x ".join(map(str, s.shape))) for s in stages
+    ]
+    rows.append(("total", f"{total:,}", f"{sum(s.macs for s in stages) / 1e6:.2f}", f"{n_classes} classes"))
+    title = (
+        f"{resolved.block}, width x {float(resolved.width):.4g}: {total / limit:.2%} of {limit:,} parameters"
+    )
+    console.table(title, rows, ("stage", "parameters", "MMACs", "output"))
+    return 0
+
+
+# ---- evaluate -----------------------------------------------------------------------------------------------
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder or .safetensors file")
+    parser.add_argument("--split", choices=("train", "val"), default="val")
+    parser.add_argument(
+        "--tta", choices=("none", "flip"), default="none", help="flip: average the mirrored image in"
+    )
+    parser.add_argument("--data", type=Path, help="prepared folder (default: the run's data.root)")
+    parser.add_argument(
+        "--out", type=Path, help="folder for the tables and the picture (default: RUN/evaluation)"
+    )
+
+
+def evaluate(args: argparse.Namespace, rest: list[str]) -> int:
+    """Print top-1, top-5 and loss; write per-class accuracy and the confusion matrix."""
+    import numpy as np
+    import torch
+    import torch.nn.functional as F
+
+    from tinyimnet import console, plots
+
+    trained = _load_trained(args.run)
+    dataset = _dataset_of(trained, args.run, args.data)
+    labels = torch.from_numpy(dataset.labels[args.split])
+    log_probabilities = _log_probabilities(
+        trained, torch.from_numpy(dataset.images[args.split]), args.tta == "flip"
+    )
+    ranked = log_probabilities.topk(min(5, len(trained.classes)), dim=1).indices
+    hits = ranked == labels[:, None]
+    k, predicted = len(trained.classes), ranked[:, 0]
+    confusion = np.bincount((labels * k + predicted).numpy(), minlength=k * k).reshape(k, k)
+    results = {
+        "top1": 100 * hits[:, 0].double().mean().item(),
+        "top5": 100 * hits.sum(1).double().mean().item(),
+        "loss": F.nll_loss(log_probabilities.double(), labels).item(),
+        "images": len(labels),
+        "split": args.split,
+        "tta": args.tta,
+        "weights": str(trained.origin),
+        "step": trained.step,
+    }
+    out = args.out or (args.run.parent if args.run.is_file() else args.run) / "evaluation"
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "results.json").write_text(json.dumps(results, indent=1))
+    _write_tables(out, trained, confusion)
+    plots.confusion(confusion, out / "confusion.png")
+    rows = [
+        ("top-1", f"{results['top1']:.2f} %"),
+        ("top-5", f"{results['top5']:.2f} %"),
+        ("loss", f"{results['loss']:.4f}"),
+        ("images", f"{len(labels):,} ({args.split}, tta {args.tta})"),
+        ("weights", f"{trained.origin}, step {trained.step:,}"),
+        ("written", f"{out}: results.json, per_class.csv, confusion.csv, confusion.png"),
+    ]
+    console.table(f"evaluation of {args.run}", rows)
+    return 0
+
+
+def _write_tables(out: Path, trained: "Trained", confusion) -> None:
+    import csv
+
+    with (out / "per_class.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["class", "name", "images", "correct", "top1_percent", "most_often_taken_for"])
+        for i, (row, wnid, name) in enumerate(zip(confusion, trained.classes, trained.names, strict=True)):
+            wrong = row.copy()
+            wrong[i] = 0
+            mistaken = trained.names[wrong.argmax()] if wrong.any() else ""
+            writer.writerow(
+                [wnid, name, row.sum(), row[i], f"{100 * row[i] / max(1, row.sum()):.2f}", mistaken]
+            )
+    with (out / "confusion.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["true \\ predicted", *trained.classes])
+        writer.writerows([wnid, *row] for wnid, row in zip(trained.classes, confusion, strict=True))
+
+
+# ---- predict ------------------------------------------------------------------------------------------------
+
+
+def _predict_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder or .safetensors file")
+    parser.add_argument(
+        "--split", choices=("train", "val", "test"), default="test", help="of the prepared data"
+    )
+    parser.add_argument("--images", type=Path, help="instead of a split: a folder of images or an .npy file")
+    parser.add_argument("--out", type=Path, default=Path("submission.csv"), help="(default: submission.csv)")
+    parser.add_argument(
+        "--tta", choices=("none", "flip"), default="none", help="flip: average the mirrored image in"
+    )
+    parser.add_argument("--label", choices=("wnid", "index", "name"), default="wnid", help="(default: wnid)")
+    parser.add_argument("--data", type=Path, help="prepared folder (default: the run's data.root)")
+
+
+def predict(args: argparse.Namespace, rest: list[str]) -> int:
+    """Write filename,label, one row an image, in file order."""
+    import csv
+
+    import torch
+
+    trained = _load_trained(args.run)
+    if args.images:
+        files, images = prepare.read_images(args.images)
+    else:
+        dataset = _dataset_of(trained, args.run, args.data)
+        if args.split not in dataset.images:
+            raise UserError(f"--split {args.split}: {dataset.root} has no {args.split} images; use --images.")
+        images = dataset.images[args.split]
+        numbered = [f"{args.split}_{i}" for i in range(len(images))]
+        files = list(dataset.test_files) if args.split == "test" and dataset.test_files else numbered
+    predicted = _log_probabilities(trained, torch.from_numpy(images), args.tta == "flip").argmax(1).tolist()
+    label = {"wnid": trained.classes, "index": range(len(trained.classes)), "name": trained.names}[args.label]
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with args.out.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["filename", "label"])
+        writer.writerows([name, label[index]] for name, index in zip(files, predicted, strict=True))
+    print(f"{len(files):,} predictions of {trained.origin} (step {trained.step:,}): {args.out}")
+    return 0
+
+
+# ---- shared -------------------------------------------------------------------------------------------------
+
+
+def _load_trained(run: Path) -> "Trained":
+    import torch
+
+    from tinyimnet.export import load_trained
+
+    trained = load_trained(run)
+    trained.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return trained
+
+
+def _dataset_of(trained: "Trained", run: Path, root: Path | None) -> "Dataset":
+    from tinyimnet import data, runfolder
+
+    if root is None:
+        root = Path(runfolder.read_config(run.parent if run.is_file() else run)["data"]["root"])
+    dataset = data.open_dataset(root)
+    if dataset.classes != trained.classes:
+        raise UserError(f"{root} has other classes than {trained.origin} was trained on; choose --data.")
+    return dataset
+
+
+def _log_probabilities(trained: "Trained", images, flip: bool):
+    """(N, K) float32 log-probabilities of (N, 64, 64, 3) uint8 images, on the CPU."""
+    import torch
+
+    from tinyimnet.augment import Normalise
+    from tinyimnet.inference import batched_log_probabilities
+
+    normalise = Normalise(trained.mean, trained.std, next(trained.model.parameters()).device)
+    pieces = batched_log_probabilities(
+        trained.model, images, range(len(images)), normalise, precision=trained.precision, flip=flip
+    )
+    return torch.cat([log_probabilities.cpu() for _, log_probabilities in pieces])

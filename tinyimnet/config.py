@@ -1,0 +1,340 @@
+"""What can be set, with its type, unit and default: frozen dataclasses, a YAML of differences, dotted overrides.
+
+Precedence: defaults below < `--config FILE` < `--section.key value`. `python train.py --help` lists every key and
+`--print_config` prints the resolved configuration.
+"""
+
+import argparse
+import difflib
+import re
+from argparse import ArgumentError
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from tinyimnet.errors import UserError
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+DEFAULT_CONFIG = CONFIGS / "tiny1m.yaml"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run lies and how often it reports; none of these keys changes the weights, except the seed."""
+
+    dir: str = ""
+    """Run folder; empty: runs/<name of the config file>."""
+    seed: int = 0
+    """Seed of everything random: initial weights, order, augmentation, DropPath."""
+    log_every: int = 50
+    """Optimizer steps between two log lines."""
+    eval_every: int = 1
+    """Epochs between two evaluations; the last epoch is always evaluated."""
+    save_every: int = 500
+    """Optimizer steps between two checkpoints; each evaluation saves one as well."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept beside best.pt."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which data set, and where its prepared form lies."""
+
+    root: str = "data/tiny-imagenet-200"
+    """Prepared folder (`python -m tinyimnet prepare`)."""
+    source: Literal["tiny-imagenet", "synthetic"] = "tiny-imagenet"
+    """How to make `root` where it is missing: download the official archive, or draw the embedded data set."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network: stem, stages of residual blocks, an optional 1x1 head, average pool, classifier."""
+
+    block: Literal["basic", "bottleneck", "inverted"] = "bottleneck"
+    """basic: two 3x3; bottleneck: 1x1, 3x3, 1x1; inverted: 1x1 expand, depthwise 3x3, 1x1 project."""
+    widths: tuple[int, ...] = (64, 128, 256)
+    """Output channels of each stage before `width` scales them; the stem has the first."""
+    depths: tuple[int, ...] = (2, 4, 4)
+    """Blocks in each stage; every stage after the first halves the resolution."""
+    width: float | Literal["auto"] = "auto"
+    """Multiplier of `widths`; auto: the widest network that fits into max_parameters."""
+    expansion: float = 0.25
+    """Channels inside a block as a multiple of its output channels."""
+    group_width: int = 0
+    """Channels in a group of the bottleneck's 3x3; 0: not grouped."""
+    se_ratio: float = 0.0
+    """Squeeze-and-excitation channels as a share of the channels it scales; 0: none."""
+    activation: Literal["relu", "silu"] = "relu"
+    """Non-linearity."""
+    stem_stride: Literal[1, 2] = 1
+    """Stride of the 3x3 stem."""
+    head_width: int = 0
+    """Channels of a 1x1 convolution before the pool, 0: none; with width auto, the least: spare budget goes here."""
+    drop_path: float = 0.0
+    """Probability of dropping the last block's residual branch; earlier blocks rise linearly to it."""
+    max_parameters: int = 1_000_000
+    """The law: a larger network is an error."""
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What is done to a training batch, on the device."""
+
+    crop_padding: int = 4
+    """Pixels of reflection padding before the random 64x64 crop; 0: no crop."""
+    flip: bool = True
+    """Mirror half of the images horizontally."""
+    mixup_probability: float = 0.0
+    """Share of the images that are blended with a partner (Mixup)."""
+    mixup_alpha: float = 0.2
+    """Mixup's lambda is drawn from Beta(alpha, alpha)."""
+    cutmix_probability: float = 0.0
+    """Share of the images that get a box of a partner (CutMix); adds to mixup_probability, at most 1 together."""
+    cutmix_alpha: float = 1.0
+    """CutMix's lambda is drawn from Beta(alpha, alpha)."""
+    mix_until: float = 1.0
+    """Share of the training after which Mixup and CutMix stop."""
+    label_smoothing: float = 0.0
+    """Share of each target that is spread evenly over all classes."""
+    start_size: int = 64
+    """Resolution in pixels of the first epoch; 64: no progressive resizing."""
+    full_size_from: float = 0.8
+    """Share of the training at which the resolution has reached 64 px, in steps of 8 px."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimizer and schedule; the learning rate is a function of the step."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """SGD with Nesterov momentum, or AdamW."""
+    lr: float = 0.5
+    """Peak learning rate, for the global batch."""
+    momentum: float = 0.9
+    """Momentum (sgd)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the moment estimates (adamw)."""
+    weight_decay: float = 5e-4
+    """Decay of convolution and linear weights; norms and biases have none."""
+    warmup_epochs: float = 5.0
+    """Epochs of linear warm-up from zero."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """How the learning rate falls to zero after the warm-up."""
+    clip_grad_norm: float = 0.0
+    """Largest global gradient norm; 0: not clipped."""
+    ema_decay: float = 0.999
+    """Decay of the weight average, warmed up as (1 + step) / (10 + step); 0: the average is the raw weights."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, in which batches and in which arithmetic."""
+
+    epochs: int = 300
+    """Passes over the training set."""
+    global_batch_size: int = 1024
+    """Images in one optimizer step over all processes; the share of a process and accumulation are derived."""
+    device_batch_size: int = 0
+    """Most images in one forward pass of a process, more are accumulated; 0: no limit."""
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """Autocast type of the forward pass; weights stay fp32."""
+    compile: bool = False
+    """torch.compile the network."""
+    max_bad_steps: int = 20
+    """Steps in a row with a non-finite gradient (each is skipped) after which the run ends."""
+    timeout: int = 600
+    """Seconds after which a collective operation gives up on a lost process."""
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Weights & Biases; metrics.jsonl in the run folder is written in any case."""
+
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """auto: online with a key, else offline; never asks, never stops the run."""
+    project: str = "tiny-imagenet-1m"
+    """W&B project."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    """Run folder, seed and intervals"""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Data set"""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Network"""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Augmentation"""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimizer and schedule"""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Training"""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Weights & Biases"""
+
+
+KEYS = tuple(
+    f"{section}.{key}"
+    for section, kind in Config.__dataclass_fields__.items()
+    for key in kind.default_factory.__dataclass_fields__  # type: ignore[union-attr, misc]
+)
+# Keys that a resumed run may change: they decide where things lie and what is reported, never the weights.
+MAY_CHANGE = ("run.log_every", "run.save_every", "run.keep_checkpoints", "run.dir", "data.root", "train.timeout",
+              "tracking.")  # fmt: skip
+
+
+def load(argv: list[str], prog: str = "train.py") -> Config:
+    """The configuration that `argv` asks for; `--help` and `--print_config` print and exit.
+
+    Raises:
+        UserError: unknown key, wrong type or value, missing or malformed file; names the key and the value.
+    """
+    parser = ArgumentParser(prog=prog, description=str(__doc__).split("\n")[0], exit_on_error=False)
+    parser.add_argument(
+        "--config", action="config", help=f"YAML of differences (default: configs/{DEFAULT_CONFIG.name})"
+    )
+    parser.add_class_arguments(Config)
+    try:
+        file, overrides = _split_config(argv)
+        parsed = parser.parse_args(["--config", str(file), *overrides])
+        values = parser.instantiate(parsed)
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise UserError(_sentence(str(error))) from None
+    config = Config(**{name: getattr(values, name) for name in Config.__dataclass_fields__})
+    if not config.run.dir:
+        config = replace(config, run=replace(config.run, dir=f"runs/{file.stem}"))
+    check(config)
+    return config
+
+
+def _split_config(argv: list[str]) -> tuple[Path, list[str]]:
+    """The file after --config (else the default) and the other arguments, which come after it and so override it."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG)
+    known, overrides = parser.parse_known_args(argv)
+    _check_keys(known.config)
+    return known.config, overrides
+
+
+def _check_keys(file: Path) -> None:
+    """Look that the file is a mapping of known keys: jsonargparse's word on that is hard to read."""
+    try:
+        tree = yaml.safe_load(file.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UserError(f"--config {file} cannot be read: {reason}.") from None
+    if not isinstance(tree, dict) or not all(isinstance(section, dict) for section in tree.values()):
+        raise UserError(f"--config {file} must hold sections of keys, such as 'optim: {{lr: 0.1}}'.")
+    for key in flatten(tree):
+        if key not in KEYS:
+            raise UserError(f"{file}: {_unknown(key)}")
+
+
+def _unknown(key: str) -> str:
+    near = difflib.get_close_matches(key, KEYS, 1)
+    return f"{key} is not a known key" + (f"; did you mean {near[0]}?" if near else "; `--help` lists them.")
+
+
+def _sentence(message: str) -> str:
+    """jsonargparse's message as one sentence that starts with the key."""
+    message = " ".join(message.split())
+    if unknown := re.match(r"(?:unrecognized arguments:|Option) '?-*([\w.]+)", message):
+        return _unknown(unknown[1])
+    message = re.sub(r"<class '(\w+)'>", r"\1", message).replace("typing.", "")
+    if union := re.match(
+        r'Parser key "(.+?)": Does not validate.*Subtypes: (\[.*?\]+) Errors:.* value: (.*)', message
+    ):
+        return f"{union[1]} is {union[3]!r} and must be one of {union[2]}."
+    if wrong := re.match(r'Parser key "(.+?)": Expected an? (.*)\. Got value: (.*)', message):
+        return f"{wrong[1]} is {wrong[3]!r} and must be a {wrong[2]}."
+    return message if message.endswith(".") else message + "."
+
+
+def check(config: Config) -> None:
+    """Raise a UserError for the first value that is out of range or at odds with another."""
+    run, model, augment, optim, train = config.run, config.model, config.augment, config.optim, config.train
+    share = "between 0 and 1"
+    rules: list[tuple[str, bool, str]] = [
+        ("train.epochs", train.epochs >= 1, "1 or more"),
+        ("run.seed", run.seed >= 0, "0 or more"),
+        ("run.log_every", run.log_every >= 1, "1 or more"),
+        ("run.eval_every", run.eval_every >= 1, "1 or more"),
+        ("run.save_every", run.save_every >= 1, "1 or more"),
+        ("run.keep_checkpoints", run.keep_checkpoints >= 1, "1 or more"),
+        ("model.widths", bool(model.widths) and min(model.widths) >= 1, "one positive number for each stage"),
+        ("model.depths", len(model.depths) == len(model.widths) and min(model.depths) >= 1,
+         f"one positive number for each of the {len(model.widths)} stages in model.widths"),
+        ("model.width", model.width == "auto" or 0 < model.width < float("inf"), "auto or a positive number"),
+        ("model.expansion", 0 < model.expansion <= 16, "above 0 and at most 16"),
+        ("model.group_width", model.group_width == 0 or (model.group_width > 0 and model.block == "bottleneck"),
+         "0, or positive with model.block bottleneck"),
+        ("model.se_ratio", 0 <= model.se_ratio <= 1, share),
+        ("model.head_width", model.head_width >= 0, "0 or more"),
+        ("model.drop_path", 0 <= model.drop_path < 1, "at least 0 and below 1"),
+        ("model.max_parameters", model.max_parameters >= 1, "1 or more"),
+        ("augment.crop_padding", 0 <= augment.crop_padding <= 32, "between 0 and 32 px"),
+        ("augment.mixup_probability", 0 <= augment.mixup_probability <= 1, share),
+        ("augment.cutmix_probability", 0 <= augment.cutmix_probability <= 1 - augment.mixup_probability,
+         f"between 0 and 1 - augment.mixup_probability ({1 - augment.mixup_probability:g})"),
+        ("augment.mixup_alpha", 0 < augment.mixup_alpha < float("inf"), "positive"),
+        ("augment.cutmix_alpha", 0 < augment.cutmix_alpha < float("inf"), "positive"),
+        ("augment.mix_until", 0 <= augment.mix_until <= 1, share),
+        ("augment.label_smoothing", 0 <= augment.label_smoothing < 1, "at least 0 and below 1"),
+        ("augment.start_size", augment.start_size in range(16, 65, 8), "a multiple of 8 between 16 and 64 px"),
+        ("augment.full_size_from", 0 <= augment.full_size_from <= 1, share),
+        ("optim.lr", 0 < optim.lr < float("inf"), "positive"),
+        ("optim.momentum", 0 < optim.momentum < 1, "above 0 and below 1"),
+        ("optim.betas", all(0 <= beta < 1 for beta in optim.betas), "two numbers, each at least 0 and below 1"),
+        ("optim.weight_decay", 0 <= optim.weight_decay < float("inf"), "0 or more"),
+        ("optim.warmup_epochs", 0 <= optim.warmup_epochs <= train.epochs, f"between 0 and train.epochs ({train.epochs})"),
+        ("optim.clip_grad_norm", 0 <= optim.clip_grad_norm < float("inf"), "0 or more"),
+        ("optim.ema_decay", 0 <= optim.ema_decay < 1, "at least 0 and below 1"),
+        ("train.global_batch_size", train.global_batch_size >= 1, "1 or more"),
+        ("train.device_batch_size", train.device_batch_size >= 0, "0 or more"),
+        ("train.max_bad_steps", train.max_bad_steps >= 1, "1 or more"),
+        ("train.timeout", train.timeout >= 1, "1 second or more"),
+    ]  # fmt: skip
+    values = flatten(asdict(config))
+    for key, holds, expected in rules:
+        if not holds:
+            raise UserError(f"{key} is {values[key]!r} and must be {expected}.")
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'optim': {'lr': 1}} -> {'optim.lr': 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(
+            flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        )
+    return flat
+
+
+def dump(config: Config) -> str:
+    """The configuration as YAML; `load` of it gives the same configuration."""
+    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """'key: old -> new' for each key of two nested configurations that differs and may not change on resume."""
+    before, after = flatten(_plain(old)), flatten(_plain(new))
+    return [
+        f"{key}: {before.get(key)} -> {after.get(key)}"
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key) and not key.startswith(MAY_CHANGE)
+    ]
+
+
+def _plain(tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {key: _plain(value) for key, value in tree.items()}
+    return list(tree) if isinstance(tree, tuple) else tree

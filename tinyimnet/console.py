@@ -1,0 +1,78 @@
+"""What a person sees while a run goes on: a bar on a terminal, plain lines under a scheduler, a table at the end."""
+
+import time
+from collections.abc import Sequence
+
+from rich import progress
+from rich.console import Console
+from rich.table import Table
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+class Progress:
+    """Progress of a run on the main process; a context manager.
+
+    The bar is redrawn where a line is logged and not by a thread, which would take time from the training.
+    """
+
+    def __init__(self, total_steps: int, steps_per_epoch: int, *, enabled: bool):
+        self.total_steps, self.steps_per_epoch, self.enabled = total_steps, steps_per_epoch, enabled
+        self.started, self.first_step = time.monotonic(), 0
+        self.bar = progress.Progress(
+            progress.TextColumn("epoch {task.fields[epoch]}"),
+            progress.BarColumn(),
+            progress.TextColumn(
+                "{task.completed}/{task.total} steps, {task.fields[values]}, ETA {task.fields[eta]}"
+            ),
+            console=console,
+            auto_refresh=False,
+            disable=not (enabled and console.is_terminal),
+        )
+        self.task = self.bar.add_task("", total=total_steps, epoch="0", values="starting", eta="?")
+
+    def __enter__(self) -> "Progress":
+        self.started = time.monotonic()
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def resumed(self, step: int) -> None:
+        """Say where a resumed run goes on."""
+        self.first_step = step
+        if self.enabled:
+            console.print(
+                f"resumed at step {step} of {self.total_steps} (epoch {step / self.steps_per_epoch:.2f})"
+            )
+
+    def update(self, step: int, metrics: dict[str, float]) -> None:
+        """Show the values of a log line; an evaluation always leaves a line behind."""
+        if not self.enabled:
+            return
+        epoch = f"{step / self.steps_per_epoch:.2f}"
+        values = f"loss {metrics['train/loss']:.3f}, lr {metrics['train/lr']:.4f}, {metrics['perf/images_per_s']:,.0f} images/s"
+        eta = self._eta(step)
+        self.bar.update(self.task, completed=step, epoch=epoch, values=values, eta=eta, refresh=True)
+        evaluated = "val/top1" in metrics
+        if evaluated:
+            values += f", val top-1 {metrics['val/top1']:.2f} %, EMA {metrics['val/ema_top1']:.2f} %"
+        if evaluated or not console.is_terminal:
+            self.bar.console.print(f"epoch {epoch} step {step}/{self.total_steps}: {values}, ETA {eta}")
+
+    def _eta(self, step: int) -> str:
+        per_step = (time.monotonic() - self.started) / max(1, step - self.first_step)
+        minutes, seconds = divmod(round(per_step * (self.total_steps - step)), 60)
+        return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def table(title: str, rows: Sequence[tuple[str, ...]], header: tuple[str, ...] = ()) -> None:
+    """Print a table; the first column is text, columns of numbers are right-aligned."""
+    grid = Table(title=title, title_justify="left", show_header=bool(header))
+    for i in range(len(rows[0])):
+        numeric = i > 0 and all(row[i][:1].isdigit() for row in rows)
+        grid.add_column(header[i] if header else "", justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*row)
+    console.print(grid)

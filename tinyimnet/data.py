@@ -1,0 +1,149 @@
+"""The prepared data set: uint8 arrays that are decoded once and then only mapped, and a manifest that vouches for them.
+
+    <root>/manifest.json                       classes, counts, channel statistics, sha256 of each array, origin
+    <root>/{train,val,test}_images.npy         (N, 64, 64, 3) uint8
+    <root>/{train,val}_labels.npy              (N,) int64
+
+`prepare.py` writes this form, everything else reads it.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tinyimnet.errors import UserError
+
+IMAGE_SIZE = 64
+LABELLED = ("train", "val")
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared folder, mapped into memory.
+
+    Attributes:
+        root: the folder.
+        classes: class ids (WordNet ids), in label order.
+        names: a readable name for each class.
+        images: per split, (N, 64, 64, 3) uint8, mapped copy-on-write.
+        labels: per labelled split, (N,) int64.
+        test_files: file name of each test image, in row order.
+        mean: channel means of the training images, in [0, 1].
+        std: channel standard deviations, in [0, 1].
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    images: dict[str, np.ndarray]
+    labels: dict[str, np.ndarray]
+    test_files: tuple[str, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+def is_prepared(root: Path) -> bool:
+    """Whether `root` was completely written: the manifest comes last, and the folder is renamed into place."""
+    return (root / "manifest.json").is_file()
+
+
+def open_dataset(root: Path, *, verify: bool = True) -> Dataset:
+    """Map the prepared folder `root`.
+
+    Args:
+        root: folder with manifest.json and the arrays.
+        verify: compare the sha256 of every array with the manifest (1.3 GB: about a second).
+
+    Raises:
+        UserError: not prepared, a damaged manifest, or an array that is missing, altered or of another shape.
+    """
+    manifest = _read_manifest(root)
+    arrays = {name: _open_array(root / name, digest, verify) for name, digest in manifest["sha256"].items()}
+    images = {
+        name.removesuffix("_images.npy"): a for name, a in arrays.items() if name.endswith("_images.npy")
+    }
+    labels = {
+        name.removesuffix("_labels.npy"): a for name, a in arrays.items() if name.endswith("_labels.npy")
+    }
+    classes = manifest["classes"]
+    for split in LABELLED:
+        if split not in images or split not in labels:
+            raise UserError(
+                f"{root}/manifest.json lists no {split} images with labels; prepare the folder anew."
+            )
+        check_split(f"{root} ({split})", images[split], labels[split], len(classes))
+    return Dataset(
+        root=root,
+        classes=tuple(entry["id"] for entry in classes),
+        names=tuple(entry["name"] for entry in classes),
+        images=images,
+        labels=labels,
+        test_files=tuple(manifest["test_files"]),
+        mean=tuple(manifest["mean"]),
+        std=tuple(manifest["std"]),
+    )
+
+
+def check_split(where: str, images: np.ndarray, labels: np.ndarray, n_classes: int) -> None:
+    """Raise a UserError unless images are (N, 64, 64, 3) uint8 with N labels in range(n_classes)."""
+    if images.dtype != np.uint8 or images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3):
+        raise UserError(
+            f"{where}: images are {images.dtype} {images.shape} and must be uint8 (N, 64, 64, 3)."
+        )
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(
+            f"{where}: labels are {labels.dtype} {labels.shape} and must be one integer for each of the {len(images)} images."
+        )
+    if len(labels) and not 0 <= labels.min() <= labels.max() < n_classes:
+        wrong = labels.min() if labels.min() < 0 else labels.max()
+        raise UserError(f"{where}: label {wrong} is outside the {n_classes} classes (0 to {n_classes - 1}).")
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _digest(file)
+        )
+
+
+def _digest(file) -> str:  # Python 3.10 has no hashlib.file_digest
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_manifest(root: Path) -> dict:
+    try:
+        manifest = json.loads((root / "manifest.json").read_text())
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"format {manifest['format']} instead of {FORMAT}")
+        for key in ("classes", "test_files", "mean", "std", "sha256"):
+            manifest[key]
+        return manifest
+    except FileNotFoundError:
+        raise UserError(
+            f"data.root {root} holds no prepared data set; run `python -m tinyimnet prepare SOURCE --out {root}`."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{root}/manifest.json is damaged ({error}); delete {root} and prepare it anew."
+        ) from None
+
+
+def _open_array(path: Path, digest: str, verify: bool) -> np.ndarray:
+    if not path.is_file():
+        raise UserError(f"{path} is missing; delete {path.parent} and prepare it anew.")
+    if verify and sha256(path) != digest:
+        raise UserError(
+            f"{path} differs from its manifest (sha256); delete {path.parent} and prepare it anew."
+        )
+    # Copy-on-write: torch.from_numpy warns about read-only arrays, and all processes still share the pages.
+    return np.load(path, mmap_mode="c", allow_pickle=False)

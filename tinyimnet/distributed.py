@@ -1,0 +1,157 @@
+"""The process group: rank environment from any launcher, before `Accelerator()`; a world-size check; a clean end.
+
+`python`, `accelerate launch`, `torchrun` and `srun` start the same train.py. Each of them can silently start N
+independent trainings instead of one of N processes; `check_world` refuses that.
+"""
+
+import gc
+import os
+import re
+from collections.abc import MutableMapping
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+from tinyimnet.config import TrainConfig
+from tinyimnet.errors import UserError
+
+PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+def map_environment(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Give the tasks of an `srun` step the variables of torchrun; a launcher that set RANK has done it already."""
+    if "RANK" in environ or "SLURM_STEP_ID" not in environ or int(environ.get("SLURM_NTASKS", "1")) <= 1:
+        return
+    nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", "")
+    tasks = environ.get("SLURM_STEP_TASKS_PER_NODE", "1")
+    environ["RANK"] = environ["SLURM_PROCID"]
+    environ["WORLD_SIZE"] = environ["SLURM_NTASKS"]
+    environ["LOCAL_RANK"] = environ["SLURM_LOCALID"]
+    environ["LOCAL_WORLD_SIZE"] = str(tasks_on_node(tasks, int(environ.get("SLURM_NODEID", "0"))))
+    environ.setdefault("MASTER_ADDR", first_host(nodes))
+    # Below the ephemeral ports (from 32768), another one for each job and for each requeue of it.
+    job = int(environ["SLURM_JOB_ID"]) + int(environ.get("SLURM_RESTART_COUNT", "0"))
+    environ.setdefault("MASTER_PORT", str(10000 + job % 20000))
+
+
+def first_host(nodelist: str) -> str:
+    """'gpu[07-09,12],cpu1' -> 'gpu07'."""
+    match = re.match(r"([^\[,]+)(?:\[(\w+))?", nodelist)
+    if not match:
+        raise UserError(f"SLURM_STEP_NODELIST is {nodelist!r}; set MASTER_ADDR to the host of rank 0.")
+    return match[1] + (match[2] or "")
+
+
+def tasks_on_node(spec: str, node: int) -> int:
+    """Tasks on a node of the step: ('4(x2),1', 2) -> 1 (the form of SLURM_STEP_TASKS_PER_NODE)."""
+    counts: list[int] = []
+    for part in spec.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if not match:
+            raise UserError(f"SLURM_STEP_TASKS_PER_NODE is {spec!r}, which is not of the form 4(x2),1.")
+        counts += [int(match[1])] * int(match[2] or 1)
+    return counts[node]
+
+
+def launcher_environment() -> dict[str, str]:
+    """The environment that the parent process was started with; empty where /proc does not tell (not Linux)."""
+    try:
+        entries = Path(f"/proc/{os.getppid()}/environ").read_text(errors="replace").split("\0")
+    except OSError:
+        return {}
+    return dict(entry.split("=", 1) for entry in entries if "=" in entry)
+
+
+def launcher_command() -> list[str]:
+    """The command line of the parent process; empty where /proc does not tell."""
+    try:
+        return Path(f"/proc/{os.getppid()}/cmdline").read_text(errors="replace").split("\0")
+    except OSError:
+        return []
+
+
+def share_cores() -> None:
+    """Use all cores of this process's affinity, shared out among the local processes, unless the user set a number.
+
+    `accelerate launch` sets OMP_NUM_THREADS=1 where nobody did, for a single process too: one core of 2 or of 16. What
+    the user set is told from that by the environment and the command line of the launcher.
+    """
+    threads = os.environ.get("OMP_NUM_THREADS")
+    by_launcher = threads == "1" and {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & os.environ.keys()
+    flag = any(re.match(r"--num[_-]cpu[_-]threads", argument) for argument in launcher_command())
+    if threads and (not by_launcher or flag or "OMP_NUM_THREADS" in launcher_environment()):
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    os.environ["OMP_NUM_THREADS"] = str(
+        share
+    )  # for Accelerate, which counts the cores itself where it is missing
+    torch.set_num_threads(share)
+
+
+def start(config: TrainConfig) -> Accelerator:
+    """Join the process group. Call map_environment first.
+
+    Raises:
+        UserError: the processes that started are not one group, or the group cannot form.
+    """
+    check_launcher(os.environ)
+    share_cores()
+    # The same numbers after a restart: no kernels that add in another order each time (cuDNN's default for some).
+    torch.backends.cudnn.deterministic = True
+    try:
+        accelerator = Accelerator(
+            # Without this, processes on a machine without GPUs form no group and each trains alone.
+            cpu=not torch.cuda.is_available(),
+            mixed_precision=PRECISION[config.precision],
+            kwargs_handlers=[
+                # Each rank keeps its own BatchNorm statistics; they are averaged where they are used (engine.py).
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+                InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout)),
+            ],
+        )
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"the process group could not form: {reason}", every_rank=True) from error
+    check_world(accelerator.num_processes, os.environ)
+    return accelerator
+
+
+def check_launcher(environ: MutableMapping[str, str]) -> None:
+    """Refuse a launch that asked for several processes and started one, or one group for each node."""
+    several = environ.get("MASTER_ADDR") and "ACCELERATE_MIXED_PRECISION" in environ and "RANK" not in environ
+    if several and "MASTER_ADDR" not in launcher_environment():
+        raise UserError(
+            "accelerate launch was asked for several processes and started one; "
+            "use `accelerate launch --multi_gpu --num_processes N` (on CPUs too) or torchrun --nproc_per_node N."
+        )
+    agents, launchers = environ.get("GROUP_WORLD_SIZE"), environ.get("SLURM_STEP_NUM_TASKS")
+    if agents and launchers and int(launchers) > 1 and agents != launchers:
+        raise UserError(
+            f"srun started {launchers} launchers and this group has {agents}: each would train alone; "
+            "give every launcher --num_machines, --machine_rank and --main_process_ip."
+        )
+
+
+def check_world(num_processes: int, environ: MutableMapping[str, str]) -> None:
+    """Refuse a group that is not as large as the launcher said."""
+    expected = int(environ.get("WORLD_SIZE", "1"))
+    if num_processes != expected:
+        raise UserError(
+            f"WORLD_SIZE is {expected} and the process group has {num_processes}: the processes would train "
+            "independently; start them with accelerate launch --multi_gpu, torchrun or srun."
+        )
+
+
+def close(accelerator: Accelerator) -> None:
+    """Leave the process group; the caller has dropped its references to the model and the optimizer.
+
+    With DDP's reducer alive, gloo of torch 2.13 aborts at exit in 25-50 % of the runs ("terminate called without an
+    active exception", pytorch #190489), so everything goes before the group does.
+    """
+    accelerator.free_memory()
+    gc.collect()
+    accelerator.end_training()

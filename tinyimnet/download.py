@@ -1,0 +1,117 @@
+"""Fetch the official Tiny ImageNet archive, resumed and checked: `python -m tinyimnet prepare --download`."""
+
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
+from pathlib import Path
+from typing import BinaryIO
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+from tinyimnet import data
+from tinyimnet.errors import UserError
+
+URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+SIZE = 248_100_043
+SHA256 = "6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821"
+PAUSES = (0.2, 0.5, 1.0, 2.0)  # seconds before each new try
+BLOCK = 1 << 18
+
+
+def fetch(target: Path, url: str = URL, size: int = SIZE, sha256: str = SHA256) -> Path:
+    """Download `url` to `target` by way of `<target>.part`, from where an earlier call stopped.
+
+    Raises:
+        UserError: no network, another file than expected, a full disk, or a foreign file in the way.
+    """
+
+    def failed(reason: object) -> UserError:
+        return UserError(
+            f"{url} could not be fetched ({reason}); fetch it elsewhere, put it at {target} and run "
+            "`python -m tinyimnet prepare PATH/tiny-imagenet-200.zip` with that PATH, "
+            "or do without it: --config configs/smoke.yaml."
+        )
+
+    if target.exists():
+        if target.is_file() and target.stat().st_size == size and data.sha256(target) == sha256:
+            return target
+        raise UserError(
+            f"{target} is in the way and not the archive of {url}; prepare from it, or delete it."
+        )
+    part = target.with_name(f"{target.name}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("ab") as file, _progress(size) as show:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if file.tell() > size:
+                file.truncate(0)
+            _receive(url, file, size, show)
+            file.flush()
+            os.fsync(file.fileno())
+            if data.sha256(part) != sha256:
+                part.unlink()
+                raise failed("its sha256 or size is not that of the official archive")
+            os.replace(part, target)
+    except BlockingIOError:
+        raise UserError(f"{part} is being written by another process; wait for it, or stop it.") from None
+    except (OSError, HTTPException) as error:
+        raise failed(" ".join(str(error).split()) or type(error).__name__) from None
+    return target
+
+
+def _receive(url: str, file: BinaryIO, size: int, show: Callable[[int], None]) -> None:
+    """Append to `file` what it lacks; a broken connection is taken up again a few times."""
+    for pause in (*PAUSES, None):
+        try:
+            _receive_once(url, file, size, show)
+            return
+        except HTTPError:
+            raise  # the server is there and says no
+        except (URLError, ConnectionError, TimeoutError, HTTPException):
+            if pause is None:
+                raise
+            time.sleep(pause)
+
+
+def _receive_once(url: str, file: BinaryIO, size: int, show: Callable[[int], None]) -> None:
+    start = file.seek(0, os.SEEK_END)
+    if start == size:
+        return
+    with urlopen(Request(url, headers={"Range": f"bytes={start}-"}), timeout=20) as response:
+        if response.status != 206:  # no ranges here: everything comes again
+            file.seek(0)
+            file.truncate()
+        while file.tell() <= size and (block := response.read(BLOCK)):  # never more than a block too much
+            file.write(block)
+            show(file.tell())
+    if file.tell() < size:
+        raise ConnectionError(
+            f"the connection broke after {file.tell():,} of {size:,} bytes, a new run goes on there"
+        )
+
+
+@contextmanager
+def _progress(size: int) -> Iterator[Callable[[int], None]]:
+    """Yield a function that takes the bytes so far; a bar on a terminal, else a line each 10 %."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+
+        columns = ("downloading", BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task("", total=size)
+            yield lambda done: bar.update(task, completed=done)
+        return
+    tenths = 0
+
+    def show(done: int) -> None:
+        nonlocal tenths
+        if done * 10 // size > tenths:
+            tenths = done * 10 // size
+            print(f"downloaded {tenths * 10} % of {size / 1e6:.0f} MB", file=sys.stderr, flush=True)
+
+    yield show

@@ -1,0 +1,34 @@
+"""The one kind of error a user can cause and mend: a single sentence, exit code 2."""
+
+import os
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """A mistake outside the code: the text names the key or file, its value, and the way out.
+
+    Args:
+        sentence: what the user reads.
+        every_rank: print it on every process, not on rank 0 alone, because it may happen on one only.
+    """
+
+    def __init__(self, sentence: str, *, every_rank: bool = False):
+        super().__init__(sentence)
+        self.every_rank = every_rank
+
+
+def run(main: Callable[[list[str]], int], argv: list[str]) -> int:
+    """Call `main(argv)` and return its exit code; a UserError becomes one sentence and 2 (`--debug`: a traceback)."""
+    debug = "--debug" in argv
+    argv = [arg for arg in argv if arg != "--debug"]
+    try:
+        return main(argv)
+    except UserError as error:
+        if debug:
+            raise
+        rank = int(os.environ.get("RANK") or 0)
+        if rank == 0 or error.every_rank:
+            where = f" (rank {rank})" if error.every_rank else ""
+            print(f"error{where}: {error}", file=sys.stderr, flush=True)
+        return 2

@@ -1,0 +1,115 @@
+"""Weights with what is needed to rebuild and use the network: final.safetensors, or a checkpoint of a running run."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from tinyimnet import checkpoint
+from tinyimnet.config import Config, ModelConfig
+from tinyimnet.data import Dataset
+from tinyimnet.errors import UserError
+from tinyimnet.model import build_model
+
+FINAL = "final.safetensors"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network in eval mode and what its outputs mean.
+
+    Attributes:
+        model: the network, on the CPU.
+        origin: the file that it came from.
+        step: optimizer steps behind it.
+        classes: class ids in label order.
+        names: readable class names.
+        mean, std: normalisation of its input, in [0, 1].
+        precision: train.precision.
+    """
+
+    model: nn.Module
+    origin: Path
+    step: int
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    precision: str
+
+
+def description(config: Config, dataset: Dataset) -> dict:
+    """What a file with weights says about them, besides the step."""
+    return {
+        "model": asdict(config.model),
+        "precision": config.train.precision,
+        "classes": dataset.classes,
+        "names": dataset.names,
+        "mean": dataset.mean,
+        "std": dataset.std,
+    }
+
+
+def save_final(run_dir: Path, model: nn.Module, step: int, about: dict) -> Path:
+    """Write final.safetensors: the weights, and `about` and the step in its metadata."""
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    metadata = {"format": "pt", "step": str(step), "about": json.dumps(about)}
+    checkpoint.write_atomically(run_dir / FINAL, save(tensors, metadata))
+    return run_dir / FINAL
+
+
+def load_trained(run: Path) -> Trained:
+    """The averaged weights of a run: final.safetensors, else the newest good checkpoint; or of a .safetensors file.
+
+    Raises:
+        UserError: there is neither, or the file is damaged.
+    """
+    file = run if run.suffix == ".safetensors" else run / FINAL
+    if file.is_file():
+        return _from_safetensors(file)
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run} is not a run folder: it has neither {FINAL} nor a config.yaml.")
+    state = checkpoint.load_newest(run / "checkpoints")
+    if state is None:
+        raise UserError(f"{run} has no checkpoint yet; let the run reach its first evaluation.")
+    tensors = dict(state["ema"])
+    statistics = [name for name in tensors if tensors[name].is_floating_point() and "running_" in name]
+    flat, start = state["by_rank"]["ema"].mean(0), 0
+    for name in statistics:  # averaged over the ranks of the run, as in its own evaluations
+        stop = start + tensors[name].numel()
+        tensors[name], start = flat[start:stop].view_as(tensors[name]), stop
+    return _rebuild(run / "checkpoints", state["step"], json.loads(state["about"]), tensors)
+
+
+def _from_safetensors(file: Path) -> Trained:
+    try:
+        with safe_open(file, "pt") as content:
+            metadata = content.metadata()
+            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (not a dict)
+        return _rebuild(file, int(metadata["step"]), json.loads(metadata["about"]), tensors)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{file} is damaged or not one of ours ({error}); evaluate a checkpoint instead."
+        ) from None
+
+
+def _rebuild(origin: Path, step: int, about: dict, tensors: dict[str, Tensor]) -> Trained:
+    settings = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in about["model"].items()
+    }
+    model = build_model(ModelConfig(**settings), len(about["classes"]))
+    model.load_state_dict(tensors)
+    return Trained(
+        model=model.eval().requires_grad_(False).to(memory_format=torch.channels_last),
+        origin=origin,
+        step=step,
+        classes=tuple(about["classes"]),
+        names=tuple(about["names"]),
+        mean=tuple(about["mean"]),
+        std=tuple(about["std"]),
+        precision=about["precision"],
+    )

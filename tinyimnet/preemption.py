@@ -1,0 +1,88 @@
+"""Requests to stop: a signal, a STOP file, a launcher that died. They set a flag; all ranks act on it together.
+
+Nothing is saved inside a signal handler. The loop asks `agreed` at every step boundary, and a stop is one save.
+"""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+# Codes below the signal numbers would clash with them: the reason travels between ranks as one number.
+_STOP_FILE, _LAUNCHER_GONE = 101, 102
+
+
+class StopRequest:
+    """Collects requests to stop on every rank and lets the ranks agree.
+
+    Args:
+        run_dir: a file STOP in it is a request.
+    """
+
+    def __init__(self, run_dir: Path):
+        self.stop_file = run_dir / "STOP"
+        self.code = 0
+        self._parent = os.getppid()
+        self._first_interrupt = float("inf")
+        self._last_look = self._last_agreement = time.monotonic()
+        self._steps, self._interval = 0, 1
+
+    def install(self) -> None:
+        """Take over the stop signals of this process."""
+        for number in SIGNALS:
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        now = time.monotonic()
+        # Ctrl-C reaches a worker twice within milliseconds, from the terminal and from torchrun's agent.
+        if number == signal.SIGINT and now - self._first_interrupt > 1:
+            raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            self._first_interrupt = min(self._first_interrupt, now)
+        self.code = self.code or number
+
+    def agreed(self, accelerator: Accelerator) -> str:
+        """Why all ranks stop before the next step; empty: they go on.
+
+        Several ranks compare notes about once a second only, because that waits for the device. The number of steps
+        between two looks is agreed on in the same reduction, so that every rank takes part in each of them.
+        """
+        self._look()
+        if accelerator.num_processes == 1:
+            return describe(self.code)
+        self._steps += 1
+        if self._steps < self._interval:
+            return ""
+        seconds = (time.monotonic() - self._last_agreement) / self._steps
+        notes = torch.tensor([float(self.code), seconds], device=accelerator.device, dtype=torch.float32)
+        torch.distributed.all_reduce(notes, torch.distributed.ReduceOp.MAX)
+        code, seconds = notes.tolist()
+        self._steps, self._interval = 0, max(1, min(1000, int(1 / max(seconds, 1e-3))))
+        self._last_agreement = time.monotonic()
+        return describe(int(code))
+
+    def _look(self) -> None:
+        """Look for the STOP file once a second: each look is a round trip on a network file system."""
+        if (
+            os.getppid() != self._parent
+        ):  # a launcher that is killed leaves its worker behind, to train for ever
+            self.code = self.code or _LAUNCHER_GONE
+        if time.monotonic() - self._last_look > 1:
+            self._last_look = time.monotonic()
+            if self.stop_file.exists():
+                self.code = self.code or _STOP_FILE
+
+
+def describe(code: int) -> str:
+    """The reason behind a code, in words; empty for 0."""
+    if code == 0:
+        return ""
+    if code == _STOP_FILE:
+        return "a STOP file in the run folder"
+    if code == _LAUNCHER_GONE:
+        return "the end of the launcher"
+    return signal.Signals(code).name

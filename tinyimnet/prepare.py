@@ -1,0 +1,108 @@
+"""The command that turns a source into the prepared form: `python -m tinyimnet prepare SOURCE`.
+
+Neither this module nor what it imports needs torch: the decoding processes have to start fast.
+"""
+
+import argparse
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+
+from tinyimnet import arrays, download, official
+from tinyimnet.errors import UserError
+from tinyimnet.prepared import check_vacant
+
+ARCHIVE = "tiny-imagenet-200.zip"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the arguments of `python -m tinyimnet prepare`."""
+    parser.add_argument(
+        "source", nargs="?", type=Path, help="tiny-imagenet-200.zip, its folder, or one of .npy files"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="data/tiny-imagenet-200, or data/synthetic-200 with --synthetic"
+    )
+    for role in arrays.ROLES:
+        parser.add_argument(f"--{role.replace('_', '-')}", type=Path, metavar="FILE", help=f"{role} as .npy")
+    parser.add_argument(
+        "--classes", type=Path, metavar="FILE", help="with .npy: a class id per line, in label order"
+    )
+    parser.add_argument("--download", action="store_true", help="fetch the official archive (248 MB) first")
+    parser.add_argument("--synthetic", action="store_true", help="draw a small data set instead")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Prepare what the arguments ask for and say what there is now; a signal leaves nothing behind."""
+    in_main_thread = threading.current_thread() is threading.main_thread()  # others cannot set handlers
+    numbers = (signal.SIGTERM, signal.SIGINT) if in_main_thread else ()
+    handlers = {number: signal.signal(number, _stop) for number in numbers}
+    out = args.out or Path("data/synthetic-200" if args.synthetic else "data/tiny-imagenet-200")
+    try:
+        manifest = _prepare(args, out)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    counts = ", ".join(f"{n:,} {split}" for split, n in manifest["counts"].items())
+    print(f"{out}: {counts} images of {len(manifest['classes'])} classes, from {manifest['origin']}")
+    return 0
+
+
+def _stop(signal_number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + signal_number)
+
+
+def _prepare(args: argparse.Namespace, out: Path) -> dict:
+    files = {role: path for role in arrays.ROLES if (path := getattr(args, role))}
+    ways = (bool(args.source), bool(files), args.download, args.synthetic)
+    if sum(ways) != 1 or (args.classes and (args.download or args.synthetic)):
+        raise UserError(
+            "prepare takes exactly one source: the path of tiny-imagenet-200.zip, of its unpacked folder or "
+            "of a folder of .npy files; or --train-images and so on; or --download; or --synthetic "
+            "(and --classes only with .npy files)."
+        )
+    if args.download or args.synthetic:
+        return prepare_missing(out, "synthetic" if args.synthetic else "tiny-imagenet")
+    if files:
+        return arrays.prepare_arrays(files, out, args.classes)
+    return prepare(args.source, out, args.classes)
+
+
+def prepare(source: Path, out: Path, classes: Path | None = None) -> dict:
+    """Prepare the official archive, the unpacked official folder, or a folder of .npy files (with --classes)."""
+    is_folder_of_arrays = (
+        source.is_dir() and not official.official_roots(source) and any(source.glob("*.npy"))
+    )
+    if is_folder_of_arrays or classes:
+        return arrays.prepare_arrays(arrays.guess_arrays(source), out, classes)
+    return official.prepare_official(source, out)
+
+
+def prepare_missing(out: Path, source: str) -> dict:
+    """Make `out` from nothing, as data.source says: fetch the official archive, or draw the embedded data set."""
+    check_vacant(out)  # before a long download
+    if source == "synthetic":
+        from tinyimnet.synthetic import prepare_synthetic  # here: decoding processes import this module
+
+        return prepare_synthetic(out)
+    return official.prepare_official(download.fetch(out.parent / ARCHIVE), out)
+
+
+def read_images(path: Path) -> tuple[list[str], np.ndarray]:
+    """Names and (N, 64, 64, 3) uint8 pixels of a folder of images (natural order) or of an .npy file.
+
+    Raises:
+        UserError: nothing there, or an image or array of another form.
+    """
+    if path.suffix == ".npy":
+        images = arrays.to_pixels(path, arrays.open_images(path))
+        return [str(i) for i in range(len(images))], images
+    if not path.is_dir():
+        raise UserError(f"--images {path} is neither a folder of images nor an .npy file.")
+    files = official.natural_order({file.name for file in path.iterdir()})
+    if not files:
+        raise UserError(f"--images {path} has no .jpeg, .jpg or .png file.")
+    return files, np.stack([official.decode((path / name).read_bytes(), str(path / name)) for name in files])
