@@ -75,6 +75,12 @@ def test_stages_halve_the_resolution_and_the_summary_counts_everything(kind: Mod
     assert rows["stem"].macs == 64 * 64 * 16 * 3 * 9
 
 
+@pytest.mark.parametrize("size", range(16, 65, 8))
+def test_every_training_resolution_fits_through_every_stage(size: int) -> None:
+    model = build_model(replace(SMALL, widths=(8, 8, 8, 8), depths=(1, 1, 1, 1), stem_stride=2), 10)
+    assert model(torch.randn(2, 3, size, size)).shape == (2, 10)
+
+
 def test_a_strided_stem_halves_the_resolution() -> None:
     assert summarise(build_model(replace(SMALL, stem_stride=2), 10))[0].shape == (16, 32, 32)
 

@@ -109,9 +109,12 @@ def prepare_arrays(arrays: dict[str, Path], out: Path, classes: Path | None) -> 
 
 
 def open_array(path: Path) -> np.ndarray:
-    """Map a .npy file; the callers open it anew for each chunk, so that its pages do not add up in memory."""
+    """Map a .npy file; the callers open it anew for each chunk, so that its pages do not add up in memory.
+
+    Copy-on-write, because torch warns about arrays that it could not write to.
+    """
     try:
-        array = np.lib.format.open_memmap(path, mode="r")
+        array = np.lib.format.open_memmap(path, mode="c")
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
             f"{path} is not a whole .npy file of numbers ({error}); save it again with numpy.save."

@@ -30,10 +30,10 @@ def main(argv: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
 
     def command(
-        name: str, run: Callable[[argparse.Namespace, list[str]], int], text: str
+        name: str, action: Callable[[argparse.Namespace, list[str]], int], text: str
     ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        sub.set_defaults(run=run)
+        sub.set_defaults(action=action)
         return sub
 
     prepare.add_arguments(
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
         raise UserError(
             f"unrecognized arguments: {' '.join(rest)}; see `python -m tinyimnet {args.command} --help`."
         )
-    return args.run(args, rest)
+    return args.action(args, rest)
 
 
 # ---- inspect ------------------------------------------------------------------------------------------------

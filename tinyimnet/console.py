@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: a bar on a terminal, plain lines under a scheduler, a table at the end."""
 
+import sys
 import time
 from collections.abc import Sequence
 
@@ -7,7 +8,8 @@ from rich import progress
 from rich.console import Console
 from rich.table import Table
 
-console = Console(highlight=False, soft_wrap=True)
+# In a scheduler's log there is no terminal to ask for its width, and rich would take 80 columns.
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
 
 class Progress:

@@ -82,6 +82,8 @@ class Trainer:
             self.bare, optim.build_optimizer(self.bare, config.optim)
         )
 
+        self.statistics = float_buffers(self.bare)
+        self.kept_statistics = [statistic.clone() for statistic in self.statistics]
         self.about = export.description(config, dataset)
         self.step, self.best_top1 = 0, -1.0
         # On the device, read where a line is logged: loss summed since the last line, its steps, gradient norm,
@@ -117,6 +119,7 @@ class Trainer:
             group["lr"] = self.lr
         drawn = self.batches.draw(self.step)
         self.model.train()
+        torch._foreach_copy_(self.kept_statistics, self.statistics)
         loss = self.backward(drawn)
         grad_norm = self.accelerator.clip_grad_norm_(
             self.bare.parameters(), self.config.optim.clip_grad_norm or float("inf")
@@ -143,8 +146,13 @@ class Trainer:
         return total
 
     def step_unless_bad(self, loss: Tensor, grad_norm: Tensor) -> None:
-        """Step the optimizer, except where the gradient is not finite: the fused kernel reads that on the device."""
+        """Step the optimizer, except where the gradient is not finite: the fused kernel reads that on the device.
+
+        BatchNorm's running statistics have seen the bad batch by then and go back to what they were.
+        """
         bad = (~torch.isfinite(grad_norm)).float()
+        for statistic, kept in zip(self.statistics, self.kept_statistics, strict=True):
+            torch.where(bad == 0, statistic, kept, out=statistic)
         self.optimizer.optimizer.found_inf = bad  # under fp16 the GradScaler puts its own in this place
         self.optimizer.optimizer.grad_scale = None
         self.optimizer.step()
@@ -261,7 +269,7 @@ class Trainer:
     def rank_tensors(self) -> dict[str, list[Tensor]]:
         """What differs between ranks: BatchNorm statistics, those of the average, and the tallies."""
         return {
-            "model": float_buffers(self.bare),
+            "model": self.statistics,
             "ema": float_buffers(self.ema.module),
             "tallies": self.tallies,
         }

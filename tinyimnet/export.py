@@ -4,7 +4,6 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -104,7 +103,7 @@ def _rebuild(origin: Path, step: int, about: dict, tensors: dict[str, Tensor]) -
     model = build_model(ModelConfig(**settings), len(about["classes"]))
     model.load_state_dict(tensors)
     return Trained(
-        model=model.eval().requires_grad_(False).to(memory_format=torch.channels_last),
+        model=model.eval().requires_grad_(False),
         origin=origin,
         step=step,
         classes=tuple(about["classes"]),

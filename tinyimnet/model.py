@@ -100,7 +100,9 @@ def _branch(config: ModelConfig, c_in: int, inner: int, c_out: int, stride: int)
 
 
 def _shortcut(c_in: int, c_out: int, stride: int) -> nn.Module:
-    layers: list[nn.Module] = [nn.AvgPool2d(stride)] if stride > 1 else []
+    # ceil_mode: an odd resolution (40 px halved three times) rounds up, as the strided convolution does.
+    pool = nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False)
+    layers: list[nn.Module] = [pool] if stride > 1 else []
     if c_in != c_out:
         layers += conv_bn(c_in, c_out, 1)
     return nn.Sequential(*layers)
@@ -158,7 +160,7 @@ def build_model(config: ModelConfig, n_classes: int, seed: int = 0) -> Network:
         for module in model.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return model.to(memory_format=torch.channels_last)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def resolve_width(config: ModelConfig, n_classes: int) -> ModelConfig:

@@ -98,7 +98,7 @@ def read_images(path: Path) -> tuple[list[str], np.ndarray]:
         UserError: nothing there, or an image or array of another form.
     """
     if path.suffix == ".npy":
-        images = arrays.to_pixels(path, arrays.open_images(path))
+        images = np.ascontiguousarray(arrays.to_pixels(path, arrays.open_images(path)))
         return [str(i) for i in range(len(images))], images
     if not path.is_dir():
         raise UserError(f"--images {path} is neither a folder of images nor an .npy file.")

@@ -1,7 +1,6 @@
 """How a run ended: the marker for the job script, and a table for the person."""
 
 import json
-import os
 from pathlib import Path
 
 from tinyimnet import console, plots, runfolder, tracking
@@ -24,7 +23,7 @@ def finished(run_dir: Path, results: dict[str, float | int]) -> None:
 def show(run_dir: Path) -> None:
     """Print what a finished run reached and where everything lies."""
     results = json.loads((run_dir / "DONE").read_text())
-    place = Path(os.path.relpath(run_dir))
+    place = run_dir.relative_to(Path.cwd()) if run_dir.is_relative_to(Path.cwd()) else run_dir
     rows = [
         ("parameters", f"{results['parameters']:,}"),
         ("trained", f"{results['epochs']} epochs, {results['steps']:,} steps"),

@@ -21,10 +21,9 @@ from tinyimnet.errors import UserError
 
 CHUNK = 32  # images drawn at once: a plane of them is 0.5 MB, which stays in the cache
 CLUTTER = 4  # pieces at most, two of them always there
-RADIUS = 16.0, 24.0  # of the object, pixels
-FADED, FADING = 0.9, 4  # transparency is 0.9 u^4: most objects are plain, a few are faint and hard
+RADIUS = 18.0, 26.0  # of the object, pixels
 TILT = pi / 12  # of the object, at most: upright and diagonal stripes stay 15 degrees apart
-NOISE = 24.0  # uniform between plus and minus that, of 255
+NOISE = 14.0  # uniform between plus and minus that, of 255: a standard deviation of 8
 
 Plane = np.ndarray  # (n, 64, 64) float32
 Shape = Callable[[Plane, Plane], Plane]  # (x, y) -> about the distance to the edge, positive inside
@@ -33,9 +32,8 @@ Pattern = Callable[[Plane, Plane, Plane], Plane]  # (x, y, phase) -> wave, secon
 
 def _boxes(*boxes: tuple[float, float, float, float]) -> Shape:
     """Union of boxes (left, right, low, high)."""
-    return lambda x, y: np.maximum.reduce(
-        [np.minimum.reduce([x - a, b - x, y - c, d - y]) for a, b, c, d in boxes]
-    )
+    inside = np.minimum.reduce
+    return lambda x, y: np.maximum.reduce([inside([x - a, b - x, y - c, d - y]) for a, b, c, d in boxes])
 
 
 def _length(x: Plane, y: Plane) -> Plane:
@@ -59,6 +57,7 @@ def _flower(x: Plane, y: Plane, petals: int) -> Plane:
     return 0.66 + 0.34 * np.cos(petals * np.arctan2(x, y)) - _length(x, y)
 
 
+_SHAFT = _boxes((-0.28, 0.28, -1.0, 0.2))
 SHAPES: dict[str, Shape] = {
     "disc": _disc,
     "ring": lambda x, y: 0.3 - np.abs(_disc(x, y, 0.7)),
@@ -79,9 +78,7 @@ SHAPES: dict[str, Shape] = {
     "hourglass": lambda x, y: np.minimum(0.12 + 0.7 * np.abs(y) - 0.9 * np.abs(x), 0.95 - np.abs(y)),
     "half disc": lambda x, y: np.minimum(_disc(x, y + 0.45), y + 0.45),
     "pie": lambda x, y: np.minimum(_disc(x, y), 0.8 * np.abs(y) - 0.6 * x),
-    "arrow": lambda x, y: np.maximum(
-        np.minimum(y, 0.7 * (1 - y - np.abs(x))), _boxes((-0.28, 0.28, -1.0, 0.2))(x, y)
-    ),
+    "arrow": lambda x, y: np.maximum(np.minimum(y, 0.7 * (1 - y - abs(x))), _SHAFT(x, y)),
 }
 
 WAVE = 2 * pi / 0.55  # radians a unit: one wave is between 8 and 14 pixels long
@@ -104,7 +101,7 @@ CLASSES: list[tuple[str, str]] = [
 ]
 
 # How many uniform numbers in [0, 1) each part of an image takes.
-UNIFORMS = {"place": 2, "radius": 1, "tilt": 1, "phase": 1, "fade": 1, "levels": 3, "tints": 9}
+UNIFORMS = {"place": 2, "radius": 1, "tilt": 1, "phase": 1, "levels": 3, "tints": 9}
 UNIFORMS |= {"light": 4, "clutter": 9 * CLUTTER}
 
 
@@ -133,7 +130,6 @@ def _render(labels: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
     """The images without noise, (n, 3, 64, 64) float32 about [0, 1], from (n,) labels and (n, U) uniforms."""
     parts = np.split(uniforms, np.cumsum(list(UNIFORMS.values()))[:-1], axis=1)
     u = dict(zip(UNIFORMS, parts, strict=True))
-
     # A dark, a middle and a light colour in random order: always some contrast, no mean that tells the class.
     levels = np.array([0.2, 0.5, 0.8], np.float32)[u["levels"].argsort(axis=1)]
     tints = u["tints"].reshape(-1, 3, 3) - 0.5
@@ -184,7 +180,6 @@ def _object(labels: np.ndarray, u: dict[str, np.ndarray]) -> tuple[Plane, Plane]
     x, y = _axes(centre, TILT * (2 * u["tilt"][:, 0] - 1))
     radius, phase = radius[:, :, None], 2 * pi * u["phase"][:, :, None]
     x, y = x / radius, y / radius
-
     distance, wave = np.empty_like(x), np.empty_like(x)
     shapes, patterns = np.divmod(labels, len(PATTERNS))  # the order of CLASSES
     for i, shape in enumerate(SHAPES.values()):
@@ -195,8 +190,7 @@ def _object(labels: np.ndarray, u: dict[str, np.ndarray]) -> tuple[Plane, Plane]
         wave[at] = pattern(x[at], y[at], phase[at])
         if name == "outline":
             distance[at] = 0.09 - np.abs(distance[at] - 0.09)
-    opacity = 1 - FADED * u["fade"][:, :, None] ** FADING
-    return opacity * (0.5 + radius * distance).clip(0, 1), (0.5 + 1.5 * wave).clip(0, 1)
+    return (0.5 + radius * distance).clip(0, 1), (0.5 + 1.5 * wave).clip(0, 1)
 
 
 def prepare_synthetic(
@@ -218,8 +212,6 @@ def prepare_synthetic(
             prepared.save_array(folder, f"{name}_images", draw(labels, seed=int(rng.integers(2**63))))
             if name != "test":
                 prepared.save_array(folder, f"{name}_labels", labels)
-        files, origin = (
-            [f"test_{i}.png" for i in range(len(labels))],
-            f"drawn by tinyimnet.synthetic, seed {seed}",
-        )
+        files = [f"test_{i}.png" for i in range(len(labels))]  # of test, the last split
+        origin = f"drawn by tinyimnet.synthetic, seed {seed}"
         return prepared.finish(folder, classes=CLASSES, test_files=files, origin=origin)

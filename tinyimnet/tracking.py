@@ -10,7 +10,7 @@ import os
 import secrets
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tinyimnet.checkpoint import write_atomically
 from tinyimnet.config import TrackingConfig
@@ -33,8 +33,8 @@ class Tracker:
         self.file = run_dir / "metrics.jsonl"
         self.enabled = enabled
         self._wandb = _start_wandb(run_dir, config, facts) if enabled else None
-        self._in_wandb = 0
-        self._lines = None
+        self._in_wandb = 0.0
+        self._lines: TextIO | None = None
 
     def rewind(self, step: int) -> None:
         """Drop what was logged after `step`: a resumed run replays those steps, with the same values."""
@@ -49,7 +49,7 @@ class Tracker:
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Record values under a global step; calls come in the order of the steps."""
-        if not self.enabled:
+        if not self._lines:
             return
         line = {STEP: step, **values}
         self._lines.write(json.dumps(line) + "\n")
@@ -100,7 +100,7 @@ def git_commit() -> str:
 
 def _start_wandb(run_dir: Path, config: TrackingConfig, facts: dict[str, Any]) -> Any:
     """A W&B run, or None. Tries the wanted mode, then offline, then goes without."""
-    mode = os.environ.get("WANDB_MODE") or config.wandb
+    mode: Any = os.environ.get("WANDB_MODE") or config.wandb
     if mode == "disabled":
         return None
     import wandb

@@ -1,0 +1,70 @@
+"""The shape of the code that the README promises."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from conftest import REPO
+
+PACKAGE = sorted((REPO / "tinyimnet").glob("*.py"))
+# Imports go one way: a module may import those in earlier rows only (its own row too, if not in a circle).
+LAYERS = [
+    {"errors"},
+    {"config", "data", "console"},
+    {"prepared", "augment", "optim", "ema", "model", "distributed", "preemption", "checkpoint", "download"},
+    {"batches", "inference", "official", "arrays", "tracking", "runfolder", "export", "plots", "synthetic"},
+    {"prepare", "engine", "report"},
+    {"cli"},
+    {"__main__"},
+]
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Modules of the package that a file imports, also inside functions."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "tinyimnet":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tinyimnet."):
+            found.add(str(node.module).removeprefix("tinyimnet."))
+    return found
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=lambda path: path.stem)
+def test_imports_go_one_way(path: Path) -> None:
+    layer = {name: i for i, names in enumerate(LAYERS) for name in names}
+    if path.stem == "__init__":
+        return
+    for name in imported_modules(path):
+        assert layer[name] <= layer[path.stem], f"{path.stem} imports {name}"
+
+
+def test_only_tracking_imports_wandb() -> None:
+    users = [
+        path.stem for path in PACKAGE if re.search(r"^\s*(import|from) wandb", path.read_text(), re.MULTILINE)
+    ]
+    assert users == ["tracking"]
+
+
+def test_only_the_loop_and_the_process_group_know_accelerate() -> None:
+    users = {path.stem for path in PACKAGE if re.search(r"^from accelerate", path.read_text(), re.MULTILINE)}
+    assert users == {"engine", "distributed", "preemption"}
+
+
+def test_files_and_functions_stay_readable() -> None:
+    for path in [*PACKAGE, REPO / "train.py"]:
+        source = path.read_text()
+        assert source.count("\n") <= 340, path
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef):
+                length = (node.end_lineno or 0) - node.lineno
+                assert length <= 65, f"{path.name}: {node.name} has {length} lines"
+    assert (REPO / "train.py").read_text().count("\n") < 100
+
+
+def test_the_readme_names_every_file_and_config() -> None:
+    readme = (REPO / "README.md").read_text()
+    for path in [*PACKAGE, *(REPO / "configs").glob("*.yaml"), *(REPO / "benchmarks").glob("*.py")]:
+        if path.stem not in ("__init__", "__main__"):
+            assert path.name in readme, f"README.md does not mention {path.name}"
