@@ -184,8 +184,8 @@ class Trainer:
             self.restart_clock()
 
     def finish(self) -> dict[str, float | int]:
-        """Export the averaged weights; returns what the run reached, also with the mirrored image averaged in."""
-        last, flipped = self.validate(), self.validate(flip=True)
+        """Export the averaged weights; returns what is not in the metrics: size, length, accuracy with flip averaging."""
+        flipped = self.validate_one(self.ema.module, "val/ema_", flip=True)
         network = self.consolidated(self.ema.module)
         if self.accelerator.is_main_process:
             export.save_final(self.run_dir, network, self.step, self.about)
@@ -193,7 +193,6 @@ class Trainer:
             "parameters": count_parameters(network),
             "steps": self.step,
             "epochs": self.config.train.epochs,
-            **last,
             "val/ema_top1_flip": flipped["val/ema_top1"],
             "best_ema_top1": self.best_top1,
         }
@@ -234,24 +233,21 @@ class Trainer:
         """Measure images/s from here: evaluations do not count, checkpoints do."""
         self.timed_from, self.timed_images = time.perf_counter(), 0
 
-    def validate(self, *, flip: bool = False) -> dict[str, float]:
-        """Top-1 and top-5 in percent and the loss on the validation set, of the raw weights and of their average."""
-        metrics: dict[str, float] = {}
+    def validate(self) -> dict[str, float]:
+        """Metrics of the raw weights and of their average on the validation set."""
+        return self.validate_one(self.bare, "val/") | self.validate_one(self.ema.module, "val/ema_")
+
+    def validate_one(self, source: nn.Module, prefix: str, *, flip: bool = False) -> dict[str, float]:
+        """Top-1 and top-5 in percent and the loss of one set of weights."""
         n = len(self.val_images)
         rows = rows_of_rank(n, self.accelerator.process_index, self.accelerator.num_processes)
-        for prefix, source in (("val/", self.bare), ("val/ema_", self.ema.module)):
-            sums = evaluate(
-                self.consolidated(source), self.val_images, self.val_labels, rows, self.batches.normalise,
-                precision=self.config.train.precision, flip=flip,
-            )  # fmt: skip
-            loss, top1, top5, count = self.accelerator.reduce(sums, "sum").tolist()
-            assert count == n, f"{count} of {n} validation images counted"
-            metrics |= {
-                f"{prefix}top1": 100 * top1 / n,
-                f"{prefix}top5": 100 * top5 / n,
-                f"{prefix}loss": loss / n,
-            }
-        return metrics
+        sums = evaluate(
+            self.consolidated(source), self.val_images, self.val_labels, rows, self.batches.normalise,
+            precision=self.config.train.precision, flip=flip,
+        )  # fmt: skip
+        loss, top1, top5, count = self.accelerator.reduce(sums, "sum").tolist()
+        assert count == n, f"{count} of {n} validation images counted"
+        return {f"{prefix}top1": 100 * top1 / n, f"{prefix}top5": 100 * top5 / n, f"{prefix}loss": loss / n}
 
     def consolidated(self, source: nn.Module) -> nn.Module:
         """The weights of `source` with its BatchNorm statistics averaged over ranks, in a copy for evaluation.

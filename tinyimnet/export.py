@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -12,7 +13,7 @@ from tinyimnet import checkpoint
 from tinyimnet.config import Config, ModelConfig
 from tinyimnet.data import Dataset
 from tinyimnet.errors import UserError
-from tinyimnet.model import build_model
+from tinyimnet.model import build_model, resolve_width
 
 FINAL = "final.safetensors"
 
@@ -44,7 +45,8 @@ class Trained:
 def description(config: Config, dataset: Dataset) -> dict:
     """What a file with weights says about them, besides the step."""
     return {
-        "model": asdict(config.model),
+        # With the width that was found: a later search for it may find another.
+        "model": asdict(resolve_width(config.model, len(dataset.classes))),
         "precision": config.train.precision,
         "classes": dataset.classes,
         "names": dataset.names,
@@ -97,10 +99,9 @@ def _from_safetensors(file: Path) -> Trained:
 
 
 def _rebuild(origin: Path, step: int, about: dict, tensors: dict[str, Tensor]) -> Trained:
-    settings = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in about["model"].items()
-    }
-    model = build_model(ModelConfig(**settings), len(about["classes"]))
+    shape: dict[str, Any] = about["model"]
+    config = ModelConfig(**{**shape, "widths": tuple(shape["widths"]), "depths": tuple(shape["depths"])})
+    model = build_model(config, len(about["classes"]))
     model.load_state_dict(tensors)
     return Trained(
         model=model.eval().requires_grad_(False),

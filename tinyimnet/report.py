@@ -15,8 +15,9 @@ def stopped(run_dir: Path, reason: str, step: int) -> None:
 
 def finished(run_dir: Path, results: dict[str, float | int]) -> None:
     """A run that reached its last step: curves, DONE, table."""
-    plots.curves(tracking.read_metrics(run_dir / "metrics.jsonl"), run_dir / "curves.png")
-    runfolder.mark(run_dir, "DONE", json.dumps(results, indent=1))
+    lines = tracking.read_metrics(run_dir / "metrics.jsonl")
+    plots.curves(lines, run_dir / "curves.png")
+    runfolder.mark(run_dir, "DONE", json.dumps({**lines[-1], **results}, indent=1))
     show(run_dir)
 
 

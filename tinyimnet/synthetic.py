@@ -201,9 +201,9 @@ def prepare_synthetic(
     The counts are images of each of the 200 classes. Each split has a stream of its own, (seed, split).
     """
     per_class = {"train": train_per_class, "val": val_per_class, "test": test_per_class}
-    for split, count in per_class.items():
+    for name, count in per_class.items():
         if count < 1:
-            raise UserError(f"{split}_per_class is {count} and must be at least 1.")
+            raise UserError(f"{name}_per_class is {count} and must be at least 1.")
     n_bytes = len(CLASSES) * sum(per_class.values()) * 3 * IMAGE_SIZE**2
     with prepared.new_folder(out, n_bytes) as folder:
         for split, (name, count) in enumerate(per_class.items()):

@@ -100,7 +100,7 @@ def git_commit() -> str:
 
 def _start_wandb(run_dir: Path, config: TrackingConfig, facts: dict[str, Any]) -> Any:
     """A W&B run, or None. Tries the wanted mode, then offline, then goes without."""
-    mode: Any = os.environ.get("WANDB_MODE") or config.wandb
+    mode = os.environ.get("WANDB_MODE") or config.wandb
     if mode == "disabled":
         return None
     import wandb
@@ -123,7 +123,8 @@ def _start_wandb(run_dir: Path, config: TrackingConfig, facts: dict[str, Any]) -
         "x_transaction_log_flush_interval": 2.0,
         "silent": True,
     }
-    for attempt in dict.fromkeys(["online" if mode == "auto" else mode, "offline"]):
+    attempts: Any = dict.fromkeys(["online" if mode == "auto" else mode, "offline"])
+    for attempt in attempts:
         try:
             run = wandb.init(
                 project=config.project, name=run_dir.name, id=run_id, resume="allow", dir=run_dir, config=facts,
