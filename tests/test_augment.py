@@ -64,7 +64,7 @@ def mixed_batch(config: AugmentConfig, *, n: int = 64, seed: int = 1, step: int 
     return drawn, pixels[:, 0], targets
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     seed=st.integers(0, 10_000), mixup=st.floats(0, 1), alpha=st.floats(0.1, 4), smoothing=st.floats(0, 0.5)
 )

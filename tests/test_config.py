@@ -36,7 +36,7 @@ def test_the_run_folder_is_named_after_the_config_file(file: Path) -> None:
     assert load(["--config", str(file), "--run.dir", "x"]).run.dir == "x"
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lr=st.floats(1e-9, 10),
     seed=st.integers(0, 2**62),

@@ -112,8 +112,6 @@ def test_accelerate_launch_uses_all_cores(thread_script: str, monkeypatch) -> No
 def test_a_number_of_threads_that_the_user_set_is_kept(thread_script: str, monkeypatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert "threads 1" in accelerate("--num_processes", "1", thread_script, OMP_NUM_THREADS="1").stdout
-    by_flag = accelerate("--num_processes", "1", "--num_cpu_threads_per_process", "1", thread_script)
-    assert "threads 1" in by_flag.stdout
 
 
 def test_local_processes_share_the_cores(monkeypatch) -> None:

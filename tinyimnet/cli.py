@@ -93,7 +93,7 @@ def inspect(args: argparse.Namespace, rest: list[str]) -> int:
         titles = [
             dataset.names[labels[row]] if labels is not None else dataset.test_files[row] for row in rows
         ]
-    plots.image_grid(images, [title[:22] for title in titles], args.out)
+    plots.image_grid(images, titles, args.out)
     print(f"{len(images)} images of {settings.data.root} ({args.split}): {args.out}")
     return 0
 
@@ -114,8 +114,8 @@ def _augmented_batch(settings, dataset: "Dataset", step: int, count: int):
     titles = []
     for target in targets:
         shares, classes = target.topk(2)
-        parts = [f"{s:.2f} {dataset.names[c][:9]}" for s, c in zip(shares, classes, strict=True) if s > 0.02]
-        titles.append(" + ".join(parts))
+        parts = [f"{s:.2f} {dataset.names[c][:16]}" for s, c in zip(shares, classes, strict=True) if s > 0.02]
+        titles.append("\n".join(parts))
     return pixels.clamp(0, 1).numpy(), titles
 
 

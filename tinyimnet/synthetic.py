@@ -21,9 +21,9 @@ from tinyimnet.errors import UserError
 
 CHUNK = 32  # images drawn at once: a plane of them is 0.5 MB, which stays in the cache
 CLUTTER = 4  # pieces at most, two of them always there
-RADIUS = 18.0, 26.0  # of the object, pixels
+RADIUS = 20.0, 26.0  # of the object, pixels
 TILT = pi / 12  # of the object, at most: upright and diagonal stripes stay 15 degrees apart
-NOISE = 14.0  # uniform between plus and minus that, of 255: a standard deviation of 8
+NOISE = 10.0  # uniform between plus and minus that, of 255
 
 Plane = np.ndarray  # (n, 64, 64) float32
 Shape = Callable[[Plane, Plane], Plane]  # (x, y) -> about the distance to the edge, positive inside
@@ -194,7 +194,7 @@ def _object(labels: np.ndarray, u: dict[str, np.ndarray]) -> tuple[Plane, Plane]
 
 
 def prepare_synthetic(
-    out: Path, *, train_per_class: int = 50, val_per_class: int = 10, test_per_class: int = 5, seed: int = 0
+    out: Path, *, train_per_class: int = 40, val_per_class: int = 5, test_per_class: int = 5, seed: int = 0
 ) -> dict:
     """Draw all splits, write them to `out` in the prepared form and return the manifest.
 
