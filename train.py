@@ -13,7 +13,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from tinyimnet import config, data, distributed, errors, prepare, report, runfolder, tracking
+from tinyimnet import commandline, config, data, distributed, errors, prepare, report, runfolder, tracking
 from tinyimnet.engine import Trainer
 from tinyimnet.preemption import StopRequest
 
@@ -22,7 +22,7 @@ PREPARE_PATIENCE = 3600  # seconds that other processes wait for rank 0 to downl
 
 def main(argv: list[str]) -> int:
     """Run the training that `argv` asks for; the exit code is 0 when it is finished or was stopped and saved."""
-    settings = config.load(argv)
+    settings = commandline.load(argv)
     distributed.map_environment()
     is_main = int(os.environ.get("RANK", "0")) == 0
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")

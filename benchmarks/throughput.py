@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tinyimnet import config, console, data, distributed, errors, optim, synthetic, tracking
+from tinyimnet import commandline, config, console, data, distributed, errors, optim, synthetic, tracking
 from tinyimnet.engine import Trainer
 from tinyimnet.model import build_model
 from tinyimnet.preemption import StopRequest
@@ -33,8 +33,8 @@ ROUNDS, SECONDS = 7, 4.0
 def main(argv: list[str]) -> int:
     """Measure and print both rates and their ratio."""
     if not any(arg.startswith("--config") for arg in argv):
-        argv = ["--config", str(config.CONFIGS / "tiny1m_cpu.yaml"), *argv]
-    settings = config.load(argv, prog="benchmarks/throughput.py")
+        argv = ["--config", str(commandline.CONFIGS / "tiny1m_cpu.yaml"), *argv]
+    settings = commandline.load(argv, prog="benchmarks/throughput.py")
     # One resolution throughout: with progressive resizing the two would not run the same arithmetic.
     settings = replace(settings, augment=replace(settings.augment, start_size=64))
     accelerator = distributed.start(settings.train)

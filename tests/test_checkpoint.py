@@ -1,5 +1,6 @@
 """A checkpoint is whole or it is not there; a damaged one is named and passed over."""
 
+import hashlib
 import json
 import logging
 import os
@@ -44,8 +45,13 @@ def test_only_the_newest_and_the_best_stay(tmp_path: Path) -> None:
 
 
 class Code:
+    """Pickled, it makes a folder when it is loaded."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
     def __reduce__(self):
-        return os.mkdir, ("/tmp/a-checkpoint-ran-code",)
+        return os.mkdir, (str(self.folder),)
 
 
 def truncate(path: Path) -> None:
@@ -59,10 +65,10 @@ def flip_a_bit(path: Path) -> None:
 
 
 def put_code_into_it(path: Path) -> None:
-    content = pickle.dumps(Code())
+    content = pickle.dumps(Code(path.with_name("code-was-run")))
     path.write_bytes(content)
     note = json.loads(path.with_suffix(".json").read_text())
-    note["sha256"] = checkpoint.hashlib.sha256(content).hexdigest()
+    note["sha256"] = hashlib.sha256(content).hexdigest()
     path.with_suffix(".json").write_text(json.dumps(note))
 
 
@@ -80,7 +86,7 @@ def test_a_damaged_one_is_named_and_the_one_before_is_used(damage, tmp_path: Pat
     with caplog.at_level(logging.WARNING):
         assert checkpoint.load_newest(tmp_path)["step"] == 10
     assert "step_00000020.pt is damaged" in caplog.text
-    assert not Path("/tmp/a-checkpoint-ran-code").exists()
+    assert not (tmp_path / "code-was-run").exists()
 
 
 def test_all_damaged_is_an_error_and_never_a_start_from_zero(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tinyimnet import config as configuration
-from tinyimnet.config import Config, OptimConfig, RunConfig, differences, dump, load
+from tinyimnet import commandline
+from tinyimnet.commandline import load
+from tinyimnet.config import KEYS, Config, OptimConfig, RunConfig, differences, dump
 from tinyimnet.errors import UserError
 
 
@@ -27,7 +28,7 @@ def test_command_line_beats_file_beats_default(file: Path) -> None:
 
 
 def test_without_a_config_it_is_the_real_thing() -> None:
-    assert load([]) == load(["--config", str(configuration.DEFAULT_CONFIG)])
+    assert load([]) == load(["--config", str(commandline.DEFAULT_CONFIG)])
     assert load([]).run.dir == "runs/tiny1m"
 
 
@@ -151,7 +152,7 @@ def test_every_key_is_documented(capsys: pytest.CaptureFixture) -> None:
         load(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    assert all(f"--{key}" in text for key in configuration.KEYS)
+    assert all(f"--{key}" in text for key in KEYS)
     assert "Peak learning rate" in text
 
 

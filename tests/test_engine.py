@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import train
-from tinyimnet import checkpoint, config, data, distributed, tracking
+from tinyimnet import checkpoint, commandline, data, distributed, tracking
 from tinyimnet.engine import Trainer
 from tinyimnet.errors import UserError
 from tinyimnet.preemption import StopRequest
@@ -29,7 +29,7 @@ def trainer(arguments, tmp_path: Path):
     """A function that builds the Trainer of a small run, on one process."""
 
     def make(**overrides: object) -> Trainer:
-        settings = config.load(arguments(**overrides))
+        settings = commandline.load(arguments(**overrides))
         run_dir = train.runfolder.open_run(settings, is_main=True)
         dataset = data.open_dataset(Path(settings.data.root), verify=False)
         tracker = tracking.Tracker(run_dir, settings.tracking, {}, enabled=True)

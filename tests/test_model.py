@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tinyimnet import config as configuration
+from tinyimnet import commandline
 from tinyimnet.config import ModelConfig
 from tinyimnet.errors import UserError
 from tinyimnet.model import (
@@ -20,7 +20,7 @@ from tinyimnet.model import (
     summarise,
 )
 
-SHIPPED = sorted(path.name for path in configuration.CONFIGS.glob("*.yaml"))
+SHIPPED = sorted(path.name for path in commandline.CONFIGS.glob("*.yaml"))
 SMALL = ModelConfig(block="basic", widths=(16, 32), depths=(1, 2), width=1.0, expansion=1.0)
 KINDS = [
     SMALL,
@@ -32,7 +32,7 @@ KINDS = [
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_config_uses_at_least_99_5_percent_of_the_budget(name: str) -> None:
-    settings = configuration.load(["--config", str(configuration.CONFIGS / name)])
+    settings = commandline.load(["--config", str(commandline.CONFIGS / name)])
     assert settings.model.max_parameters == 1_000_000
     n = count_parameters(build_model(settings.model, 200))
     assert 995_000 <= n <= 1_000_000

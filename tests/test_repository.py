@@ -10,8 +10,9 @@ from conftest import REPO
 PACKAGE = sorted((REPO / "tinyimnet").glob("*.py"))
 # Imports go one way: a module may import those in earlier rows only (its own row too, if not in a circle).
 LAYERS = [
-    {"errors"},
+    {"errors", "files"},
     {"config", "data", "console"},
+    {"commandline"},
     {"prepared", "augment", "optim", "ema", "model", "distributed", "preemption", "checkpoint", "download"},
     {"batches", "inference", "official", "arrays", "tracking", "runfolder", "export", "plots", "synthetic"},
     {"prepare", "engine", "report"},
@@ -55,7 +56,7 @@ def test_only_the_loop_and_the_process_group_know_accelerate() -> None:
 def test_files_and_functions_stay_readable() -> None:
     for path in [*PACKAGE, REPO / "train.py"]:
         source = path.read_text()
-        assert source.count("\n") <= 340, path
+        assert source.count("\n") <= 335, path
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.FunctionDef):
                 length = (node.end_lineno or 0) - node.lineno

@@ -17,28 +17,9 @@ from typing import Any
 import torch
 
 from tinyimnet.errors import UserError
+from tinyimnet.files import sync, write_atomically
 
 logger = logging.getLogger(__name__)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is either whole or not there: temporary name, fsync, rename, fsync of the folder."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` last through a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def save(folder: Path, state: dict[str, Any], *, step: int, epoch: int, keep: int, best: bool) -> Path:
@@ -62,7 +43,7 @@ def save(folder: Path, state: dict[str, Any], *, step: int, epoch: int, keep: in
     if best:
         for suffix in (".pt", ".json"):
             _copy(path.with_suffix(suffix), folder / f"best{suffix}")
-        sync_folder(folder)
+        sync(folder)
     for old in sorted(folder.glob("step_*.json"))[:-keep]:
         old.unlink()  # the note first: what remains after a crash is no checkpoint
         old.with_suffix(".pt").unlink(missing_ok=True)

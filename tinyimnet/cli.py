@@ -75,9 +75,9 @@ def inspect(args: argparse.Namespace, rest: list[str]) -> int:
     """Write a PNG grid of images, from the prepared arrays or as the network sees them."""
     import numpy as np
 
-    from tinyimnet import config, data, plots
+    from tinyimnet import commandline, data, plots
 
-    settings = config.load(rest, prog="python -m tinyimnet inspect")
+    settings = commandline.load(rest, prog="python -m tinyimnet inspect")
     dataset = data.open_dataset(Path(settings.data.root))
     if args.split not in dataset.images:
         raise UserError(f"--split {args.split}: {settings.data.root} has no {args.split} images.")
@@ -124,10 +124,10 @@ def _augmented_batch(settings, dataset: "Dataset", step: int, count: int):
 
 def summary(args: argparse.Namespace, rest: list[str]) -> int:
     """Print the network of a configuration, stage by stage, and the share of the parameter budget it uses."""
-    from tinyimnet import config, console, data
+    from tinyimnet import commandline, console, data
     from tinyimnet.model import build_model, count_parameters, resolve_width, summarise
 
-    settings = config.load(rest, prog="python -m tinyimnet summary")
+    settings = commandline.load(rest, prog="python -m tinyimnet summary")
     root = Path(settings.data.root)
     n_classes = len(data.open_dataset(root, verify=False).classes) if data.is_prepared(root) else 200
     resolved = resolve_width(settings.model, n_classes)

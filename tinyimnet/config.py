@@ -1,27 +1,12 @@
-"""What can be set, with its type, unit and default: frozen dataclasses, a YAML of differences, dotted overrides.
+"""What can be set, with its type, unit, default and range. `commandline.py` reads it from YAML and the command line."""
 
-Precedence: defaults below < `--config FILE` < `--section.key value`. `python train.py --help` lists every key and
-`--print_config` prints the resolved configuration.
-"""
-
-import argparse
-import difflib
-import re
-from argparse import ArgumentError
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
 
 from tinyimnet.errors import UserError
-
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
-
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-DEFAULT_CONFIG = CONFIGS / "tiny1m.yaml"
 
 
 @dataclass(frozen=True)
@@ -190,73 +175,6 @@ KEYS = tuple(
 # Keys that a resumed run may change: they decide where things lie and what is reported, never the weights.
 MAY_CHANGE = ("run.log_every", "run.save_every", "run.keep_checkpoints", "run.dir", "data.root", "train.timeout",
               "tracking.")  # fmt: skip
-
-
-def load(argv: list[str], prog: str = "train.py") -> Config:
-    """The configuration that `argv` asks for; `--help` and `--print_config` print and exit.
-
-    Raises:
-        UserError: unknown key, wrong type or value, missing or malformed file; names the key and the value.
-    """
-    parser = ArgumentParser(prog=prog, description=str(__doc__).split("\n")[0], exit_on_error=False)
-    parser.add_argument(
-        "--config", action="config", help=f"YAML of differences (default: configs/{DEFAULT_CONFIG.name})"
-    )
-    parser.add_class_arguments(Config)
-    try:
-        file, overrides = _split_config(argv)
-        parsed = parser.parse_args(["--config", str(file), *overrides])
-        values = parser.instantiate(parsed)
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise UserError(_sentence(str(error))) from None
-    config = Config(**{name: getattr(values, name) for name in Config.__dataclass_fields__})
-    if not config.run.dir:
-        config = replace(config, run=replace(config.run, dir=f"runs/{file.stem}"))
-    check(config)
-    return config
-
-
-def _split_config(argv: list[str]) -> tuple[Path, list[str]]:
-    """The file after --config (else the default) and the other arguments, which come after it and so override it."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG)
-    known, overrides = parser.parse_known_args(argv)
-    _check_keys(known.config)
-    return known.config, overrides
-
-
-def _check_keys(file: Path) -> None:
-    """Look that the file is a mapping of known keys: jsonargparse's word on that is hard to read."""
-    try:
-        tree = yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UserError(f"--config {file} cannot be read: {reason}.") from None
-    if not isinstance(tree, dict) or not all(isinstance(section, dict) for section in tree.values()):
-        raise UserError(f"--config {file} must hold sections of keys, such as 'optim: {{lr: 0.1}}'.")
-    for key in flatten(tree):
-        if key not in KEYS:
-            raise UserError(f"{file}: {_unknown(key)}")
-
-
-def _unknown(key: str) -> str:
-    near = difflib.get_close_matches(key, KEYS, 1)
-    return f"{key} is not a known key" + (f"; did you mean {near[0]}?" if near else "; `--help` lists them.")
-
-
-def _sentence(message: str) -> str:
-    """jsonargparse's message as one sentence that starts with the key."""
-    message = " ".join(message.split())
-    if unknown := re.match(r"(?:unrecognized arguments:|Option) '?-*([\w.]+)", message):
-        return _unknown(unknown[1])
-    message = re.sub(r"<class '(\w+)'>", r"\1", message).replace("typing.", "")
-    if union := re.match(
-        r'Parser key "(.+?)": Does not validate.*Subtypes: (\[.*?\]+) Errors:.* value: (.*)', message
-    ):
-        return f"{union[1]} is {union[3]!r} and must be one of {union[2]}."
-    if wrong := re.match(r'Parser key "(.+?)": Expected an? (.*)\. Got value: (.*)', message):
-        return f"{wrong[1]} is {wrong[3]!r} and must be a {wrong[2]}."
-    return message if message.endswith(".") else message + "."
 
 
 def check(config: Config) -> None:

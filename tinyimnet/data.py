@@ -7,7 +7,6 @@
 `prepare.py` writes this form, everything else reads it.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from tinyimnet.errors import UserError
+from tinyimnet.files import sha256
 
 IMAGE_SIZE = 64
 LABELLED = ("train", "val")
@@ -101,23 +101,6 @@ def check_split(where: str, images: np.ndarray, labels: np.ndarray, n_classes: i
     if len(labels) and not 0 <= labels.min() <= labels.max() < n_classes:
         wrong = labels.min() if labels.min() < 0 else labels.max()
         raise UserError(f"{where}: label {wrong} is outside the {n_classes} classes (0 to {n_classes - 1}).")
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _digest(file)
-        )
-
-
-def _digest(file) -> str:  # Python 3.10 has no hashlib.file_digest
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def _read_manifest(root: Path) -> dict:

@@ -13,6 +13,7 @@ from tinyimnet import checkpoint
 from tinyimnet.config import Config, ModelConfig
 from tinyimnet.data import Dataset
 from tinyimnet.errors import UserError
+from tinyimnet.files import write_atomically
 from tinyimnet.model import build_model, resolve_width
 
 FINAL = "final.safetensors"
@@ -59,7 +60,7 @@ def save_final(run_dir: Path, model: nn.Module, step: int, about: dict) -> Path:
     """Write final.safetensors: the weights, and `about` and the step in its metadata."""
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     metadata = {"format": "pt", "step": str(step), "about": json.dumps(about)}
-    checkpoint.write_atomically(run_dir / FINAL, save(tensors, metadata))
+    write_atomically(run_dir / FINAL, save(tensors, metadata))
     return run_dir / FINAL
 
 

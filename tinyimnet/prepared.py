@@ -20,6 +20,7 @@ import numpy as np
 
 from tinyimnet import data
 from tinyimnet.errors import UserError
+from tinyimnet.files import sha256, sync
 
 CHUNK = 500  # images: 6 MB decoded, about 70 ms of work
 IMAGE_SHAPE = (data.IMAGE_SIZE, data.IMAGE_SIZE, 3)
@@ -47,10 +48,10 @@ def new_folder(out: Path, bytes_needed: int) -> Iterator[Path]:
             os.rename(lock.name, folder / "lock")
             yield folder
             for path in (*folder.iterdir(), folder):
-                _fsync(path)
+                sync(path)
             (folder / "lock").unlink()
             os.rename(folder, target)
-            _fsync(target.parent)
+            sync(target.parent)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             check_vacant(out)  # another process was faster
@@ -100,7 +101,7 @@ def finish(folder: Path, *, classes: list[tuple[str, str]], test_files: list[str
         "test_files": test_files,
         "mean": mean,
         "std": std,
-        "sha256": {path.name: data.sha256(path) for path in arrays},
+        "sha256": {path.name: sha256(path) for path in arrays},
         "origin": origin,
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
@@ -123,14 +124,6 @@ def _check_free(target: Path, bytes_needed: int) -> None:
             f"{target} needs {needed:,.0f} MB and its disk has {free:,.0f} MB free; "
             "make room, or choose another --out."
         )
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _rows(path: Path) -> int:

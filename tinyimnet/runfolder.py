@@ -12,9 +12,9 @@ from pathlib import Path
 import yaml
 
 from tinyimnet import config as configuration
-from tinyimnet.checkpoint import write_atomically
 from tinyimnet.config import Config
 from tinyimnet.errors import UserError
+from tinyimnet.files import write_atomically
 
 
 def open_run(config: Config, *, is_main: bool) -> Path:

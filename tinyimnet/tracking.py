@@ -12,8 +12,8 @@ import subprocess
 from pathlib import Path
 from typing import Any, TextIO
 
-from tinyimnet.checkpoint import write_atomically
 from tinyimnet.config import TrackingConfig
+from tinyimnet.files import write_atomically
 
 logger = logging.getLogger(__name__)
 STEP = "trainer/global_step"
