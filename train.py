@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
     distributed.map_environment()
     is_main = int(os.environ.get("RANK", "0")) == 0
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    run_dir = runfolder.open_run(settings, is_main=is_main)
+    run_dir = runfolder.find_run(settings)
     if runfolder.is_done(run_dir):
         if is_main:
             report.show(run_dir)
@@ -35,11 +35,14 @@ def main(argv: list[str]) -> int:
     accelerator = distributed.start(settings.train)
     stop = StopRequest(run_dir)
     stop.install()
+    trainer = Trainer(settings, accelerator, dataset, run_dir, stop)
+    if is_main:  # only now: a start that was refused leaves nothing behind
+        runfolder.open_run(run_dir, settings)
+        report.started(run_dir, trainer)
     tracker = tracking.Tracker(run_dir, settings.tracking, facts(settings, accelerator), enabled=is_main)
     exit_code = 1
     try:
-        trainer = Trainer(settings, accelerator, dataset, run_dir, tracker, stop)
-        reason = trainer.fit()
+        reason = trainer.fit(tracker)
         results = {} if reason else trainer.finish()
         exit_code = 0
     finally:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tinyimnet import commandline, config, console, data, distributed, errors, optim, synthetic, tracking
+from tinyimnet import commandline, config, console, data, distributed, errors, optim, synthetic
 from tinyimnet.engine import Trainer
 from tinyimnet.model import build_model
 from tinyimnet.preemption import StopRequest
@@ -50,7 +50,6 @@ def main(argv: list[str]) -> int:
         for _ in range(ROUNDS):
             for name, step in steps.items():
                 rates[name].append(_rate(step, batch, device, n_steps))
-        trainer.tracker.close(0)
     loop, bare = (statistics.median(rates[name]) for name in ("loop", "bare"))
     ratios = [a / b for a, b in zip(rates["loop"], rates["bare"], strict=True)]
     rows = [
@@ -68,7 +67,7 @@ def main(argv: list[str]) -> int:
 
 
 def _trainer(settings: config.Config, accelerator, folder: Path) -> Trainer:
-    """The real trainer on images that are drawn here; its tracker writes to a folder that is thrown away."""
+    """The real trainer, on images that are drawn here."""
     n = 4 * settings.train.global_batch_size
     labels = np.arange(n) % len(synthetic.CLASSES)
     images = synthetic.draw(labels, seed=0)
@@ -82,8 +81,7 @@ def _trainer(settings: config.Config, accelerator, folder: Path) -> Trainer:
         mean=(0.48, 0.45, 0.40),
         std=(0.27, 0.26, 0.27),
     )
-    tracker = tracking.Tracker(folder, replace(settings.tracking, wandb="disabled"), {}, enabled=True)
-    return Trainer(settings, accelerator, dataset, folder, tracker, StopRequest(folder))
+    return Trainer(settings, accelerator, dataset, folder, StopRequest(folder))
 
 
 def _bare_step(settings: config.Config, accelerator):

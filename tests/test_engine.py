@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import train
-from tinyimnet import checkpoint, commandline, data, distributed, tracking
+from tinyimnet import checkpoint, commandline, data, distributed, runfolder, tracking
 from tinyimnet.engine import Trainer
 from tinyimnet.errors import UserError
 from tinyimnet.preemption import StopRequest
@@ -30,14 +29,18 @@ def trainer(arguments, tmp_path: Path):
 
     def make(**overrides: object) -> Trainer:
         settings = commandline.load(arguments(**overrides))
-        run_dir = train.runfolder.open_run(settings, is_main=True)
+        run_dir = runfolder.find_run(settings)
+        runfolder.open_run(run_dir, settings)
         dataset = data.open_dataset(Path(settings.data.root), verify=False)
-        tracker = tracking.Tracker(run_dir, settings.tracking, {}, enabled=True)
-        return Trainer(
-            settings, distributed.start(settings.train), dataset, run_dir, tracker, StopRequest(run_dir)
-        )
+        made = Trainer(settings, distributed.start(settings.train), dataset, run_dir, StopRequest(run_dir))
+        made.tracker = tracking.Tracker(run_dir, settings.tracking, {}, enabled=True)
+        return made
 
     return make
+
+
+def fit(made: Trainer) -> str:
+    return made.fit(made.tracker)
 
 
 def states_equal(left: object, right: object) -> bool:
@@ -62,14 +65,14 @@ def test_a_resumed_run_equals_one_that_was_never_touched(
 ) -> None:
     overrides = {**EVERYTHING, "train__precision": precision}
     whole = trainer(**overrides, run__dir=tmp_path / "whole")
-    assert whole.fit() == ""
+    assert fit(whole) == ""
 
     first = trainer(**overrides, run__dir=tmp_path / "parts")
     monkeypatch.setattr(first.stop, "agreed", lambda _: "a test" if first.step == stop_at else "")
-    assert first.fit() == "a test"
+    assert fit(first) == "a test"
     torch.rand(7)  # whatever the process drew meanwhile
     second = trainer(**overrides, run__dir=tmp_path / "parts")
-    assert second.fit() == ""
+    assert fit(second) == ""
 
     expected, found = (checkpoint.load_newest(tmp_path / name / "checkpoints") for name in ("whole", "parts"))
     assert expected["step"] == 12
@@ -83,7 +86,7 @@ def test_a_run_that_is_killed_replays_what_came_after_its_last_checkpoint(
     trainer, tmp_path, monkeypatch
 ) -> None:
     whole = trainer(**EVERYTHING, run__dir=tmp_path / "whole")
-    whole.fit()
+    fit(whole)
     first = trainer(**EVERYTHING, run__dir=tmp_path / "parts")
 
     def power_cut(_accelerator: object) -> str:
@@ -93,8 +96,8 @@ def test_a_run_that_is_killed_replays_what_came_after_its_last_checkpoint(
 
     monkeypatch.setattr(first.stop, "agreed", power_cut)
     with pytest.raises(RuntimeError):
-        first.fit()
-    trainer(**EVERYTHING, run__dir=tmp_path / "parts").fit()
+        fit(first)
+    fit(trainer(**EVERYTHING, run__dir=tmp_path / "parts"))
     expected, found = (checkpoint.load_newest(tmp_path / name / "checkpoints") for name in ("whole", "parts"))
     assert states_equal(expected, found)
     steps = [line[STEP] for line in read_metrics(tmp_path / "parts" / "metrics.jsonl")]

@@ -15,8 +15,8 @@ LAYERS = [
     {"commandline"},
     {"prepared", "augment", "optim", "ema", "model", "distributed", "preemption", "checkpoint", "download"},
     {"batches", "inference", "official", "arrays", "tracking", "runfolder", "export", "plots", "synthetic"},
-    {"prepare", "engine", "report"},
-    {"cli"},
+    {"prepare", "engine"},
+    {"cli", "report"},
     {"__main__"},
 ]
 

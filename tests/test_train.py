@@ -16,7 +16,7 @@ from conftest import REPO, launch, python
 from safetensors.torch import load_file
 
 import train
-from tinyimnet import arrays, config, errors
+from tinyimnet import arrays, commandline, config, errors, runfolder
 from tinyimnet.tracking import STEP, read_metrics
 
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet"]
@@ -191,11 +191,22 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("case", MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_one_sentence_and_exit_code_2(case, arguments, capsys) -> None:
+def test_a_mistake_is_one_sentence_and_leaves_no_run_folder(case, arguments, tmp_path: Path, capsys) -> None:
     extra, sentence = case
     assert errors.run(train.main, [*arguments(), *extra]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_without_a_checkpoint_may_start_over_with_another_configuration(
+    arguments, tmp_path: Path
+) -> None:
+    first, second = (commandline.load(arguments(optim__lr=lr)) for lr in (0.1, 0.2))
+    run_dir = runfolder.find_run(first)
+    runfolder.open_run(run_dir, first)
+    runfolder.open_run(runfolder.find_run(second), second)
+    assert runfolder.read_config(run_dir)["optim"]["lr"] == 0.2
 
 
 def test_a_mistake_ends_the_process_with_2_and_debug_adds_the_traceback() -> None:

@@ -44,11 +44,10 @@ class Trainer:
         accelerator: Accelerator,
         dataset: Dataset,
         run_dir: Path,
-        tracker: Tracker,
         stop: StopRequest,
     ):
         self.config, self.accelerator, self.run_dir = config, accelerator, run_dir
-        self.tracker, self.stop = tracker, stop
+        self.stop = stop
         device, world_size = accelerator.device, accelerator.num_processes
         self.micro_batches = batches.micro_batches(
             config.train.global_batch_size,
@@ -96,12 +95,13 @@ class Trainer:
 
     # ---- the loop -------------------------------------------------------------------------------------------
 
-    def fit(self) -> str:
+    def fit(self, tracker: Tracker) -> str:
         """Train to the last step; returns why it stopped earlier, after a save, or an empty string.
 
         Raises:
             UserError: all checkpoints damaged, or too many non-finite steps in a row.
         """
+        self.tracker = tracker
         self.resume()
         with self.progress:
             self.restart_clock()

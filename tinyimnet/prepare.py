@@ -5,6 +5,7 @@ Neither this module nor what it imports needs torch: the decoding processes have
 
 import argparse
 import signal
+import sys
 import threading
 from pathlib import Path
 from types import FrameType
@@ -87,6 +88,7 @@ def prepare_missing(out: Path, source: str) -> dict:
     if source == "synthetic":
         from tinyimnet.synthetic import prepare_synthetic  # here: decoding processes import this module
 
+        print(f"drawing the embedded data set: {out}", file=sys.stderr, flush=True)
         return prepare_synthetic(out)
     return official.prepare_official(download.fetch(out.parent / ARCHIVE), out)
 

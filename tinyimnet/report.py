@@ -1,10 +1,28 @@
-"""How a run ended: the marker for the job script, and a table for the person."""
+"""How a run starts and ends: a few words for the person, the marker for the job script."""
 
 import json
 from pathlib import Path
 
+import torch
+
 from tinyimnet import console, plots, runfolder, tracking
+from tinyimnet.engine import Trainer
 from tinyimnet.export import FINAL
+from tinyimnet.model import count_parameters
+
+
+def started(run_dir: Path, trainer: Trainer) -> None:
+    """What is about to run, and where."""
+    config, world_size = trainer.config.train, trainer.accelerator.num_processes
+    passes = len(trainer.micro_batches)
+    size = config.global_batch_size // world_size // passes
+    console.console.print(
+        f"{_short(run_dir)}: {count_parameters(trainer.bare):,} parameters, {len(trainer.batches.images):,} training and "
+        f"{len(trainer.val_images):,} validation images\n"
+        f"{config.epochs} epochs of {trainer.steps_per_epoch} steps of {config.global_batch_size} images "
+        f"({world_size} processes x {passes} passes x {size}) in {config.precision} on {trainer.accelerator.device}, "
+        f"{torch.get_num_threads()} CPU threads a process"
+    )
 
 
 def stopped(run_dir: Path, reason: str, step: int) -> None:
@@ -24,7 +42,7 @@ def finished(run_dir: Path, results: dict[str, float | int]) -> None:
 def show(run_dir: Path) -> None:
     """Print what a finished run reached and where everything lies."""
     results = json.loads((run_dir / "DONE").read_text())
-    place = run_dir.relative_to(Path.cwd()) if run_dir.is_relative_to(Path.cwd()) else run_dir
+    place = _short(run_dir)
     rows = [
         ("parameters", f"{results['parameters']:,}"),
         ("trained", f"{results['epochs']} epochs, {results['steps']:,} steps"),
@@ -40,3 +58,7 @@ def show(run_dir: Path) -> None:
         ("look closer", f"python -m tinyimnet evaluate {place}"),
     ]
     console.table(f"{place} is finished", rows)
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -17,37 +17,40 @@ from tinyimnet.errors import UserError
 from tinyimnet.files import write_atomically
 
 
-def open_run(config: Config, *, is_main: bool) -> Path:
-    """Create the folder of a run, or check that it belongs to the same configuration.
+def find_run(config: Config) -> Path:
+    """The absolute run folder, after a look that what it holds belongs to this configuration; writes nothing.
 
-    Args:
-        config: the configuration asked for.
-        is_main: this process is rank 0, which writes.
+    A folder without a checkpoint has nothing to lose: a start that failed may be mended and repeated in it.
 
     Raises:
-        UserError: the folder holds a run with another configuration, or cannot be written.
+        UserError: the folder holds a run with another configuration.
     """
     run_dir = Path(config.run.dir).absolute()
-    file = run_dir / "config.yaml"
-    if file.exists():
+    if is_done(run_dir) or any((run_dir / "checkpoints").glob("*.json")):
         changed = configuration.differences(read_config(run_dir), asdict(config))
         if changed:
             raise UserError(
                 f"run.dir {config.run.dir} holds a run with another configuration ({'; '.join(changed)}); "
                 "give those values again to resume it, or choose another --run.dir."
             )
-    if is_main:
-        try:
-            (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-            if not file.exists():
-                write_atomically(file, configuration.dump(config).encode())
-            (run_dir / "STOP").unlink(missing_ok=True)
-            (run_dir / "REQUEUE").unlink(missing_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"run.dir {config.run.dir} cannot be written ({error.strerror}); choose another."
-            ) from None
     return run_dir
+
+
+def open_run(run_dir: Path, config: Config) -> None:
+    """Create the folder where it is missing and clear the markers of the last stop; call it on rank 0.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    try:
+        (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+        write_atomically(run_dir / "config.yaml", configuration.dump(config).encode())
+        (run_dir / "STOP").unlink(missing_ok=True)
+        (run_dir / "REQUEUE").unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"run.dir {config.run.dir} cannot be written ({error.strerror}); choose another."
+        ) from None
 
 
 def read_config(run_dir: Path) -> dict:

@@ -92,10 +92,14 @@ def read_metrics(file: Path) -> list[dict[str, float]]:
 
 
 def git_commit() -> str:
-    """Commit of the code that runs; empty outside a git checkout."""
-    here = Path(__file__).parent
-    result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True)
-    return result.stdout.strip()
+    """Commit of the code that runs; empty outside a git checkout or without git."""
+    try:
+        command = ["git", "rev-parse", "HEAD"]
+        return subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True
+        ).stdout.strip()
+    except OSError:
+        return ""
 
 
 def _start_wandb(run_dir: Path, config: TrackingConfig, facts: dict[str, Any]) -> Any:
