@@ -1,5 +1,5 @@
 # make train                                       .venv, requirements, then the main job on the embedded data set
-# make train CONFIG=configs/tiny1m.yaml ARGS=...   the real thing; ARGS go to train.py
+# make train CONFIG=configs/tiny1m.yaml ARGS=...   the real thing, on all GPUs of this machine; ARGS go to train.py
 # make test                                        lint, then every test that needs no root and no cluster
 # make bench                                       images/s of the loop against bare arithmetic
 
@@ -11,8 +11,9 @@ BIN := $(VENV)/bin
 
 .PHONY: train test lint bench clean
 
+# Precision is train.precision of the configuration: what is passed here only keeps the launcher quiet.
 train: $(VENV)/.installed
-	$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+	$(BIN)/accelerate launch --quiet --num_machines 1 --mixed_precision no --dynamo_backend no \
 		train.py --config $(CONFIG) $(ARGS)
 
 test: lint

@@ -179,6 +179,7 @@ def test_without_a_network_the_sentence_says_what_where_and_how(target: Path) ->
             download.fetch(target, url, len(CONTENT), SHA256)
     for part in (url, str(target), "python -m tinyimnet prepare PATH/", "--config configs/smoke.yaml"):
         assert part in str(raised.value)
+    assert not list(target.parent.iterdir())
 
 
 def test_progress_without_a_terminal_is_a_line_each_tenth(

@@ -21,6 +21,7 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DEFAULT_CONFIG = CONFIGS / "tiny1m.yaml"
+DESCRIPTION = "The defaults below < --config FILE, a YAML of differences < --section.key value."
 
 
 def load(argv: list[str], prog: str = "train.py") -> Config:
@@ -29,7 +30,7 @@ def load(argv: list[str], prog: str = "train.py") -> Config:
     Raises:
         UserError: unknown key, wrong type or value, missing or malformed file; names the key and the value.
     """
-    parser = ArgumentParser(prog=prog, description=str(__doc__).split("\n")[0], exit_on_error=False)
+    parser = ArgumentParser(prog=prog, description=DESCRIPTION, exit_on_error=False)
     parser.add_argument(
         "--config", action="config", help=f"YAML of differences (default: configs/{DEFAULT_CONFIG.name})"
     )

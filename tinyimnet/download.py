@@ -12,7 +12,7 @@ from typing import BinaryIO
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from tinyimnet import data
+from tinyimnet import files
 from tinyimnet.errors import UserError
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -37,7 +37,7 @@ def fetch(target: Path, url: str = URL, size: int = SIZE, sha256: str = SHA256) 
         )
 
     if target.exists():
-        if target.is_file() and target.stat().st_size == size and data.sha256(target) == sha256:
+        if target.is_file() and target.stat().st_size == size and files.sha256(target) == sha256:
             return target
         raise UserError(
             f"{target} is in the way and not the archive of {url}; prepare from it, or delete it."
@@ -52,13 +52,15 @@ def fetch(target: Path, url: str = URL, size: int = SIZE, sha256: str = SHA256) 
             _receive(url, file, size, show)
             file.flush()
             os.fsync(file.fileno())
-            if data.sha256(part) != sha256:
+            if files.sha256(part) != sha256:
                 part.unlink()
                 raise failed("its sha256 or size is not that of the official archive")
             os.replace(part, target)
     except BlockingIOError:
         raise UserError(f"{part} is being written by another process; wait for it, or stop it.") from None
     except (OSError, HTTPException) as error:
+        if part.exists() and not part.stat().st_size:
+            part.unlink()
         raise failed(" ".join(str(error).split()) or type(error).__name__) from None
     return target
 
