@@ -76,7 +76,7 @@ def start(command: list[str], run: Path, at_step: int) -> subprocess.Popen:
     return process
 
 
-LONG = {"train__epochs": 12, "run__log_every": 1}  # long enough to be met while it runs
+LONG = {"train__epochs": 24, "run__log_every": 1}  # long enough to be met while it runs
 
 
 def test_sigterm_saves_and_the_same_command_goes_on_to_the_same_weights(arguments, tmp_path: Path) -> None:

@@ -7,13 +7,12 @@ in it waits for the device; the host reads a number back only where a line is lo
 import json
 import time
 from contextlib import nullcontext
-from copy import deepcopy
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from tinyimnet import batches, checkpoint, export, optim
 from tinyimnet.config import Config
@@ -21,7 +20,7 @@ from tinyimnet.console import Progress
 from tinyimnet.data import Dataset
 from tinyimnet.ema import Ema
 from tinyimnet.errors import UserError
-from tinyimnet.inference import evaluate, rows_of_rank
+from tinyimnet.evaluation import Evaluator, float_buffers, unflatten
 from tinyimnet.model import build_model, count_parameters
 from tinyimnet.preemption import StopRequest
 from tinyimnet.tracking import Tracker
@@ -68,13 +67,19 @@ class Trainer:
             epochs=config.train.epochs,
             global_batch_size=config.train.global_batch_size,
         )
-        self.val_images, self.val_labels = on_device["val"], labels["val"]
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.total_steps = config.train.epochs * self.steps_per_epoch
 
         self.bare = build_model(config.model, len(dataset.classes), config.run.seed).to(device)
         self.ema = Ema(self.bare)
-        self.eval_model = deepcopy(self.bare)
+        self.evaluator = Evaluator(
+            accelerator,
+            self.bare,
+            on_device["val"],
+            labels["val"],
+            normalise=self.batches.normalise,
+            precision=config.train.precision,
+        )
         if config.train.compile:
             self.bare.compile()  # in place: the names of the weights stay as they are
         self.model, self.optimizer = accelerator.prepare(
@@ -185,8 +190,8 @@ class Trainer:
 
     def finish(self) -> dict[str, float | int]:
         """Export the averaged weights; returns what is not in the metrics: size, length, accuracy with flip averaging."""
-        flipped = self.validate_one(self.ema.module, "val/ema_", flip=True)
-        network = self.consolidated(self.ema.module)
+        flipped = self.evaluator.measure(self.ema.module, "val/ema_", flip=True)
+        network = self.evaluator.consolidated(self.ema.module)
         if self.accelerator.is_main_process:
             export.save_final(self.run_dir, network, self.step, self.about)
         return {
@@ -235,30 +240,7 @@ class Trainer:
 
     def validate(self) -> dict[str, float]:
         """Metrics of the raw weights and of their average on the validation set."""
-        return self.validate_one(self.bare, "val/") | self.validate_one(self.ema.module, "val/ema_")
-
-    def validate_one(self, source: nn.Module, prefix: str, *, flip: bool = False) -> dict[str, float]:
-        """Top-1 and top-5 in percent and the loss of one set of weights."""
-        n = len(self.val_images)
-        rows = rows_of_rank(n, self.accelerator.process_index, self.accelerator.num_processes)
-        sums = evaluate(
-            self.consolidated(source), self.val_images, self.val_labels, rows, self.batches.normalise,
-            precision=self.config.train.precision, flip=flip,
-        )  # fmt: skip
-        loss, top1, top5, count = self.accelerator.reduce(sums, "sum").tolist()
-        assert count == n, f"{count} of {n} validation images counted"
-        return {f"{prefix}top1": 100 * top1 / n, f"{prefix}top5": 100 * top5 / n, f"{prefix}loss": loss / n}
-
-    def consolidated(self, source: nn.Module) -> nn.Module:
-        """The weights of `source` with its BatchNorm statistics averaged over ranks, in a copy for evaluation.
-
-        The statistics of each rank stay its own, so that a result does not depend on when anyone looked at it.
-        """
-        self.eval_model.load_state_dict(source.state_dict())
-        statistics = float_buffers(self.eval_model)
-        mean = self.accelerator.reduce(torch.cat([b.flatten() for b in statistics]), "mean")
-        unflatten(mean, statistics)
-        return self.eval_model
+        return self.evaluator.measure(self.bare, "val/") | self.evaluator.measure(self.ema.module, "val/ema_")
 
     # ---- checkpoints ----------------------------------------------------------------------------------------
 
@@ -319,14 +301,3 @@ class Trainer:
             unflatten(by_rank[self.accelerator.process_index] if same_world else by_rank.mean(0), tensors)
         self.tracker.rewind(self.step)
         self.progress.resumed(self.step)
-
-
-def float_buffers(model: nn.Module) -> list[Tensor]:
-    """BatchNorm's running means and variances."""
-    return [buffer for buffer in model.buffers() if buffer.is_floating_point()]
-
-
-def unflatten(flat: Tensor, tensors: list[Tensor]) -> None:
-    """Copy the pieces of a concatenation back into the tensors that it was made of."""
-    for piece, tensor in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True):
-        tensor.copy_(piece.view_as(tensor))

@@ -1,4 +1,4 @@
-"""Evaluation and prediction with a network in eval mode: shared by the training loop and the command line."""
+"""Log-probabilities and sums of hits of images, in batches: for the training loop and the command line."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext

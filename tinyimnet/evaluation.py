@@ -1,0 +1,70 @@
+"""Accuracy on the validation set by all processes together, whatever each of them knows of BatchNorm's statistics."""
+
+from copy import deepcopy
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from tinyimnet.augment import Normalise
+from tinyimnet.inference import evaluate, rows_of_rank
+
+
+class Evaluator:
+    """Measures weights in a network of its own, so that the one in training is left as it was.
+
+    Args:
+        accelerator: the process group.
+        model: the bare network, which is copied.
+        images: (N, 64, 64, 3) uint8.
+        labels: (N,) int64.
+        normalise: the training set's normalisation.
+        precision: train.precision.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        normalise: Normalise,
+        precision: str,
+    ):
+        self.accelerator, self.model = accelerator, deepcopy(model)
+        self.images, self.labels = images, labels
+        self.normalise, self.precision = normalise, precision
+
+    def measure(self, source: nn.Module, prefix: str, *, flip: bool = False) -> dict[str, float]:
+        """Top-1 and top-5 in percent and the loss of the weights of `source`; every process calls it."""
+        n = len(self.images)
+        rows = rows_of_rank(n, self.accelerator.process_index, self.accelerator.num_processes)
+        model = self.consolidated(source)
+        sums = evaluate(
+            model, self.images, self.labels, rows, self.normalise, precision=self.precision, flip=flip
+        )
+        loss, top1, top5, count = self.accelerator.reduce(sums, "sum").tolist()
+        assert count == n, f"{count} of {n} validation images counted"
+        return {f"{prefix}top1": 100 * top1 / n, f"{prefix}top5": 100 * top5 / n, f"{prefix}loss": loss / n}
+
+    def consolidated(self, source: nn.Module) -> nn.Module:
+        """The weights of `source` with its BatchNorm statistics averaged over ranks.
+
+        The statistics of each rank stay its own, so that a result does not depend on when anyone looked at it.
+        """
+        self.model.load_state_dict(source.state_dict())
+        statistics = float_buffers(self.model)
+        unflatten(self.accelerator.reduce(torch.cat([b.flatten() for b in statistics]), "mean"), statistics)
+        return self.model
+
+
+def float_buffers(model: nn.Module) -> list[Tensor]:
+    """BatchNorm's running means and variances."""
+    return [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+
+
+def unflatten(flat: Tensor, tensors: list[Tensor]) -> None:
+    """Copy the pieces of a concatenation back into the tensors that it was made of."""
+    for piece, tensor in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True):
+        tensor.copy_(piece.view_as(tensor))
