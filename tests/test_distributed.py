@@ -114,6 +114,22 @@ def test_a_number_of_threads_that_the_user_set_is_kept(thread_script: str, monke
     assert "threads 1" in accelerate("--num_processes", "1", thread_script, OMP_NUM_THREADS="1").stdout
 
 
+@pytest.mark.parametrize("flag, kept", [("--num_cpu_threads_per_process", True), ("--num_processes", False)])
+def test_a_number_of_threads_on_the_launchers_command_line_is_kept(
+    flag: str, kept: bool, monkeypatch
+) -> None:
+    threads = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setattr(distributed, "launcher_environment", dict)
+    monkeypatch.setattr(distributed, "launcher_command", lambda: ["accelerate", "launch", flag, "1"])
+    try:
+        distributed.share_cores()
+        assert os.environ["OMP_NUM_THREADS"] == ("1" if kept else str(len(os.sched_getaffinity(0))))
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_local_processes_share_the_cores(monkeypatch) -> None:
     threads = torch.get_num_threads()
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

@@ -86,9 +86,8 @@ def share_cores() -> None:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    os.environ["OMP_NUM_THREADS"] = str(
-        share
-    )  # for Accelerate, which counts the cores itself where it is missing
+    # Accelerate counts the cores itself where this is missing.
+    os.environ["OMP_NUM_THREADS"] = str(share)
     torch.set_num_threads(share)
 
 

@@ -21,7 +21,7 @@ def curves(lines: list[dict[str, float]], path: Path) -> None:
         for key, label in keys.items():
             points = [(line["epoch"], line[key]) for line in lines if key in line]
             few = "." if len(points) < 30 else ""
-            panel.plot(*zip(*points, strict=True), label=label, marker=few) if points else None
+            panel.plot([x for x, _ in points], [y for _, y in points], label=label, marker=few)
         panel.set(title=title, xlabel="epoch")
         panel.grid(alpha=0.3)
         panel.legend()

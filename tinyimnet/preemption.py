@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-# Codes below the signal numbers would clash with them: the reason travels between ranks as one number.
+# Above every signal number: the reason travels between ranks as one number.
 _STOP_FILE, _LAUNCHER_GONE = 101, 102
 
 
