@@ -9,15 +9,14 @@ python train.py --config configs/tiny1m.yaml --optim.lr 0.3 --run.dir runs/lr03
 import logging
 import os
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 
 from tinyimnet import commandline, config, data, distributed, errors, prepare, report, runfolder, tracking
+from tinyimnet.checkpoint import Saver
 from tinyimnet.engine import Trainer
-from tinyimnet.preemption import StopRequest
-
-PREPARE_PATIENCE = 3600  # seconds that other processes wait for rank 0 to download and decode
+from tinyimnet.lock import RunLock
+from tinyimnet.preemption import StopRequest, job_deadline
 
 
 def main(argv: list[str]) -> int:
@@ -27,50 +26,53 @@ def main(argv: list[str]) -> int:
     is_main = int(os.environ.get("RANK", "0")) == 0
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     run_dir = runfolder.find_run(settings)
-    if runfolder.is_done(run_dir):
+    if runfolder.is_done(run_dir, settings):
         if is_main:
             report.show(run_dir)
         return 0
-    dataset = ready_dataset(settings.data, is_main)
+    dataset = prepare.ready_dataset(settings.data, is_main)
     accelerator = distributed.start(settings.train)
-    stop = StopRequest(run_dir)
-    stop.install()
-    trainer = Trainer(settings, accelerator, dataset, run_dir, stop)
-    if is_main:  # only now: a start that was refused leaves nothing behind
-        runfolder.open_run(run_dir, settings)
-        report.started(run_dir, trainer)
-    tracker = tracking.Tracker(run_dir, settings.tracking, facts(settings, accelerator), enabled=is_main)
-    exit_code = 1
-    try:
-        reason = trainer.fit(tracker)
-        results = {} if reason else trainer.finish()
-        exit_code = 0
-    finally:
-        tracker.close(exit_code)
-    if is_main and reason:
-        report.stopped(run_dir, reason, trainer.step)
-    elif is_main:
-        report.finished(run_dir, results)
-    del trainer  # the DDP model has to be gone before the process group is
+    with distributed.lost_processes_named():
+        fit(settings, run_dir, dataset, accelerator)
     distributed.close(accelerator)
     return 0
 
 
-def ready_dataset(settings: config.DataConfig, is_main: bool) -> data.Dataset:
-    """Open the data set; where it is not prepared yet, rank 0 makes it first and the others wait."""
-    root = Path(settings.root)
-    if is_main and not data.is_prepared(root):
-        prepare.prepare_missing(root, settings.source)
-    deadline = time.monotonic() + PREPARE_PATIENCE
-    while not data.is_prepared(root):
-        if time.monotonic() > deadline:
-            raise errors.UserError(
-                f"data.root {root} did not appear on this node within {PREPARE_PATIENCE} s; "
-                "put it on a shared file system or prepare it on every node.",
-                every_rank=True,
-            )
-        time.sleep(1)
-    return data.open_dataset(root, verify=is_main)
+def fit(
+    settings: config.Config, run_dir: Path, dataset: data.Dataset, accelerator: distributed.Accelerator
+) -> None:
+    """Train until the end or until asked to stop, with the run folder locked."""
+    is_main = accelerator.is_main_process
+    stop = StopRequest(run_dir, job_deadline(settings.run.stop_before_end))
+    stop.install()
+    trainer = Trainer(settings, accelerator, dataset, run_dir, stop)
+    lock = RunLock(run_dir)
+    # Only now, and after its checks: a start that is refused leaves nothing behind.
+    distributed.from_main(accelerator, lambda: runfolder.open_run(run_dir, settings, lock))
+    runfolder.log_to(run_dir, accelerator.process_index, accelerator.num_processes)
+    if is_main:
+        report.started(run_dir, trainer)
+    tracker = tracking.Tracker(run_dir, settings.tracking, facts(settings, accelerator), enabled=is_main)
+
+    def before_save() -> None:
+        lock.check()
+        tracker.sync()
+
+    saver = Saver(run_dir / "checkpoints", keep=settings.run.keep_checkpoints, before=before_save)
+    exit_code = 1
+    try:
+        reason = trainer.fit(tracker, saver)
+        with runfolder.writable(run_dir):
+            results = {} if reason else trainer.finish()
+            if is_main and reason:
+                report.stopped(run_dir, reason, trainer.step)
+            elif is_main:
+                report.finished(run_dir, results)
+        exit_code = 0
+    finally:
+        saver.close()
+        tracker.close(exit_code)
+        lock.release()
 
 
 def facts(settings: config.Config, accelerator: distributed.Accelerator) -> dict:
@@ -84,4 +86,4 @@ def facts(settings: config.Config, accelerator: distributed.Accelerator) -> dict
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main, sys.argv[1:]))
+    distributed.leave(errors.run(main, sys.argv[1:]))

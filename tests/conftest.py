@@ -35,20 +35,19 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def small_run(data_root: Path, run_dir: Path, **overrides: object) -> list[str]:
+    """train.py's arguments for a run of seconds; an override is section__key=value."""
+    keys = {**SMALL, "data.root": data_root, "run.dir": run_dir}
+    keys |= {key.replace("__", "."): value for key, value in overrides.items()}
+    return [f"--{key}={value}" for key, value in keys.items()]
+
+
 @pytest.fixture
 def arguments(tiny_data: Path, tmp_path: Path):
-    """A function that gives train.py's arguments for a small run in tmp_path, with overrides."""
-
-    def make(**overrides: object) -> list[str]:
-        keys = {
-            **SMALL,
-            "data.root": str(tiny_data),
-            "run.dir": str(tmp_path / "run"),
-            **{key.replace("__", "."): str(value) for key, value in overrides.items()},
-        }
-        return [f"--{key}={value}" for key, value in keys.items()]
-
-    return make
+    """`small_run` on tiny_data in tmp_path."""
+    return lambda run__dir=tmp_path / "run", data__root=tiny_data, **overrides: small_run(
+        data__root, run__dir, **overrides
+    )
 
 
 @pytest.fixture(autouse=True)

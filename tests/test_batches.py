@@ -115,8 +115,8 @@ def test_fewer_images_than_a_global_batch_are_refused() -> None:
         train_batches(n=32, global_batch_size=64)
 
 
-def test_the_networks_own_draws_differ_between_steps_ranks_and_passes() -> None:
-    keys = [(0, 1, 0, 0), (0, 2, 0, 0), (0, 1, 1, 0), (0, 1, 0, 1), (1, 1, 0, 0)]
+def test_the_networks_own_draws_differ_between_steps_and_passes() -> None:
+    keys = [(0, 1, 0), (0, 2, 0), (0, 1, 8), (0, 1, 16), (1, 1, 0)]
     assert len({batches.model_seed(*key) for key in keys}) == len(keys)
 
 

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -65,10 +66,17 @@ def flip_a_bit(path: Path) -> None:
 
 
 def put_code_into_it(path: Path) -> None:
-    content = pickle.dumps(Code(path.with_name("code-was-run")))
-    path.write_bytes(content)
+    replace_with_digest(
+        path, lambda value, file: pickle.dump(value, file, 2), Code(path.with_name("code-was-run"))
+    )
+
+
+def replace_with_digest(path: Path, dump: Callable, value: object) -> None:
+    """Put another content into a checkpoint, with the sha256 that belongs to it."""
+    with path.open("wb") as file:
+        dump(value, file)
     note = json.loads(path.with_suffix(".json").read_text())
-    note["sha256"] = hashlib.sha256(content).hexdigest()
+    note["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     path.with_suffix(".json").write_text(json.dumps(note))
 
 
@@ -76,7 +84,22 @@ def empty_the_note(path: Path) -> None:
     path.with_suffix(".json").write_text("")
 
 
-DAMAGES = [truncate, flip_a_bit, put_code_into_it, empty_the_note, Path.unlink]
+def remove_the_note(path: Path) -> None:
+    path.with_suffix(".json").unlink()
+
+
+def put_a_list_into_it(path: Path) -> None:
+    replace_with_digest(path, torch.save, [1, 2])
+
+
+def exchange_with_the_one_before(path: Path) -> None:
+    path.write_bytes((path.parent / "step_00000010.pt").read_bytes())
+
+
+DAMAGES = [
+    truncate, flip_a_bit, put_code_into_it, put_a_list_into_it, empty_the_note, remove_the_note,
+    exchange_with_the_one_before,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
@@ -96,15 +119,7 @@ def test_all_damaged_is_an_error_and_never_a_start_from_zero(tmp_path: Path) -> 
         checkpoint.load_newest(tmp_path)
 
 
-def test_a_half_written_one_is_no_checkpoint(tmp_path: Path) -> None:
-    save(tmp_path, 10)
-    (tmp_path / "step_00000020.pt").write_bytes(b"half")  # killed before its note was written
-    (tmp_path / ".step_00000030.pt.partial").write_bytes(b"half")
-    assert checkpoint.load_newest(tmp_path)["step"] == 10
-
-
 def test_the_best_is_the_last_resort(tmp_path: Path) -> None:
     save(tmp_path, 10, best=True)
-    # best.pt shares its bytes with the checkpoint that it was: replace, not overwrite
-    (tmp_path / "step_00000010.pt").unlink()
+    truncate(tmp_path / "step_00000010.pt")
     assert checkpoint.load_newest(tmp_path)["step"] == 10

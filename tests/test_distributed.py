@@ -22,6 +22,15 @@ SRUN = {
 }
 
 
+TORCHRUN = {
+    "RANK": "0",
+    "WORLD_SIZE": "2",
+    "LOCAL_RANK": "0",
+    "MASTER_ADDR": "localhost",
+    "MASTER_PORT": "29500",
+}
+
+
 def test_tasks_of_srun_get_the_variables_of_torchrun() -> None:
     environ = dict(SRUN)
     distributed.map_environment(environ)
@@ -45,7 +54,7 @@ def test_a_requeued_job_takes_another_port() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"RANK": "0"}, {"SLURM_NTASKS": "1"}, {"SLURM_STEP_ID": None}],
+    [TORCHRUN, {"SLURM_NTASKS": "1"}, {"SLURM_STEP_ID": None}],
     ids=["launcher", "one-task", "no-step"],
 )
 def test_otherwise_nothing_is_mapped(changes: dict) -> None:

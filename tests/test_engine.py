@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from tinyimnet import checkpoint, commandline, data, distributed, runfolder, tracking
+from tinyimnet.checkpoint import Saver
 from tinyimnet.engine import Trainer
 from tinyimnet.errors import UserError
+from tinyimnet.lock import RunLock
 from tinyimnet.preemption import StopRequest
 from tinyimnet.tracking import STEP, read_metrics
 
@@ -30,17 +32,20 @@ def trainer(arguments, tmp_path: Path):
     def make(**overrides: object) -> Trainer:
         settings = commandline.load(arguments(**overrides))
         run_dir = runfolder.find_run(settings)
-        runfolder.open_run(run_dir, settings)
+        lock = RunLock(run_dir)
+        runfolder.open_run(run_dir, settings, lock)
+        lock.release()
         dataset = data.open_dataset(Path(settings.data.root), verify=False)
         made = Trainer(settings, distributed.start(settings.train), dataset, run_dir, StopRequest(run_dir))
         made.tracker = tracking.Tracker(run_dir, settings.tracking, {}, enabled=True)
+        made.saver = Saver(run_dir / "checkpoints", keep=2, before=made.tracker.sync)
         return made
 
     return make
 
 
 def fit(made: Trainer) -> str:
-    return made.fit(made.tracker)
+    return made.fit(made.tracker, made.saver)
 
 
 def states_equal(left: object, right: object) -> bool:
@@ -123,7 +128,7 @@ def test_accumulation_takes_the_same_step(trainer, tmp_path: Path) -> None:
 def test_a_step_with_a_non_finite_gradient_leaves_nothing_behind_and_is_counted(trainer) -> None:
     made = trainer()
     made.train_step()
-    kept = [*made.bare.parameters(), *made.statistics, *made.ema.module.parameters()]
+    kept = [*made.bare.parameters(), *made.state.statistics, *made.ema.module.parameters()]
     before = [tensor.detach().clone() for tensor in kept]
     hook = made.bare.stem.register_forward_pre_hook(lambda _m, x: (x[0] * float("nan"),))
     made.train_step()
@@ -142,6 +147,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run_and_keep_the_checkpoint(trainer
     made = trainer(train__max_bad_steps=2, run__log_every=1)
     made.train_step()
     made.save(best=False)
+    made.wait_for_the_last_save()
     kept = checkpoint.load_newest(tmp_path / "run" / "checkpoints")
     made.bare.classifier.register_forward_hook(lambda _m, _x, y: y * float("nan"))
     made.train_step()
@@ -175,7 +181,7 @@ def test_it_overfits_a_few_images(precision: str, trainer) -> None:
     made.train_step()
     start = made.train_metrics()["train/loss"]
     for _ in range(25):
-        made.step = min(made.step, 5)
+        made.state.step = min(made.step, 5)
         made.train_step()
     made.train_metrics()
     made.train_step()

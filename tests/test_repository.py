@@ -11,11 +11,12 @@ PACKAGE = sorted((REPO / "tinyimnet").glob("*.py"))
 # Imports go one way: a module may import those in earlier rows only (its own row too, if not in a circle).
 LAYERS = [
     {"errors", "files"},
-    {"config", "data", "console"},
+    {"config", "data", "console", "lock"},
     {"commandline"},
     {"prepared", "augment", "optim", "ema", "model", "distributed", "preemption", "checkpoint", "download"},
     {"batches", "inference", "official", "arrays", "tracking", "runfolder", "export", "plots", "synthetic"},
     {"prepare", "evaluation"},
+    {"state"},
     {"engine"},
     {"cli", "report"},
     {"__main__"},
@@ -51,7 +52,7 @@ def test_only_tracking_imports_wandb() -> None:
 
 def test_only_the_loop_and_the_process_group_know_accelerate() -> None:
     users = {path.stem for path in PACKAGE if re.search(r"^from accelerate", path.read_text(), re.MULTILINE)}
-    assert users == {"engine", "evaluation", "distributed", "preemption"}
+    assert users == {"engine", "state", "evaluation", "distributed", "preemption"}
 
 
 def test_files_and_functions_stay_readable() -> None:

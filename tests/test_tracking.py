@@ -51,7 +51,7 @@ def test_half_a_line_after_a_crash_is_dropped(tmp_path: Path) -> None:
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     log = tracker(tmp_path, TrackingConfig(wandb="offline"), enabled=False)
     log.log(1, {"train/loss": 1.0})
-    log.flush()
+    log.sync()
     log.close(0)
     assert list(tmp_path.iterdir()) == []
 

@@ -16,7 +16,8 @@ from conftest import REPO, launch, python
 from safetensors.torch import load_file
 
 import train
-from tinyimnet import arrays, commandline, config, errors, runfolder
+from tinyimnet import arrays, commandline, config, errors, prepare, runfolder
+from tinyimnet.lock import RunLock
 from tinyimnet.tracking import STEP, read_metrics
 
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet"]
@@ -150,7 +151,7 @@ def test_two_processes_count_each_validation_image_once(arguments, odd_data, tmp
 def test_other_processes_wait_until_the_data_is_there(tiny_data: Path, tmp_path: Path) -> None:
     settings = config.DataConfig(root=str(tmp_path / "data"))
     with ThreadPoolExecutor() as pool:
-        waiting = pool.submit(train.ready_dataset, settings, is_main=False)
+        waiting = pool.submit(prepare.ready_dataset, settings, is_main=False)
         time.sleep(0.2)
         assert not waiting.done()
         shutil.copytree(tiny_data, tmp_path / "copy")
@@ -204,8 +205,10 @@ def test_a_run_without_a_checkpoint_may_start_over_with_another_configuration(
 ) -> None:
     first, second = (commandline.load(arguments(optim__lr=lr)) for lr in (0.1, 0.2))
     run_dir = runfolder.find_run(first)
-    runfolder.open_run(run_dir, first)
-    runfolder.open_run(runfolder.find_run(second), second)
+    lock = RunLock(run_dir)
+    runfolder.open_run(run_dir, first, lock)
+    lock.release()
+    runfolder.open_run(runfolder.find_run(second), second, RunLock(run_dir))
     assert runfolder.read_config(run_dir)["optim"]["lr"] == 0.2
 
 

@@ -25,11 +25,12 @@ def generator(*key: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
-def model_seed(seed: int, step: int, rank: int, micro_step: int) -> int:
-    """Seed for what the network itself draws (DropPath) in one forward pass."""
-    return int(
-        np.random.SeedSequence((seed, _MODEL, step, rank, micro_step)).generate_state(1, np.uint64)[0] >> 1
-    )
+def model_seed(seed: int, step: int, row: int) -> int:
+    """Seed for what the network itself draws (DropPath) in the forward pass that starts at a row of the global batch.
+
+    Not of the rank: passes of the same size draw the same on any number of processes.
+    """
+    return int(np.random.SeedSequence((seed, _MODEL, step, row)).generate_state(1, np.uint64)[0] >> 1)
 
 
 @lru_cache(maxsize=2)

@@ -1,23 +1,26 @@
-"""Checkpoints: written atomically, verified when read, with a fall-back to the newest good one.
+"""Checkpoints: written atomically and beside the training, verified when read, with a fall-back to the newest good one.
 
 <run>/checkpoints/step_00001234.pt     torch.save of a dictionary of tensors and numbers
-<run>/checkpoints/step_00001234.json   step, epoch, sha256: written last, so a .pt without it is no checkpoint
+<run>/checkpoints/step_00001234.json   step, epoch, sha256
 <run>/checkpoints/best.pt, best.json   the best one so far by val/ema_top1
+
+The .json is renamed into place first and removed last, so that a .pt is a checkpoint from the moment it is there, and
+one without its .json is damaged.
 """
 
 import hashlib
 import io
 import json
 import logging
-import os
-import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tinyimnet.errors import UserError
-from tinyimnet.files import sync, write_atomically
+from tinyimnet.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -32,32 +35,93 @@ def save(folder: Path, state: dict[str, Any], *, step: int, epoch: int, keep: in
         epoch: whole epochs done.
         keep: checkpoints kept, best.pt not counted.
         best: this one is also the best.
+
+    Raises:
+        OSError: it was not written; the earlier ones are as they were.
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getvalue()
-    path = folder / f"step_{step:08d}.pt"
-    note = {"step": step, "epoch": epoch, "sha256": hashlib.sha256(content).hexdigest()}
-    write_atomically(path, content)
-    write_atomically(path.with_suffix(".json"), json.dumps(note).encode())
-    if best:
-        for suffix in (".pt", ".json"):
-            _copy(path.with_suffix(suffix), folder / f"best{suffix}")
-        sync(folder)
-    for old in sorted(folder.glob("step_*.json"))[:-keep]:
-        old.unlink()  # the note first: what remains after a crash is no checkpoint
-        old.with_suffix(".pt").unlink(missing_ok=True)
-    return path
+    note = json.dumps({"step": step, "epoch": epoch, "sha256": hashlib.sha256(content).hexdigest()})
+    # The best first: killed in between, the run goes on from before this step, evaluates again and repeats both.
+    for name in (["best"] if best else []) + [f"step_{step:08d}"]:
+        write_atomically(folder / f"{name}.json", note.encode())
+        write_atomically(folder / f"{name}.pt", content)
+    for old in sorted(folder.glob("step_*.pt"))[:-keep]:
+        old.unlink()
+        old.with_suffix(".json").unlink(missing_ok=True)
+    return folder / f"step_{step:08d}.pt"
 
 
-def _copy(source: Path, target: Path) -> None:
-    partial = target.with_name(f".{target.name}.partial")
-    partial.unlink(missing_ok=True)
-    try:
-        os.link(source, partial)
-    except OSError:  # no hard links on this file system
-        shutil.copy(source, partial)
-    os.replace(partial, target)
+class Saver:
+    """Writes checkpoints in a thread beside the training, one at a time; a save that fails does not end the run.
+
+    Args:
+        folder: <run>/checkpoints.
+        keep: run.keep_checkpoints.
+        before: called in the thread ahead of each write; what it raises fails the save.
+
+    Attributes:
+        failed: saves that failed in this life of the run.
+    """
+
+    def __init__(self, folder: Path, *, keep: int, before: Callable[[], None]):
+        self.folder, self.keep, self.before = folder, keep, before
+        self.failed = 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._in_flight: Future[None] | None = None
+        self._owed: dict[str, Any] | None = None  # the best so far, where writing it failed
+
+    def submit(self, state: dict[str, Any], *, step: int, epoch: int, best: bool) -> None:
+        """Start to write `state`, which nobody changes any more; see `save`. The one before it was `collect`ed."""
+        if self._in_flight:
+            raise RuntimeError("a checkpoint is still being written")
+        self._in_flight = self._thread.submit(self._write, state=state, step=step, epoch=epoch, best=best)
+
+    def collect(self, *, wait: bool) -> str:
+        """Why the save in flight failed, if it did; with `wait` after waiting for its end.
+
+        Raises:
+            UserError: the run folder belongs to another process by now.
+        """
+        if not self._in_flight or not (wait or self._in_flight.done()):
+            return ""
+        in_flight, self._in_flight = self._in_flight, None
+        try:
+            in_flight.result()
+        except OSError as error:
+            self.failed += 1
+            return error.strerror or str(error)
+        return ""
+
+    def close(self) -> None:
+        """Wait for the save in flight, whatever comes of it."""
+        self._thread.shutdown(wait=True)
+
+    def _write(self, **job: Any) -> None:
+        try:
+            self.before()
+            if self._owed and not job["best"]:
+                save(self.folder, **self._owed, keep=self.keep)
+            save(self.folder, **job, keep=self.keep)
+        except OSError:
+            self._owed = job if job["best"] else self._owed
+            raise
+        self._owed = None
+
+
+def exists(folder: Path) -> bool:
+    """Whether there is any checkpoint, good or damaged."""
+    return any(folder.glob("*.pt"))
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a save or a removal that was killed left behind."""
+    for partial in folder.glob(".*.partial"):
+        partial.unlink()
+    for note in folder.glob("*.json"):
+        if not note.with_suffix(".pt").exists():
+            note.unlink()
 
 
 def load_newest(folder: Path) -> dict[str, Any] | None:
@@ -68,17 +132,17 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
     Raises:
         UserError: there are checkpoints and all of them are damaged.
     """
-    notes = sorted(folder.glob("step_*.json"), reverse=True)
-    if (folder / "best.json").exists():
-        notes.append(folder / "best.json")
-    for note in notes:
+    paths = sorted(folder.glob("step_*.pt"), reverse=True)
+    if (folder / "best.pt").exists():
+        paths.append(folder / "best.pt")
+    for path in paths:
         try:
-            return load(note.with_suffix(".pt"))
+            return load(path)
         except UserError as error:
             logger.warning("%s", error)
-    if notes:
+    if paths:
         raise UserError(
-            f"all {len(notes)} checkpoints in {folder} are damaged; restore one from a backup, "
+            f"all {len(paths)} checkpoints in {folder} are damaged; restore one from a backup, "
             "or start in another --run.dir."
         )
     return None
@@ -95,7 +159,10 @@ def load(path: Path) -> dict[str, Any]:
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != note["sha256"]:
             raise ValueError("its sha256 is not that of its .json")
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError("it does not hold a dictionary")
+        return state
     except Exception as error:  # whatever a damaged file makes json, pickle or torch raise
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"checkpoint {path} is damaged ({reason}); an earlier one is needed.") from error

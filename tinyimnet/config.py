@@ -25,6 +25,8 @@ class RunConfig:
     """Optimizer steps between two checkpoints; each evaluation saves one as well."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept beside best.pt."""
+    stop_before_end: int = 120
+    """Seconds before the end of a Slurm job (SLURM_JOB_END_TIME) at which the run saves and stops."""
 
 
 @dataclass(frozen=True)
@@ -172,9 +174,11 @@ KEYS = tuple(
     for section, kind in Config.__dataclass_fields__.items()
     for key in kind.default_factory.__dataclass_fields__  # type: ignore[union-attr, misc]
 )
-# Keys that a resumed run may change: they decide where things lie and what is reported, never the weights.
-MAY_CHANGE = ("run.log_every", "run.save_every", "run.keep_checkpoints", "run.dir", "data.root", "train.timeout",
-              "tracking.")  # fmt: skip
+# Keys that a resumed run may change besides an extended train.epochs: where things lie, what is reported, how long to wait.
+MAY_CHANGE = ("run.log_every", "run.eval_every", "run.save_every", "run.keep_checkpoints", "run.stop_before_end",
+              "run.dir", "data.root", "train.timeout", "tracking.",
+              # How a process cuts its share into passes belongs to the machine, as the number of processes does.
+              "train.device_batch_size")  # fmt: skip
 
 
 def check(config: Config) -> None:
@@ -188,6 +192,7 @@ def check(config: Config) -> None:
         ("run.eval_every", run.eval_every >= 1, "1 or more"),
         ("run.save_every", run.save_every >= 1, "1 or more"),
         ("run.keep_checkpoints", run.keep_checkpoints >= 1, "1 or more"),
+        ("run.stop_before_end", run.stop_before_end >= 0, "0 seconds or more"),
         ("model.widths", bool(model.widths) and min(model.widths) >= 1, "one positive number for each stage"),
         ("model.depths", len(model.depths) == len(model.widths) and min(model.depths) >= 1,
          f"one positive number for each of the {len(model.widths)} stages in model.widths"),
@@ -248,7 +253,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in sorted({*before, *after})
-        if before.get(key) != after.get(key) and not key.startswith(MAY_CHANGE)
+        if before.get(key) != after.get(key)
+        and not key.startswith(MAY_CHANGE)
+        and not (key == "train.epochs" and before.get(key, 0) < after[key])
     ]
 
 

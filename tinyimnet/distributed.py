@@ -5,25 +5,38 @@ independent trainings instead of one of N processes; `check_world` refuses that.
 """
 
 import gc
+import logging
 import os
 import re
-from collections.abc import MutableMapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from tinyimnet.config import TrainConfig
-from tinyimnet.errors import UserError
+from tinyimnet.errors import LostProcess, UserError
 
+T = TypeVar("T")
+_START = "start the processes with accelerate launch --multi_gpu, torchrun or srun, or unset RANK."
 PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 def map_environment(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Give the tasks of an `srun` step the variables of torchrun; a launcher that set RANK has done it already."""
-    if "RANK" in environ or "SLURM_STEP_ID" not in environ or int(environ.get("SLURM_NTASKS", "1")) <= 1:
+    """Give the tasks of an `srun` step the variables of torchrun; a launcher that set RANK has done it already.
+
+    Raises:
+        UserError: a variable is missing or has no possible value.
+    """
+    if "RANK" in environ:
+        check_variables(environ)
+        return
+    if "SLURM_STEP_ID" not in environ or int(environ.get("SLURM_NTASKS", "1")) <= 1:
         return
     nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", "")
     tasks = environ.get("SLURM_STEP_TASKS_PER_NODE", "1")
@@ -35,6 +48,28 @@ def map_environment(environ: MutableMapping[str, str] = os.environ) -> None:
     # Below the ephemeral ports (from 32768), another one for each job and for each requeue of it.
     job = int(environ["SLURM_JOB_ID"]) + int(environ.get("SLURM_RESTART_COUNT", "0"))
     environ.setdefault("MASTER_PORT", str(10000 + job % 20000))
+
+
+def check_variables(environ: Mapping[str, str]) -> None:
+    """Refuse a half-set env:// environment, which would wait for ever or train alone."""
+    numbers = {}
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"):
+        value = environ.get(name, "0" if environ.get("WORLD_SIZE") == "1" else "")
+        if not value.isdigit():
+            raise UserError(
+                f"{name} is {value!r} and must be a number where RANK is set; {_START}", every_rank=True
+            )
+        numbers[name] = int(value)
+    if not numbers["RANK"] < numbers["WORLD_SIZE"] or numbers["MASTER_PORT"] > 65535:
+        raise UserError(
+            f"RANK is {environ['RANK']}, WORLD_SIZE {environ['WORLD_SIZE']} and MASTER_PORT "
+            f"{environ.get('MASTER_PORT')}, which is impossible; {_START}",
+            every_rank=True,
+        )
+    if numbers["WORLD_SIZE"] > 1 and not environ.get("MASTER_ADDR"):
+        raise UserError(
+            f"MASTER_ADDR is not set and WORLD_SIZE is {environ['WORLD_SIZE']}; {_START}", every_rank=True
+        )
 
 
 def first_host(nodelist: str) -> str:
@@ -117,6 +152,57 @@ def start(config: TrainConfig) -> Accelerator:
         raise UserError(f"the process group could not form: {reason}", every_rank=True) from error
     check_world(accelerator.num_processes, os.environ)
     return accelerator
+
+
+def from_main(accelerator: Accelerator, make: Callable[[], T]) -> T:
+    """What `make` gives on rank 0, on every rank; all of them call it.
+
+    A file that ranks read for themselves can differ between nodes for as long as a network file system caches it.
+
+    Raises:
+        UserError: `make` raised it on rank 0; then on every rank.
+    """
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome = [make(), None]
+        except UserError as error:
+            outcome = [None, error]
+    if accelerator.num_processes > 1:
+        torch.distributed.broadcast_object_list(outcome, device=accelerator.device)
+    if outcome[1]:
+        raise outcome[1]
+    return outcome[0]
+
+
+@contextmanager
+def lost_processes_named() -> Iterator[None]:
+    """Tell an error of this process from one that only says that another process is gone.
+
+    Raises:
+        LostProcess: a collective operation failed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        # gloo raises plain RuntimeErrors with its file and line in front.
+        if not isinstance(error, torch.distributed.DistError) and "gloo" not in reason:
+            raise
+        raise LostProcess(
+            f"another process of the group is gone or stuck ({reason[:200]}); "
+            "the one that failed first says why, in its file in logs/ or above."
+        ) from error
+
+
+def leave(exit_code: int) -> NoReturn:
+    """End this process; where an error left the group open, at once: its threads would hang or abort a normal exit."""
+    if torch.distributed.is_initialized():
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+    sys.exit(exit_code)
 
 
 def check_launcher(environ: MutableMapping[str, str]) -> None:

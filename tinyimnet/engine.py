@@ -4,7 +4,7 @@ A step: learning rate -> gather and augment -> forward under autocast -> backwar
 in it waits for the device; the host reads a number back only where a line is logged.
 """
 
-import json
+import logging
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,24 +15,29 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from tinyimnet import batches, checkpoint, export, optim
+from tinyimnet.checkpoint import Saver
 from tinyimnet.config import Config
 from tinyimnet.console import Progress
 from tinyimnet.data import Dataset
+from tinyimnet.distributed import from_main
 from tinyimnet.ema import Ema
 from tinyimnet.errors import UserError
-from tinyimnet.evaluation import Evaluator, float_buffers, unflatten
+from tinyimnet.evaluation import Evaluator
 from tinyimnet.model import build_model, count_parameters
 from tinyimnet.preemption import StopRequest
+from tinyimnet.runfolder import writable
+from tinyimnet.state import TrainState
 from tinyimnet.tracking import Tracker
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer:
     """One run on this process, from its newest checkpoint to its last step.
 
     Attributes:
-        step: optimizer steps done.
+        state: what a checkpoint holds: weights, optimizer, tallies, step.
         total_steps: optimizer steps of the whole run.
-        best_top1: best val/ema_top1 so far, in percent.
         model: the network as Accelerate wrapped it; `bare` is the same without the wrapper.
         ema: its moving average.
     """
@@ -85,38 +90,49 @@ class Trainer:
         self.model, self.optimizer = accelerator.prepare(
             self.bare, optim.build_optimizer(self.bare, config.optim)
         )
-
-        self.statistics = float_buffers(self.bare)
-        self.kept_statistics = [statistic.clone() for statistic in self.statistics]
         self.about = export.description(config, dataset)
-        self.step, self.best_top1 = 0, -1.0
-        # On the device, read where a line is logged: loss summed since the last line, its steps, gradient norm,
-        # non-finite steps in a row and in all.
-        self.loss_sum, self.loss_steps, self.grad_norm, self.bad_in_a_row, self.bad_steps = self.tallies = (
-            list(torch.zeros(5, device=device).unbind())
-        )
+        self.state = TrainState(accelerator, self.bare, self.ema, self.optimizer, self.about)
+        self.kept_statistics = [statistic.clone() for statistic in self.state.statistics]
+        self.settle_gradient_order()
         self.progress = Progress(self.total_steps, self.steps_per_epoch, enabled=accelerator.is_main_process)
-        self.timed_from, self.timed_images = time.perf_counter(), 0
+        self.timed_from, self.timed_images, self.save_seconds = time.perf_counter(), 0, 0.0
+
+    def settle_gradient_order(self) -> None:
+        """Let DDP find the order in which gradients arrive, before the first step of each life of the run.
+
+        DDP lays its buckets out anew after the first backward pass, and a sum over three or more ranks is rounded
+        differently in another place of a bucket: without this a resumed run differed by 1e-7 on four processes.
+        """
+        if self.accelerator.num_processes == 1:
+            return
+        images, targets = self.batches.load(self.batches.draw(0), self.micro_batches[0], 0)
+        for _ in range(2):  # the layout changes at the start of the second forward pass
+            self.accelerator.backward(F.cross_entropy(self.model(images), targets))
+        self.optimizer.zero_grad()
+        torch._foreach_copy_(self.state.statistics, self.kept_statistics)
 
     # ---- the loop -------------------------------------------------------------------------------------------
 
-    def fit(self, tracker: Tracker) -> str:
+    def fit(self, tracker: Tracker, saver: Saver) -> str:
         """Train to the last step; returns why it stopped earlier, after a save, or an empty string.
 
         Raises:
-            UserError: all checkpoints damaged, or too many non-finite steps in a row.
+            UserError: all checkpoints damaged, the last one could not be written, too many non-finite steps in a row,
+                or the run folder was taken over by another process.
         """
-        self.tracker = tracker
+        self.tracker, self.saver = tracker, saver
         self.resume()
+        reason = ""
         with self.progress:
             self.restart_clock()
-            while self.step < self.total_steps:
+            while self.step < self.total_steps and not reason:
                 if reason := self.stop.agreed(self.accelerator):
                     self.save(best=False)
-                    return reason
-                self.train_step()
-                self.at_boundary()
-        return ""
+                else:
+                    self.train_step()
+                    self.at_boundary()
+        self.wait_for_the_last_save()
+        return reason
 
     def train_step(self) -> None:
         """One optimizer step over the global batch."""
@@ -124,7 +140,7 @@ class Trainer:
             group["lr"] = self.lr
         drawn = self.batches.draw(self.step)
         self.model.train()
-        torch._foreach_copy_(self.kept_statistics, self.statistics)
+        torch._foreach_copy_(self.kept_statistics, self.state.statistics)
         loss = self.backward(drawn)
         grad_norm = self.accelerator.clip_grad_norm_(
             self.bare.parameters(), self.config.optim.clip_grad_norm or float("inf")
@@ -132,7 +148,7 @@ class Trainer:
         self.step_unless_bad(loss, grad_norm)
         self.optimizer.zero_grad()
         self.ema.update(self.bare, optim.ema_decay_at(self.step, self.config.optim.ema_decay))
-        self.step += 1
+        self.state.step += 1
         self.timed_images += self.config.train.global_batch_size
 
     def backward(self, drawn: batches.Draw) -> Tensor:
@@ -140,9 +156,7 @@ class Trainer:
         total, passes = torch.zeros((), device=self.accelerator.device), len(self.micro_batches)
         for i, rows in enumerate(self.micro_batches):
             images, targets = self.batches.load(drawn, rows, self.step)
-            torch.manual_seed(
-                batches.model_seed(self.config.run.seed, self.step, self.accelerator.process_index, i)
-            )
+            torch.manual_seed(batches.model_seed(self.config.run.seed, self.step, rows.start))
             # DDP averages gradients over ranks in the last pass only.
             with self.accelerator.no_sync(self.model) if i + 1 < passes else nullcontext():
                 loss = F.cross_entropy(self.model(images), targets) / passes
@@ -155,17 +169,17 @@ class Trainer:
 
         BatchNorm's running statistics have seen the bad batch by then and go back to what they were.
         """
-        bad = (~torch.isfinite(grad_norm)).float()
-        for statistic, kept in zip(self.statistics, self.kept_statistics, strict=True):
+        bad, state = (~torch.isfinite(grad_norm)).float(), self.state
+        for statistic, kept in zip(state.statistics, self.kept_statistics, strict=True):
             torch.where(bad == 0, statistic, kept, out=statistic)
         self.optimizer.optimizer.found_inf = bad  # under fp16 the GradScaler puts its own in this place
         self.optimizer.optimizer.grad_scale = None
         self.optimizer.step()
-        self.loss_sum += torch.where(bad == 0, loss, 0)
-        self.loss_steps += 1 - bad
-        self.grad_norm.copy_(grad_norm)
-        self.bad_in_a_row.add_(1).mul_(bad)
-        self.bad_steps += bad
+        state.loss_sum += torch.where(bad == 0, loss, 0)
+        state.loss_steps += 1 - bad
+        state.grad_norm.copy_(grad_norm)
+        state.bad_in_a_row.add_(1).mul_(bad)
+        state.bad_steps += bad
 
     def at_boundary(self) -> None:
         """What is due after a step: a log line, an evaluation, a checkpoint."""
@@ -178,11 +192,12 @@ class Trainer:
         best = False
         if evaluate_now:
             metrics |= self.validate()
-            best = metrics["val/ema_top1"] > self.best_top1
-            self.best_top1 = max(self.best_top1, metrics["val/ema_top1"])
+            best = metrics["val/ema_top1"] > self.state.best_top1
+            self.state.best_top1 = max(self.state.best_top1, metrics["val/ema_top1"])
         if metrics:
             self.tracker.log(self.step, metrics)
             self.progress.update(self.step, metrics)
+        self.report_failed_save(wait=False)
         if evaluate_now or self.step % self.config.run.save_every == 0:
             self.save(best=best)
         if evaluate_now:
@@ -199,10 +214,15 @@ class Trainer:
             "steps": self.step,
             "epochs": self.config.train.epochs,
             "val/ema_top1_flip": flipped["val/ema_top1"],
-            "best_ema_top1": self.best_top1,
+            "best_ema_top1": self.state.best_top1,
         }
 
     # ---- numbers --------------------------------------------------------------------------------------------
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.state.step
 
     @property
     def lr(self) -> float:
@@ -212,13 +232,17 @@ class Trainer:
     def train_metrics(self) -> dict[str, float]:
         """Means since the last log line; the one place where the training waits for the device."""
         loss_sum, loss_steps, grad_norm, bad_in_a_row, bad_steps = self.accelerator.reduce(
-            torch.stack(self.tallies), "mean"
+            torch.stack(self.state.tallies), "mean"
         ).tolist()
-        seconds = time.perf_counter() - self.timed_from
-        rate = self.timed_images / seconds
+        speed = {
+            "perf/images_per_s": self.timed_images / (time.perf_counter() - self.timed_from),
+            "perf/save_s": self.save_seconds,
+            "perf/failed_saves": self.saver.failed,
+        }
         self.restart_clock()
-        self.loss_sum.zero_()
-        self.loss_steps.zero_()
+        self.save_seconds = 0.0
+        self.state.loss_sum.zero_()
+        self.state.loss_steps.zero_()
         if bad_in_a_row >= self.config.train.max_bad_steps:
             raise UserError(
                 f"the gradient was not finite in {bad_in_a_row:.0f} steps in a row up to step {self.step} "
@@ -231,7 +255,7 @@ class Trainer:
             "train/lr": optim.lr_at(self.step - 1, self.config.optim, self.total_steps, self.steps_per_epoch),
             "train/grad_norm": grad_norm,
             "train/bad_steps": bad_steps,
-            "perf/images_per_s": rate,
+            **speed,
         }
 
     def restart_clock(self) -> None:
@@ -244,60 +268,40 @@ class Trainer:
 
     # ---- checkpoints ----------------------------------------------------------------------------------------
 
-    def rank_tensors(self) -> dict[str, list[Tensor]]:
-        """What differs between ranks: BatchNorm statistics, those of the average, and the tallies."""
-        return {
-            "model": self.statistics,
-            "ema": float_buffers(self.ema.module),
-            "tallies": self.tallies,
-        }
-
     def save(self, *, best: bool) -> None:
-        """Write a checkpoint; all ranks call it, rank 0 writes."""
-        by_rank = {
-            name: self.accelerator.gather(torch.cat([t.flatten() for t in tensors])[None]).cpu()
-            for name, tensors in self.rank_tensors().items()
-        }
+        """Start to write a checkpoint, after the one before it is written; all ranks call it, rank 0 writes."""
+        started = time.perf_counter()
+        snapshot = self.state.snapshot()
         if self.accelerator.is_main_process:
-            scaler = self.accelerator.scaler
-            state = {
-                "step": self.step,
-                "best_top1": self.best_top1,
-                "model": self.bare.state_dict(),
-                "ema": self.ema.module.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": scaler.state_dict() if scaler else None,
-                "about": json.dumps(self.about),
-                "by_rank": by_rank,
-            }
-            self.tracker.flush()
-            checkpoint.save(
-                self.run_dir / "checkpoints",
-                state,
-                step=self.step,
-                epoch=self.step // self.steps_per_epoch,
-                keep=self.config.run.keep_checkpoints,
-                best=best,
+            self.report_failed_save(wait=True)
+            self.saver.submit(snapshot, step=self.step, epoch=self.step // self.steps_per_epoch, best=best)
+        self.save_seconds += time.perf_counter() - started
+
+    def report_failed_save(self, *, wait: bool) -> str:
+        """Say so where the save in flight failed, and why; the next one is the next try."""
+        if reason := self.saver.collect(wait=wait):
+            self.tracker.alert(
+                "Checkpoint not written",
+                f"{reason}; the run goes on, the earlier checkpoints are intact and the next save tries again",
+            )
+        return reason
+
+    def wait_for_the_last_save(self) -> None:
+        """Wait until the last checkpoint is on disk, after a second try where that failed."""
+        if self.report_failed_save(wait=True):
+            self.save(best=False)
+        if reason := self.saver.collect(wait=True):
+            raise UserError(
+                f"the checkpoint of step {self.step} could not be written to {self.run_dir} ({reason}); "
+                "mend that and give the same command again: it goes on from the checkpoint before it."
             )
 
     def resume(self) -> None:
-        """Go on from the newest good checkpoint, if there is one.
-
-        Written by another number of ranks, its per-rank statistics are averaged: equal up to the order of additions.
-        """
-        state = checkpoint.load_newest(self.run_dir / "checkpoints")
-        if state is None:
-            self.tracker.rewind(0)
-            return
-        self.step, self.best_top1 = state["step"], state["best_top1"]
-        self.bare.load_state_dict(state["model"])
-        self.ema.module.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.accelerator.scaler:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        for name, tensors in self.rank_tensors().items():
-            by_rank = state["by_rank"][name]
-            same_world = len(by_rank) == self.accelerator.num_processes
-            unflatten(by_rank[self.accelerator.process_index] if same_world else by_rank.mean(0), tensors)
-        self.tracker.rewind(self.step)
-        self.progress.resumed(self.step)
+        """Go on from the newest good checkpoint, if there is one; every rank from the one that rank 0 read."""
+        saved = from_main(self.accelerator, lambda: checkpoint.load_newest(self.run_dir / "checkpoints"))
+        if saved is not None:
+            self.state.restore(saved)
+            self.progress.resumed(self.step)
+        with writable(self.run_dir):
+            self.tracker.rewind(self.step)
+        logger.info("from step %d of %d", self.step, self.total_steps)

@@ -1,8 +1,11 @@
 """The one kind of error a user can cause and mend: a single sentence, exit code 2."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
 
 
 class UserError(Exception):
@@ -18,17 +21,28 @@ class UserError(Exception):
         self.every_rank = every_rank
 
 
+class LostProcess(Exception):
+    """Another process of the group is gone or stuck; the one that failed first knows why."""
+
+
 def run(main: Callable[[list[str]], int], argv: list[str]) -> int:
     """Call `main(argv)` and return its exit code; a UserError becomes one sentence and 2 (`--debug`: a traceback)."""
     debug = "--debug" in argv
     argv = [arg for arg in argv if arg != "--debug"]
+    rank = os.environ.get("RANK") or "0"
     try:
         return main(argv)
     except UserError as error:
         if debug:
             raise
-        rank = int(os.environ.get("RANK") or 0)
-        if rank == 0 or error.every_rank:
+        logger.info("ended by an error: %s", error)  # for the log of the rank; below is for the person
+        if rank == "0" or error.every_rank:
             where = f" (rank {rank})" if error.every_rank else ""
             print(f"error{where}: {error}", file=sys.stderr, flush=True)
         return 2
+    except LostProcess as error:
+        logger.error("rank %s: %s", rank, error)
+        return 1
+    except Exception:
+        logger.exception("rank %s failed", rank)
+        return 1

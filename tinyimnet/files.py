@@ -2,17 +2,27 @@
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, sync it, rename it, sync the folder."""
+    """Write a file under a temporary name, sync it, rename it, sync the folder.
+
+    Raises:
+        OSError: it could not be written; what was there before is there still.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        with suppress(OSError):  # a read-only file system; on a full one this gives the space back
+            partial.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 

@@ -1,4 +1,4 @@
-"""Requests to stop: a signal, a STOP file, a launcher that died. They set a flag; all ranks act on it together.
+"""Requests to stop: a signal, a STOP file, the end of the job, a launcher that died. They set a flag; all ranks act on it together.
 
 Nothing is saved inside a signal handler. The loop asks `agreed` at every step boundary, and a stop is one save.
 """
@@ -6,6 +6,7 @@ Nothing is saved inside a signal handler. The loop asks `agreed` at every step b
 import os
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,7 +14,13 @@ from accelerate import Accelerator
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 # Above every signal number: the reason travels between ranks as one number.
-_STOP_FILE, _LAUNCHER_GONE = 101, 102
+_STOP_FILE, _LAUNCHER_GONE, _DEADLINE = 101, 102, 103
+
+
+def job_deadline(seconds_before: float, environ: Mapping[str, str] = os.environ) -> float:
+    """Unix time at which a run in this Slurm job has to stop; infinite outside one (Slurm tells since 23.02)."""
+    end = environ.get("SLURM_JOB_END_TIME")
+    return float(end) - seconds_before if end else float("inf")
 
 
 class StopRequest:
@@ -21,10 +28,11 @@ class StopRequest:
 
     Args:
         run_dir: a file STOP in it is a request.
+        deadline: Unix time of the last request.
     """
 
-    def __init__(self, run_dir: Path):
-        self.stop_file = run_dir / "STOP"
+    def __init__(self, run_dir: Path, deadline: float = float("inf")):
+        self.stop_file, self.deadline = run_dir / "STOP", deadline
         self.code = 0
         self._parent = os.getppid()
         self._first_interrupt = float("inf")
@@ -40,7 +48,9 @@ class StopRequest:
         now = time.monotonic()
         # Ctrl-C reaches a worker twice within milliseconds, from the terminal and from torchrun's agent.
         if number == signal.SIGINT and now - self._first_interrupt > 1:
-            raise KeyboardInterrupt
+            # No exception: on its way out it would wait for a save and for W&B.
+            os.write(2, b"second Ctrl-C: leaving without a save\n")
+            os._exit(128 + number)
         if number == signal.SIGINT:
             self._first_interrupt = min(self._first_interrupt, now)
         self.code = self.code or number
@@ -67,10 +77,11 @@ class StopRequest:
 
     def _look(self) -> None:
         """Look for the STOP file once a second: each look is a round trip on a network file system."""
-        if (
-            os.getppid() != self._parent
-        ):  # a launcher that is killed leaves its worker behind, to train for ever
+        # A launcher that is killed leaves its worker behind, to train for ever.
+        if os.getppid() != self._parent:
             self.code = self.code or _LAUNCHER_GONE
+        if time.time() > self.deadline:
+            self.code = self.code or _DEADLINE
         if time.monotonic() - self._last_look > 1:
             self._last_look = time.monotonic()
             if self.stop_file.exists():
@@ -85,4 +96,6 @@ def describe(code: int) -> str:
         return "a STOP file in the run folder"
     if code == _LAUNCHER_GONE:
         return "the end of the launcher"
+    if code == _DEADLINE:
+        return "the end of the job's time"
     return signal.Signals(code).name

@@ -7,16 +7,19 @@ import argparse
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 
 import numpy as np
 
-from tinyimnet import arrays, download, official
+from tinyimnet import arrays, data, download, official
+from tinyimnet.config import DataConfig
 from tinyimnet.errors import UserError
 from tinyimnet.prepared import check_vacant
 
 ARCHIVE = "tiny-imagenet-200.zip"
+PATIENCE = 3600  # seconds that other processes wait for rank 0 to download and decode
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,6 +94,23 @@ def prepare_missing(out: Path, source: str) -> dict:
         print(f"drawing the embedded data set: {out}", file=sys.stderr, flush=True)
         return prepare_synthetic(out)
     return official.prepare_official(download.fetch(out.parent / ARCHIVE), out)
+
+
+def ready_dataset(settings: DataConfig, is_main: bool) -> data.Dataset:
+    """Open the data set; where it is not prepared yet, rank 0 makes it first and the others wait."""
+    root = Path(settings.root)
+    if is_main and not data.is_prepared(root):
+        prepare_missing(root, settings.source)
+    deadline = time.monotonic() + PATIENCE
+    while not data.is_prepared(root):
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"data.root {root} did not appear on this node within {PATIENCE} s; "
+                "put it on a shared file system or prepare it on every node.",
+                every_rank=True,
+            )
+        time.sleep(1)
+    return data.open_dataset(root, verify=is_main)
 
 
 def read_images(path: Path) -> tuple[list[str], np.ndarray]:

@@ -2,19 +2,29 @@
 
 config.yaml      resolved configuration          metrics.jsonl   one line for each logged step
 checkpoints/     newest k and best                final.safetensors, curves.png, DONE   at the end
+logs/            one for each rank                LOCK            held by the process that writes here
 STOP             put there by a user or a job script: save and exit
 REQUEUE          left there by a run that was stopped and can go on
 """
 
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import yaml
 
+from tinyimnet import checkpoint
 from tinyimnet import config as configuration
 from tinyimnet.config import Config
 from tinyimnet.errors import UserError
 from tinyimnet.files import write_atomically
+from tinyimnet.lock import RunLock
+
+logger = logging.getLogger(__name__)
 
 
 def find_run(config: Config) -> Path:
@@ -26,7 +36,7 @@ def find_run(config: Config) -> Path:
         UserError: the folder holds a run with another configuration.
     """
     run_dir = Path(config.run.dir).absolute()
-    if is_done(run_dir) or any((run_dir / "checkpoints").glob("*.json")):
+    if (run_dir / "DONE").exists() or checkpoint.exists(run_dir / "checkpoints"):
         changed = configuration.differences(read_config(run_dir), asdict(config))
         if changed:
             raise UserError(
@@ -36,21 +46,60 @@ def find_run(config: Config) -> Path:
     return run_dir
 
 
-def open_run(run_dir: Path, config: Config) -> None:
-    """Create the folder where it is missing and clear the markers of the last stop; call it on rank 0.
+def open_run(run_dir: Path, config: Config, lock: RunLock) -> None:
+    """Lock the folder, make it where it is missing and clear the markers of the last stop; call it on rank 0.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, is in use, or another configuration got there first.
     """
-    try:
+    with writable(run_dir):
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (run_dir / "logs").mkdir(exist_ok=True)
+        lock.acquire()
+        find_run(config)  # again: until now another process may have been here
+        _check_extension(run_dir, config)
+        checkpoint.sweep(run_dir / "checkpoints")
         write_atomically(run_dir / "config.yaml", configuration.dump(config).encode())
-        (run_dir / "STOP").unlink(missing_ok=True)
-        (run_dir / "REQUEUE").unlink(missing_ok=True)
+        for marker in ("STOP", "REQUEUE", "DONE"):
+            (run_dir / marker).unlink(missing_ok=True)
+
+
+@contextmanager
+def writable(run_dir: Path) -> Iterator[None]:
+    """Turn an OSError into the sentence that the run folder cannot be written."""
+    try:
+        yield
     except OSError as error:
         raise UserError(
-            f"run.dir {config.run.dir} cannot be written ({error.strerror}); choose another."
-        ) from None
+            f"run.dir {run_dir} cannot be written ({error.strerror}); mend that and give the same command again, "
+            "or choose another --run.dir."
+        ) from error
+
+
+def _check_extension(run_dir: Path, config: Config) -> None:
+    if not checkpoint.exists(run_dir / "checkpoints"):
+        if (run_dir / "DONE").exists():
+            raise UserError(
+                f"run.dir {config.run.dir} is finished and has no checkpoint from which a longer run could go on; "
+                "choose another --run.dir."
+            )
+        return
+    before = read_config(run_dir)["train"]["epochs"]
+    if before != config.train.epochs:
+        logger.warning(
+            "train.epochs is extended from %d to %d: from here on the learning rate, augment.mix_until and the "
+            "resolution follow the longer schedule, so the result is not that of a run of %d epochs.",
+            before, config.train.epochs, config.train.epochs,
+        )  # fmt: skip
+
+
+def log_to(run_dir: Path, rank: int, world_size: int) -> None:
+    """Write the log of this process to logs/rank_<r>.log as well: where it ran, and why it ended."""
+    handler = logging.FileHandler(run_dir / "logs" / f"rank_{rank}.log", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger("tinyimnet").addHandler(handler)
+    logging.getLogger("tinyimnet").setLevel(logging.INFO)
+    logger.info("rank %d of %d is process %d on %s", rank, world_size, os.getpid(), socket.gethostname())
 
 
 def read_config(run_dir: Path) -> dict:
@@ -68,9 +117,9 @@ def read_config(run_dir: Path) -> dict:
         raise UserError(f"{file} is damaged ({reason}); restore it, or choose another --run.dir.") from None
 
 
-def is_done(run_dir: Path) -> bool:
-    """Whether the run reached its last step and exported its weights."""
-    return (run_dir / "DONE").exists()
+def is_done(run_dir: Path, config: Config) -> bool:
+    """Whether the run reached the last step of this configuration and exported its weights."""
+    return (run_dir / "DONE").exists() and read_config(run_dir)["train"]["epochs"] == config.train.epochs
 
 
 def mark(run_dir: Path, name: str, content: str = "") -> None:

@@ -9,8 +9,11 @@ import netrc
 import os
 import secrets
 import subprocess
+import threading
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from tinyimnet.config import TrackingConfig
 from tinyimnet.files import write_atomically
@@ -34,10 +37,16 @@ class Tracker:
         self.enabled = enabled
         self._wandb = _start_wandb(run_dir, config, facts) if enabled else None
         self._in_wandb = 0.0
-        self._lines: TextIO | None = None
+        self._lines: FileIO | None = None
+        self._unwritten = b""
+        self._writing = threading.Lock()  # the thread that saves checkpoints calls `sync`
 
     def rewind(self, step: int) -> None:
-        """Drop what was logged after `step`: a resumed run replays those steps, with the same values."""
+        """Drop what was logged after `step`: a resumed run replays those steps, with the same values.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         if not self.enabled:
             return
         lines = read_metrics(self.file)
@@ -45,39 +54,58 @@ class Tracker:
         self._in_wandb = max((line[STEP] for line in lines), default=0)
         kept = [json.dumps(line) + "\n" for line in lines if line[STEP] <= step]
         write_atomically(self.file, "".join(kept).encode())
-        self._lines = self.file.open("a")
+        self._lines = self.file.open("ab", buffering=0)
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Record values under a global step; calls come in the order of the steps."""
+        """Record values under a global step; calls come in the order of the steps.
+
+        What a full disk does not take is kept and written with a later line.
+        """
         if not self._lines:
             return
         line = {STEP: step, **values}
-        self._lines.write(json.dumps(line) + "\n")
-        self._lines.flush()
+        with self._writing:
+            self._unwritten += json.dumps(line).encode() + b"\n"
+        with suppress(OSError):  # the next checkpoint fails on it too, which is reported
+            self._write()
         if self._wandb and step > self._in_wandb:
-            try:
-                self._wandb.log(line)
-            except Exception as error:  # OSError from a killed wandb-core, wandb.Error and more
-                self._give_up(error)
+            self._call_wandb("log", line)
 
-    def flush(self) -> None:
-        """Put the lines on disk, before a checkpoint that they belong to."""
+    def sync(self) -> None:
+        """Put the lines on disk, before a checkpoint that they belong to; safe in another thread.
+
+        Raises:
+            OSError: they are not on disk.
+        """
         if self._lines:
+            self._write()
             os.fsync(self._lines.fileno())
+
+    def alert(self, title: str, text: str) -> None:
+        """Send a W&B alert, at most one of a title in five minutes; the log has it in any case."""
+        logger.warning("%s: %s", title, text)
+        self._call_wandb("alert", title=title, text=text, level="WARN", wait_duration=300)
 
     def close(self, exit_code: int) -> None:
         """End the W&B run (it waits for the upload at most a minute) and close the file."""
         if self._lines:
             self._lines.close()
-        if self._wandb:
-            try:
-                self._wandb.finish(exit_code=exit_code)
-            except Exception as error:
-                self._give_up(error)
+        self._call_wandb("finish", exit_code=exit_code)
 
-    def _give_up(self, error: Exception) -> None:
-        logger.warning("W&B stopped (%s); metrics go on in %s.", " ".join(str(error).split()), self.file)
-        self._wandb = None
+    def _write(self) -> None:
+        with self._writing:
+            while self._unwritten and self._lines:
+                written = self._lines.write(self._unwritten)
+                self._unwritten = self._unwritten[written:]
+
+    def _call_wandb(self, method: str, *arguments: Any, **options: Any) -> None:
+        if not self._wandb:
+            return
+        try:
+            getattr(self._wandb, method)(*arguments, **options)
+        except Exception as error:  # OSError from a killed wandb-core, wandb.Error and more
+            logger.warning("W&B stopped (%s); metrics go on in %s.", " ".join(str(error).split()), self.file)
+            self._wandb = None
 
 
 def read_metrics(file: Path) -> list[dict[str, float]]:

@@ -1,0 +1,102 @@
+"""Everything that a checkpoint holds, and nothing else does: a run goes on from it bit for bit."""
+
+import json
+from copy import deepcopy
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor, nn
+
+from tinyimnet.ema import Ema
+from tinyimnet.errors import UserError
+from tinyimnet.evaluation import float_buffers, unflatten
+
+
+class TrainState:
+    """Weights, their average, the optimizer, what is counted on the device, and where the run is.
+
+    Args:
+        accelerator: the process group.
+        model: the bare network.
+        ema: its average.
+        optimizer: as Accelerate wrapped it.
+        about: what weights mean (export.description); goes into every checkpoint.
+
+    Attributes:
+        step: optimizer steps done.
+        best_top1: best val/ema_top1 so far, in percent.
+        statistics: BatchNorm's running means and variances, those of this rank.
+        loss_sum, loss_steps: loss summed since the last log line, and its steps; on the device, as all of `tallies`.
+        grad_norm: of the last step.
+        bad_in_a_row, bad_steps: steps with a non-finite gradient: the last ones in a row, and all.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        ema: Ema,
+        optimizer: AcceleratedOptimizer,
+        about: dict,
+    ):
+        self.accelerator, self.model, self.ema, self.optimizer = accelerator, model, ema, optimizer
+        self.about = about
+        self.step, self.best_top1 = 0, -1.0
+        self.statistics = float_buffers(model)
+        self.tallies = list(torch.zeros(5, device=accelerator.device).unbind())
+        self.loss_sum, self.loss_steps, self.grad_norm, self.bad_in_a_row, self.bad_steps = self.tallies
+
+    def _of_rank(self) -> dict[str, list[Tensor]]:
+        """What differs between ranks."""
+        return {
+            "model": self.statistics,
+            "ema": float_buffers(self.ema.module),
+            "tallies": self.tallies,
+        }
+
+    def snapshot(self) -> dict[str, Any]:
+        """A copy, where the tensors are, so that the host does not wait for the device; every rank calls it."""
+        by_rank = {
+            name: self.accelerator.gather(torch.cat([t.flatten() for t in tensors])[None])
+            for name, tensors in self._of_rank().items()
+        }
+        scaler = self.accelerator.scaler
+        state = {
+            "step": self.step,
+            "best_top1": self.best_top1,
+            "model": self.model.state_dict(),
+            "ema": self.ema.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler else None,
+            "about": json.dumps(self.about),
+            "by_rank": by_rank,
+        }
+        return deepcopy(state)
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Become what `snapshot` saw.
+
+        Taken by another number of ranks, what differs between ranks is averaged.
+
+        Raises:
+            UserError: it does not fit this network.
+        """
+        try:
+            self.step, self.best_top1 = saved["step"], saved["best_top1"]
+            self.model.load_state_dict(saved["model"])
+            self.ema.module.load_state_dict(saved["ema"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            if self.accelerator.scaler:
+                self.accelerator.scaler.load_state_dict(saved["scaler"])
+            for name, tensors in self._of_rank().items():
+                by_rank = saved["by_rank"][name]
+                same_world = len(by_rank) == self.accelerator.num_processes
+                unflatten(by_rank[self.accelerator.process_index] if same_world else by_rank.mean(0), tensors)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"the checkpoint does not fit this version of the program ({type(error).__name__}: {reason}); "
+                "resume it with the version that wrote it, or start in another --run.dir."
+            ) from error
