@@ -24,7 +24,9 @@ def main(argv: list[str]) -> int:
     settings = commandline.load(argv)
     distributed.map_environment()
     is_main = int(os.environ.get("RANK", "0")) == 0
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    console = logging.StreamHandler()
+    console.setLevel(logging.WARNING)  # what is below goes to the log of the rank alone
+    logging.basicConfig(handlers=[console], format="%(levelname)s: %(message)s")
     run_dir = runfolder.find_run(settings)
     if runfolder.is_done(run_dir, settings):
         if is_main:

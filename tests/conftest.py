@@ -12,6 +12,8 @@ from accelerate.state import AcceleratorState
 from tinyimnet import synthetic
 
 REPO = Path(__file__).resolve().parent.parent
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 # A network and a run that take seconds. 200 training images: 6 steps of 32 an epoch.
 SMALL = {
     "config": "configs/smoke.yaml",

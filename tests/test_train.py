@@ -3,25 +3,19 @@
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import REPO, launch, python
+from conftest import ACCELERATE, REPO, launch, python
 from safetensors.torch import load_file
 
 import train
 from tinyimnet import arrays, commandline, config, errors, prepare, runfolder
 from tinyimnet.lock import RunLock
 from tinyimnet.tracking import STEP, read_metrics
-
-ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
 
 def weights_equal(left: Path, right: Path) -> bool:
@@ -62,58 +56,6 @@ def test_the_same_command_says_that_it_is_finished(finished: Path, arguments) ->
     assert result.returncode == 0
     assert "is finished" in result.stdout
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
-
-
-def start(command: list[str], run: Path, at_step: int) -> subprocess.Popen:
-    """Start a training in a process group of its own and wait until it has logged `at_step`."""
-    process = subprocess.Popen(
-        command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-    deadline = time.monotonic() + 90
-    while not any(line[STEP] >= at_step for line in read_metrics(run / "metrics.jsonl")):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "the training did not get going"
-        time.sleep(0.02)
-    return process
-
-
-LONG = {"train__epochs": 24, "run__log_every": 1}  # long enough to be met while it runs
-
-
-def test_sigterm_saves_and_the_same_command_goes_on_to_the_same_weights(arguments, tmp_path: Path) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    process = start([sys.executable, "train.py", *arguments(**LONG, run__dir=parts)], parts, at_step=7)
-    process.terminate()
-    output = process.communicate(timeout=60)[0]
-    assert process.returncode == 0, output
-    assert "stopped by SIGTERM: saved at step" in output
-    assert (parts / "REQUEUE").exists() and not (parts / "DONE").exists()
-    resumed = python("train.py", *arguments(**LONG, run__dir=parts))
-    assert "resumed at step" in resumed.stdout
-    assert (parts / "DONE").exists() and not (parts / "REQUEUE").exists()
-    by_torchrun = [*TORCHRUN, "--nproc_per_node", "1", "train.py", *arguments(**LONG, run__dir=whole)]
-    assert launch(by_torchrun).returncode == 0
-    assert weights_equal(whole, parts)
-
-
-def test_ctrl_c_under_accelerate_launch_saves(arguments, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    command = [*ACCELERATE, "--num_processes", "1", "train.py", *arguments(**LONG, run__dir=run)]
-    process = start(command, run, at_step=3)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the launcher and to the worker
-    process.communicate(timeout=60)
-    assert (run / "REQUEUE").exists()
-    assert list((run / "checkpoints").glob("step_*.json"))
-
-
-def test_a_worker_whose_launcher_is_killed_saves_and_ends(arguments, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    command = [*ACCELERATE, "--num_processes", "1", "train.py", *arguments(**LONG, run__dir=run)]
-    process = start(command, run, at_step=3)
-    process.kill()
-    output = process.communicate(timeout=60)[0]  # ends when the worker has closed the pipe
-    assert "stopped by the end of the launcher: saved at step" in output
-    assert (run / "REQUEUE").exists()
 
 
 @pytest.fixture(scope="module")

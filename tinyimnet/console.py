@@ -3,13 +3,37 @@
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
 
 from rich import progress
 from rich.console import Console
 from rich.table import Table
 
+
+class _Output:
+    """sys.stdout, but a full disk behind it or a closed pipe does not end a training."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            sys.stdout.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            sys.stdout.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stdout, name)
+
+
 # In a scheduler's log there is no terminal to ask for its width, and rich would take 80 columns.
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+console = Console(
+    file=_Output(),  # type: ignore[arg-type]
+    highlight=False,
+    soft_wrap=True,
+    width=None if sys.stdout.isatty() else 120,
+)
 
 
 class Progress:

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -136,6 +137,8 @@ def start(config: TrainConfig) -> Accelerator:
     share_cores()
     # The same numbers after a restart: no kernels that add in another order each time (cuDNN's default for some).
     torch.backends.cudnn.deterministic = True
+    # Its replacement would copy rank 0's buffers at the start; torch itself says to stay with it for that.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     try:
         accelerator = Accelerator(
             # Without this, processes on a machine without GPUs form no group and each trains alone.
@@ -189,18 +192,27 @@ def lost_processes_named() -> Iterator[None]:
         # gloo raises plain RuntimeErrors with its file and line in front.
         if not isinstance(error, torch.distributed.DistError) and "gloo" not in reason:
             raise
+        reason = re.sub(r"^\[\S+\] ", "", reason).partition(". ")[0][:200]
         raise LostProcess(
-            f"another process of the group is gone or stuck ({reason[:200]}); "
-            "the one that failed first says why, in its file in logs/ or above."
+            f"another process of the group is gone or stuck ({reason}); the first to fail says why in "
+            "logs/rank_*.log of the run folder, and one that was killed is named by its launcher."
         ) from error
 
 
 def leave(exit_code: int) -> NoReturn:
-    """End this process; where an error left the group open, at once: its threads would hang or abort a normal exit."""
-    if torch.distributed.is_initialized():
-        logging.shutdown()
+    """End this process with this exit code.
+
+    At once where an error left the group open, whose threads would hang or abort a normal exit, or where the output
+    cannot be flushed (a full disk, a closed pipe), which Python would turn into exit code 120.
+    """
+    at_once = torch.distributed.is_initialized()
+    try:
         sys.stdout.flush()
         sys.stderr.flush()
+    except OSError:
+        at_once = True
+    if at_once:
+        logging.shutdown()
         os._exit(exit_code)
     sys.exit(exit_code)
 

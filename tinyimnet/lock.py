@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from tinyimnet.errors import UserError
-from tinyimnet.files import write_atomically
 
 logger = logging.getLogger(__name__)
 BEAT = 5.0  # seconds between two renewals
@@ -60,7 +59,9 @@ class RunLock:
                 json.dump(self._me, file)
         except FileExistsError:
             self._wait_for_a_dead_holder()
-            write_atomically(self.path, json.dumps(self._me).encode())
+            mine = self.path.with_name(f".LOCK.{self._me['token']}")
+            mine.write_text(json.dumps(self._me))
+            os.replace(mine, self.path)
             time.sleep(SETTLE)
         self._held = True
         self.check()

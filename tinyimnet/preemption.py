@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+LOOK = 1.0  # seconds between two looks for a STOP file
 # Above every signal number: the reason travels between ranks as one number.
 _STOP_FILE, _LAUNCHER_GONE, _DEADLINE = 101, 102, 103
 
@@ -82,7 +83,7 @@ class StopRequest:
             self.code = self.code or _LAUNCHER_GONE
         if time.time() > self.deadline:
             self.code = self.code or _DEADLINE
-        if time.monotonic() - self._last_look > 1:
+        if time.monotonic() - self._last_look > LOOK:
             self._last_look = time.monotonic()
             if self.stop_file.exists():
                 self.code = self.code or _STOP_FILE

@@ -1,0 +1,165 @@
+"""A disk that is full or read-only for a while costs no step and no line; what cannot be saved is said."""
+
+import os
+import resource
+import subprocess
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+from lives import assert_same_end, live
+
+from tinyimnet import checkpoint, optim, preemption
+from tinyimnet.tracking import read_metrics
+
+OPTIONS = {"train__epochs": 4, "run__save_every": 3, "run__log_every": 1}  # 24 steps, saves at 3, 6, 9, ...
+
+
+def at_step(step: int, action: Callable[[], None]) -> None:
+    """Do something in the process under test, in the middle of a step."""
+    decay_at = optim.ema_decay_at
+
+    def acting(at: int, decay: float) -> float:
+        if at == step:
+            action()
+        return decay_at(at, decay)
+
+    optim.ema_decay_at = acting
+
+
+def limit_files(size: int) -> None:
+    """Let no file grow beyond `size` bytes: writes then fail as on a full disk (EFBIG)."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def no_space(size: int, start: int, stop: int) -> None:
+    at_step(start, partial(limit_files, size))
+    at_step(stop, partial(limit_files, resource.RLIM_INFINITY))
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory, tiny_data) -> Path:
+    from conftest import small_run
+
+    folder = tmp_path_factory.mktemp("untouched")
+    assert live(small_run(tiny_data, folder / "run", **OPTIONS), folder / "log") == [0]
+    return folder / "run"
+
+
+@pytest.mark.parametrize("size", [20_000, 500], ids=["checkpoints", "metrics and output too"])
+def test_a_run_goes_on_while_nothing_can_be_saved_and_saves_again(
+    size, untouched, arguments, tmp_path: Path
+) -> None:
+    """The weights, the metrics and the best checkpoint, which was due in that time, are those of any other run."""
+    codes = live(arguments(**OPTIONS), tmp_path / "log", before=partial(no_space, size, 4, 13))
+    assert codes == [0], (tmp_path / "log").read_text()
+    assert_same_end(untouched, tmp_path / "run")
+    failed = [line["perf/failed_saves"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert failed[3] == 0 and failed[-1] == 3  # those of steps 6, 9 and 12
+    if size > 500:
+        assert "Checkpoint not written: File too large; the run goes on" in (tmp_path / "log").read_text()
+
+
+def test_asked_to_stop_on_a_full_disk_it_says_that_it_could_not_save(arguments, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert live(arguments(**OPTIONS), tmp_path / "log", before=partial(full_and_stopped, run)) == [2]
+    error = (tmp_path / "log").read_text().splitlines()[-1]
+    assert error.startswith("error: the checkpoint of step ") and "(File too large)" in error
+    assert checkpoint.load_newest(run / "checkpoints")["step"] == 6
+    assert not (run / "REQUEUE").exists()
+
+
+def full_and_stopped(run: Path) -> None:
+    preemption_looks_at_every_step()
+    at_step(7, lambda: (limit_files(20_000), (run / "STOP").touch()))
+
+
+def preemption_looks_at_every_step() -> None:
+    preemption.LOOK = 0
+
+
+def test_a_disk_that_is_full_at_the_end_costs_nothing_but_a_second_start(
+    untouched, arguments, tmp_path: Path
+) -> None:
+    filling = partial(at_step, 20, partial(limit_files, 20_000))
+    assert live(arguments(**OPTIONS), tmp_path / "log", before=filling) == [2]
+    assert "(File too large)" in (tmp_path / "log").read_text().splitlines()[-1]
+    assert not (tmp_path / "run" / "DONE").exists()
+    assert live(arguments(**OPTIONS), tmp_path / "log") == [0]
+    assert_same_end(untouched, tmp_path / "run")
+
+
+def test_an_alert_reaches_wandb(arguments, tmp_path: Path) -> None:
+    codes = live(
+        arguments(**OPTIONS, tracking__wandb="offline"),
+        tmp_path / "log",
+        before=partial(with_wandb, 20_000, 4, 13),
+    )
+    assert codes == [0]
+    (record,) = (tmp_path / "run" / "wandb").rglob("*.wandb")
+    assert b"Checkpoint not written" in record.read_bytes()
+
+
+def with_wandb(size: int, start: int, stop: int) -> None:
+    del os.environ["WANDB_MODE"]
+    no_space(size, start, stop)
+
+
+# ---- a real file system, where this is root -----------------------------------------------------------------------
+
+
+def mount(*arguments: str) -> None:
+    subprocess.run(["mount", *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A file system of 2 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    try:
+        mount("-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder))
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting a tmpfs needs root")
+    yield folder
+    subprocess.run(["umount", "--recursive", "--lazy", str(folder)], check=True)
+
+
+def fill(folder: Path) -> None:
+    with (folder / "filler").open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
+
+
+def full(disk: Path) -> None:
+    at_step(4, partial(fill, disk))
+    at_step(13, (disk / "filler").unlink)
+
+
+def read_only(disk: Path) -> None:
+    folder = str(disk / "run" / "checkpoints")
+
+    def lock() -> None:
+        mount("--bind", folder, folder)
+        mount("-o", "remount,ro,bind", folder)
+
+    at_step(4, lock)
+    at_step(13, lambda: subprocess.run(["umount", folder], check=True))
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "fault, reason", [(full, "No space left on device"), (read_only, "Read-only file system")]
+)
+def test_a_real_disk_that_is_full_or_read_only_for_a_while(
+    fault, reason: str, small_disk: Path, untouched, arguments, tmp_path: Path
+) -> None:
+    run = small_disk / "run"
+    codes = live(arguments(**OPTIONS, run__dir=run), tmp_path / "log", before=partial(fault, small_disk))
+    assert codes == [0], (tmp_path / "log").read_text()
+    assert f"Checkpoint not written: {reason}; the run goes on" in (tmp_path / "log").read_text()
+    assert_same_end(untouched, run)

@@ -1,0 +1,138 @@
+"""One process at a time writes into a run folder; a dead one does not keep others out."""
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from lives import Death, last_step, live, start, wait
+
+from tinyimnet import lock as lock_module
+from tinyimnet.errors import UserError
+from tinyimnet.lock import RunLock
+
+ELSEWHERE = {"token": "t", "host": "gpu07", "pid": 1, "started": "1", "machine": "another boot", "job": "55"}
+
+
+@pytest.fixture(autouse=True)
+def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock_module, "BEAT", 0.1)
+    monkeypatch.setattr(lock_module, "LEASE", 0.6)
+    monkeypatch.setattr(lock_module, "SETTLE", 0.1)
+
+
+def test_a_second_run_in_the_same_folder_is_refused_and_the_first_goes_on(arguments, tmp_path: Path) -> None:
+    first = start(arguments(train__epochs=12), tmp_path / "first")
+    while not last_step(tmp_path / "run"):
+        time.sleep(0.02)
+    assert live(arguments(train__epochs=12), tmp_path / "second") == [2]
+    error = (tmp_path / "second").read_text()
+    assert error.startswith("error: run.dir ") and f"is in use by process {first[0].pid} on " in error
+    assert error.count("\n") == 1
+    assert wait(first) == [0]
+    assert not (tmp_path / "run" / "LOCK").exists()
+
+
+def test_all_ranks_of_a_second_run_leave_with_the_refusal(arguments, tmp_path: Path) -> None:
+    mine = RunLock(tmp_path / "run")
+    mine.path.parent.mkdir()
+    mine.acquire()
+    assert live(arguments(), tmp_path / "log", processes=2) == [2, 2]
+    assert "is in use by process" in (tmp_path / "log").read_text()
+    mine.release()
+
+
+def test_a_process_that_was_killed_keeps_nobody_out(arguments, tmp_path: Path) -> None:
+    assert live(arguments(), tmp_path / "log", death=Death("step", 3)) == [-9]
+    assert (tmp_path / "run" / "LOCK").exists()
+    started = time.monotonic()
+    RunLock(tmp_path / "run").acquire()
+    assert time.monotonic() - started < lock_module.LEASE
+
+
+def test_a_holder_on_another_machine_is_known_by_its_sign_of_life(tmp_path: Path) -> None:
+    (tmp_path / "LOCK").write_text(json.dumps(ELSEWHERE))
+    beating = threading.Timer(0.2, os.utime, [tmp_path / "LOCK"])
+    beating.start()
+    with pytest.raises(UserError, match=r"in use by process 1 on gpu07 \(Slurm job 55\)"):
+        RunLock(tmp_path).acquire()
+    assert json.loads((tmp_path / "LOCK").read_text()) == ELSEWHERE
+
+
+@pytest.mark.parametrize("content", [json.dumps(ELSEWHERE), "", "[1]", "{half"])
+def test_without_a_sign_of_life_the_lock_is_taken_after_the_lease(content: str, tmp_path: Path) -> None:
+    (tmp_path / "LOCK").write_text(content)
+    started = time.monotonic()
+    RunLock(tmp_path).acquire()
+    assert time.monotonic() - started >= lock_module.LEASE
+    assert json.loads((tmp_path / "LOCK").read_text())["pid"] == os.getpid()
+
+
+def test_the_holder_renews_it(tmp_path: Path) -> None:
+    RunLock(tmp_path).acquire()
+    before = (tmp_path / "LOCK").stat().st_mtime_ns
+    time.sleep(5 * lock_module.BEAT)
+    assert (tmp_path / "LOCK").stat().st_mtime_ns > before
+
+
+def test_a_reused_process_id_is_not_the_holder(tmp_path: Path) -> None:
+    mine = RunLock(tmp_path)
+    mine.acquire()
+    holder = json.loads(mine.path.read_text())
+    mine.release()
+    mine.path.write_text(json.dumps({**holder, "started": "1"}))
+    RunLock(tmp_path).acquire()
+
+
+def test_a_holder_that_died_and_was_not_reaped_is_dead(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    mine = RunLock(tmp_path)
+    holder = {**mine._me, "pid": child, "started": (Path(f"/proc/{child}/stat").read_text().split())[21]}
+    mine.path.write_text(json.dumps(holder))
+    mine.acquire()
+    os.waitpid(child, 0)
+
+
+def test_of_several_that_take_over_at_once_one_gets_it(tmp_path: Path) -> None:
+    (tmp_path / "LOCK").write_text(json.dumps({**ELSEWHERE, "machine": lock_module._machine()}))
+    locks = [RunLock(tmp_path) for _ in range(4)]
+    refused: list[UserError] = []
+
+    def acquire(lock: RunLock) -> None:
+        try:
+            lock.acquire()
+        except UserError as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=acquire, args=[lock]) for lock in locks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(refused) == 3
+
+
+def quick_beat() -> None:
+    lock_module.BEAT = 0.1
+
+
+def test_a_run_whose_folder_was_taken_over_stops_and_writes_nothing_more(arguments, tmp_path: Path) -> None:
+    """A suspended job: its lease ran out, another job has the folder, and it wakes up."""
+    run = tmp_path / "run"
+    ranks = start(arguments(train__epochs=500, run__log_every=1000), tmp_path / "log", before=quick_beat)
+    while not last_step(run):
+        time.sleep(0.02)
+    os.kill(ranks[0].pid, signal.SIGSTOP)
+    (run / "LOCK").write_text(json.dumps(ELSEWHERE))
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.pt")}
+    os.kill(ranks[0].pid, signal.SIGCONT)
+    assert wait(ranks) == [2]
+    assert "now belongs to process 1 on gpu07 (Slurm job 55)" in (tmp_path / "log").read_text()
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*.pt")} == before
+    assert json.loads((run / "LOCK").read_text()) == ELSEWHERE
