@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from tinyimnet import commandline, config, data, distributed, errors, prepare, report, runfolder, tracking
@@ -44,37 +45,39 @@ def fit(
     settings: config.Config, run_dir: Path, dataset: data.Dataset, accelerator: distributed.Accelerator
 ) -> None:
     """Train until the end or until asked to stop, with the run folder locked."""
-    is_main = accelerator.is_main_process
+    is_main, from_main = accelerator.is_main_process, partial(distributed.from_main, accelerator)
     stop = StopRequest(run_dir, job_deadline(settings.run.stop_before_end))
     stop.install()
     trainer = Trainer(settings, accelerator, dataset, run_dir, stop)
-    lock = RunLock(run_dir)
-    # Only now, and after its checks: a start that is refused leaves nothing behind.
-    distributed.from_main(accelerator, lambda: runfolder.open_run(run_dir, settings, lock))
-    runfolder.log_to(run_dir, accelerator.process_index, accelerator.num_processes)
-    if is_main:
-        report.started(run_dir, trainer)
-    tracker = tracking.Tracker(run_dir, settings.tracking, facts(settings, accelerator), enabled=is_main)
+    with RunLock(run_dir) as lock:
+        if saved := from_main(lambda: runfolder.lock_run(run_dir, settings, lock)):
+            trainer.restore(saved)
+        from_main(
+            lambda: runfolder.open_run(run_dir, settings)
+        )  # until here nothing in the folder was changed
+        runfolder.log_to(run_dir, accelerator.process_index, accelerator.num_processes)
+        if is_main:
+            report.started(run_dir, trainer)
+        tracker = tracking.Tracker(run_dir, settings.tracking, facts(settings, accelerator), enabled=is_main)
 
-    def before_save() -> None:
-        lock.check()
-        tracker.sync()
+        def before_save() -> None:
+            lock.check()
+            tracker.sync()
 
-    saver = Saver(run_dir / "checkpoints", keep=settings.run.keep_checkpoints, before=before_save)
-    exit_code = 1
-    try:
-        reason = trainer.fit(tracker, saver)
-        with runfolder.writable(run_dir):
-            results = {} if reason else trainer.finish()
-            if is_main and reason:
-                report.stopped(run_dir, reason, trainer.step)
-            elif is_main:
-                report.finished(run_dir, results)
-        exit_code = 0
-    finally:
-        saver.close()
-        tracker.close(exit_code)
-        lock.release()
+        saver = Saver(run_dir / "checkpoints", keep=settings.run.keep_checkpoints, before=before_save)
+        exit_code = 1
+        try:
+            reason = trainer.fit(tracker, saver)
+            with runfolder.writable(run_dir):
+                results = {} if reason else trainer.finish()
+                if is_main and reason:
+                    report.stopped(run_dir, reason, trainer.step)
+                elif is_main:
+                    report.finished(run_dir, results)
+            exit_code = 0
+        finally:
+            saver.close()
+            tracker.close(exit_code)
 
 
 def facts(settings: config.Config, accelerator: distributed.Accelerator) -> dict:

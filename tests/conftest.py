@@ -1,5 +1,6 @@
 """A small prepared data set and ways to run the program on it."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -69,6 +70,7 @@ def clean_process(monkeypatch: pytest.MonkeyPatch):
     }
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
+    logging.getLogger("tinyimnet").handlers.clear()  # logs/rank_0.log of a run in this process
     for number, handler in handlers.items():
         signal.signal(number, handler)
     AcceleratorState._reset_state(reset_partial_state=True)

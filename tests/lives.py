@@ -10,7 +10,7 @@ import random
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,6 +70,7 @@ def start(
     processes: int = 1,
     death: Death | None = None,
     before: Callable[[], None] | None = None,
+    environment: Mapping[str, str | None] | None = None,
 ) -> list[Any]:
     """Start train.py.
 
@@ -79,11 +80,14 @@ def start(
         processes: world size, all on this machine.
         death: who is killed, and when.
         before: called in each process ahead of the program.
+        environment: variables to set, or with None to remove.
     """
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     ranks = [
-        SERVER.Process(target=_life, args=(rank, processes, port, arguments, str(log), death, before))
+        SERVER.Process(
+            target=_life, args=(rank, processes, port, arguments, log, death, before, environment or {})
+        )
         for rank in range(processes)
     ]
     for process in ranks:
@@ -103,7 +107,7 @@ def wait(ranks: list[Any], timeout: float = 60) -> list[int]:
     return [process.exitcode for process in ranks]
 
 
-def _life(rank: int, processes: int, port: int, arguments: list[str], log: str, death, before) -> None:
+def _life(rank: int, processes: int, port: int, arguments, log: Path, death, before, environment) -> None:
     output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -117,6 +121,10 @@ def _life(rank: int, processes: int, port: int, arguments: list[str], log: str, 
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
+    for name, value in environment.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
     import train
 
     torch.set_num_threads(1)  # the server has imported torch before OMP_NUM_THREADS was set

@@ -33,11 +33,14 @@ def trainer(arguments, tmp_path: Path):
         settings = commandline.load(arguments(**overrides))
         run_dir = runfolder.find_run(settings)
         lock = RunLock(run_dir)
-        runfolder.open_run(run_dir, settings, lock)
+        saved = runfolder.lock_run(run_dir, settings, lock)
+        runfolder.open_run(run_dir, settings)
         lock.release()
         dataset = data.open_dataset(Path(settings.data.root), verify=False)
         made = Trainer(settings, distributed.start(settings.train), dataset, run_dir, StopRequest(run_dir))
         made.tracker = tracking.Tracker(run_dir, settings.tracking, {}, enabled=True)
+        if saved:
+            made.restore(saved)
         made.saver = Saver(run_dir / "checkpoints", keep=2, before=made.tracker.sync)
         return made
 

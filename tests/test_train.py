@@ -148,9 +148,10 @@ def test_a_run_without_a_checkpoint_may_start_over_with_another_configuration(
     first, second = (commandline.load(arguments(optim__lr=lr)) for lr in (0.1, 0.2))
     run_dir = runfolder.find_run(first)
     lock = RunLock(run_dir)
-    runfolder.open_run(run_dir, first, lock)
-    lock.release()
-    runfolder.open_run(runfolder.find_run(second), second, RunLock(run_dir))
+    for settings in (first, second):
+        runfolder.lock_run(runfolder.find_run(settings), settings, lock)
+        runfolder.open_run(run_dir, settings)
+        lock.release()
     assert runfolder.read_config(run_dir)["optim"]["lr"] == 0.2
 
 

@@ -90,6 +90,8 @@ def open_dataset(root: Path, *, verify: bool = True) -> Dataset:
 
 def check_split(where: str, images: np.ndarray, labels: np.ndarray, n_classes: int) -> None:
     """Raise a UserError unless images are (N, 64, 64, 3) uint8 with N labels in range(n_classes)."""
+    if not len(images):
+        raise UserError(f"{where} has no images; prepare the folder anew.")
     if images.dtype != np.uint8 or images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3):
         raise UserError(
             f"{where}: images are {images.dtype} {images.shape} and must be uint8 (N, 64, 64, 3)."
@@ -108,14 +110,17 @@ def _read_manifest(root: Path) -> dict:
         manifest = json.loads((root / "manifest.json").read_text())
         if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']} instead of {FORMAT}")
-        for key in ("classes", "test_files", "mean", "std", "sha256"):
-            manifest[key]
+        for entry in manifest["classes"]:
+            entry["id"], entry["name"]
+        if not len(manifest["mean"]) == len(manifest["std"]) == 3 or not min(manifest["std"]) > 0:
+            raise ValueError("mean and std are not three numbers each")
+        manifest["sha256"].items(), manifest["test_files"]
         return manifest
     except FileNotFoundError:
         raise UserError(
             f"data.root {root} holds no prepared data set; run `python -m tinyimnet prepare SOURCE --out {root}`."
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{root}/manifest.json is damaged ({error}); delete {root} and prepare it anew."
         ) from None
@@ -129,4 +134,9 @@ def _open_array(path: Path, digest: str, verify: bool) -> np.ndarray:
             f"{path} differs from its manifest (sha256); delete {path.parent} and prepare it anew."
         )
     # Copy-on-write: torch.from_numpy warns about read-only arrays, and all processes still share the pages.
-    return np.load(path, mmap_mode="c", allow_pickle=False)
+    try:
+        return np.load(path, mmap_mode="c", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"{path} is not a whole .npy file of numbers ({error}); delete {path.parent} and prepare it anew."
+        ) from None

@@ -152,7 +152,11 @@ def start(config: TrainConfig) -> Accelerator:
         )
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"the process group could not form: {reason}", every_rank=True) from error
+        raise UserError(
+            f"the process group could not form ({reason}); check MASTER_ADDR, MASTER_PORT and whether all "
+            f"{os.environ.get('WORLD_SIZE')} processes have started.",
+            every_rank=True,
+        ) from error
     check_world(accelerator.num_processes, os.environ)
     return accelerator
 

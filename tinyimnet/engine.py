@@ -8,18 +8,18 @@ import logging
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
-from tinyimnet import batches, checkpoint, export, optim
+from tinyimnet import batches, export, optim
 from tinyimnet.checkpoint import Saver
 from tinyimnet.config import Config
 from tinyimnet.console import Progress
 from tinyimnet.data import Dataset
-from tinyimnet.distributed import from_main
 from tinyimnet.ema import Ema
 from tinyimnet.errors import UserError
 from tinyimnet.evaluation import Evaluator
@@ -117,11 +117,13 @@ class Trainer:
         """Train to the last step; returns why it stopped earlier, after a save, or an empty string.
 
         Raises:
-            UserError: all checkpoints damaged, the last one could not be written, too many non-finite steps in a row,
-                or the run folder was taken over by another process.
+            UserError: the last checkpoint could not be written, too many non-finite steps in a row, or the run folder
+                was taken over by another process.
         """
         self.tracker, self.saver = tracker, saver
-        self.resume()
+        with writable(self.run_dir):
+            self.tracker.rewind(self.step)
+        logger.info("from step %d of %d", self.step, self.total_steps)
         reason = ""
         with self.progress:
             self.restart_clock()
@@ -296,12 +298,7 @@ class Trainer:
                 "mend that and give the same command again: it goes on from the checkpoint before it."
             )
 
-    def resume(self) -> None:
-        """Go on from the newest good checkpoint, if there is one; every rank from the one that rank 0 read."""
-        saved = from_main(self.accelerator, lambda: checkpoint.load_newest(self.run_dir / "checkpoints"))
-        if saved is not None:
-            self.state.restore(saved)
-            self.progress.resumed(self.step)
-        with writable(self.run_dir):
-            self.tracker.rewind(self.step)
-        logger.info("from step %d of %d", self.step, self.total_steps)
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Go on from a checkpoint; see TrainState.restore."""
+        self.state.restore(saved)
+        self.progress.resumed(self.step)

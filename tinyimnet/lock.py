@@ -29,7 +29,7 @@ SETTLE = 1.0  # seconds after which of several processes that took over at once 
 
 
 class RunLock:
-    """The right to write into a run folder; rank 0 acquires it.
+    """The right to write into a run folder; rank 0 acquires it. A context manager that releases it.
 
     A holder that is suspended for longer than LEASE can lose it to another job: `check` tells, before each checkpoint.
     """
@@ -46,6 +46,12 @@ class RunLock:
         }
         self._released = threading.Event()
         self._held = False
+
+    def __enter__(self) -> "RunLock":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def acquire(self) -> None:
         """Take the lock, from a dead holder too, and keep it renewed.
@@ -76,7 +82,7 @@ class RunLock:
             )
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Give the lock back, where it is held."""
         self._released.set()
         with suppress(OSError, UserError):
             self.check()

@@ -69,7 +69,7 @@ def check_vacant(out: Path) -> None:
             raise UserError(f"{out} is already prepared; delete it to prepare it anew.")
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(
-                f"{out} exists and is not a prepared data set; delete it, or choose another --out."
+                f"{out} exists and is not a prepared data set; delete it, or choose another folder."
             )
     except OSError as error:
         raise UserError(f"{out} cannot be read ({error.strerror}); choose another --out.") from None

@@ -7,6 +7,7 @@ import torch
 
 from tinyimnet import console, plots, runfolder, tracking
 from tinyimnet.engine import Trainer
+from tinyimnet.errors import UserError
 from tinyimnet.export import FINAL
 from tinyimnet.model import count_parameters
 
@@ -41,7 +42,13 @@ def finished(run_dir: Path, results: dict[str, float | int]) -> None:
 
 def show(run_dir: Path) -> None:
     """Print what a finished run reached and where everything lies."""
-    results = json.loads((run_dir / "DONE").read_text())
+    try:
+        results = json.loads((run_dir / "DONE").read_text())
+        results["parameters"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{run_dir / 'DONE'} is damaged ({error}); delete it and give the same command again."
+        ) from None
     place = _short(run_dir)
     rows = [
         ("parameters", f"{results['parameters']:,}"),

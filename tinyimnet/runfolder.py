@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -46,18 +47,29 @@ def find_run(config: Config) -> Path:
     return run_dir
 
 
-def open_run(run_dir: Path, config: Config, lock: RunLock) -> None:
-    """Lock the folder, make it where it is missing and clear the markers of the last stop; call it on rank 0.
+def lock_run(run_dir: Path, config: Config, lock: RunLock) -> dict[str, Any] | None:
+    """Lock the folder, made where it is missing, and read the newest good checkpoint in it; call it on rank 0.
 
     Raises:
-        UserError: the folder cannot be written, is in use, or another configuration got there first.
+        UserError: the folder cannot be written, is in use, or holds what this configuration cannot go on from.
     """
     with writable(run_dir):
-        (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-        (run_dir / "logs").mkdir(exist_ok=True)
+        run_dir.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-        find_run(config)  # again: until now another process may have been here
-        _check_extension(run_dir, config)
+    find_run(config)  # again: until now another process may have been here
+    _check_extension(run_dir, config)
+    return checkpoint.load_newest(run_dir / "checkpoints")
+
+
+def open_run(run_dir: Path, config: Config) -> None:
+    """Write the configuration and clear the markers of the last stop; after lock_run, on rank 0.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    with writable(run_dir):
+        (run_dir / "checkpoints").mkdir(exist_ok=True)
+        (run_dir / "logs").mkdir(exist_ok=True)
         checkpoint.sweep(run_dir / "checkpoints")
         write_atomically(run_dir / "config.yaml", configuration.dump(config).encode())
         for marker in ("STOP", "REQUEUE", "DONE"):
