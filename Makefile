@@ -1,6 +1,7 @@
 # make train                                       .venv, requirements, then the main job on the embedded data set
 # make train CONFIG=configs/tiny1m.yaml ARGS=...   the real thing, on all GPUs of this machine; ARGS go to train.py
-# make test                                        lint, then every test that needs no root and no cluster
+# make test                                        lint, then the tests: minutes, no root, no cluster
+# make test-faults                                 the long form of the fault tests: 100 kills, every signal, a full disk
 # make bench                                       images/s of the loop against bare arithmetic
 
 CONFIG ?= configs/smoke.yaml
@@ -9,7 +10,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test lint bench clean
+.PHONY: train test test-faults lint bench clean
 
 # Precision is train.precision of the configuration: what is passed here only keeps the launcher quiet.
 train: $(VENV)/.installed
@@ -17,7 +18,11 @@ train: $(VENV)/.installed
 		train.py --config $(CONFIG) $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not faults"
+
+# The full disk is a small tmpfs where this is root; FAULTS_SEED=N draws other moments.
+test-faults: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m faults
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

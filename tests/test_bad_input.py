@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,10 @@ import pytest
 import torch
 import yaml
 from conftest import small_run
-from lives import live
+from lives import at_step, live
 
 import train
-from tinyimnet import errors, optim
+from tinyimnet import errors
 
 ARGUMENTS = {
     "--optim.lrr=1": "optim.lrr is not a known key; did you mean optim.lr",
@@ -105,14 +106,7 @@ def begun(begun_once: Path, tmp_path: Path) -> Path:
 
 
 def stopped_in_the_second_epoch() -> None:
-    decay_at = optim.ema_decay_at
-
-    def stopping(step: int, decay: float) -> float:
-        if step == 8:
-            os.kill(os.getpid(), 15)
-        return decay_at(step, decay)
-
-    optim.ema_decay_at = stopping
+    at_step(9, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

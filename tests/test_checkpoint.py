@@ -5,6 +5,8 @@ import json
 import logging
 import os
 import pickle
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 from tinyimnet import checkpoint
+from tinyimnet.checkpoint import Saver
 from tinyimnet.errors import UserError
 
 
@@ -123,3 +126,65 @@ def test_the_best_is_the_last_resort(tmp_path: Path) -> None:
     save(tmp_path, 10, best=True)
     truncate(tmp_path / "step_00000010.pt")
     assert checkpoint.load_newest(tmp_path)["step"] == 10
+
+
+# ---- beside the training --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saver(tmp_path: Path):
+    made = Saver(tmp_path, keep=2, before=lambda: None)
+    yield made
+    made.close()
+
+
+def submit(saver: Saver, step: int, *, best: bool = False) -> None:
+    saver.submit({"step": step}, step=step, epoch=0, best=best)
+
+
+def test_a_slow_disk_does_not_hold_the_training_up(saver: Saver, tmp_path: Path) -> None:
+    disk = threading.Event()
+    saver.before = disk.wait
+    submit(saver, 1)  # returns although the disk does not
+    assert saver.collect(wait=False) == "" and not list(tmp_path.glob("*.pt"))
+    disk.set()
+    assert saver.collect(wait=True) == ""
+    assert checkpoint.load_newest(tmp_path) == {"step": 1}
+
+
+def test_there_is_one_in_flight_at_most(saver: Saver) -> None:
+    disk = threading.Event()
+    saver.before = disk.wait
+    submit(saver, 1)
+    with pytest.raises(RuntimeError, match="still being written"):
+        submit(saver, 2)
+    disk.set()
+
+
+def test_the_end_waits_for_the_one_in_flight(tmp_path: Path) -> None:
+    saver = Saver(tmp_path, keep=2, before=lambda: time.sleep(0.2))
+    submit(saver, 1)
+    saver.close()
+    assert checkpoint.load_newest(tmp_path) == {"step": 1}
+
+
+def test_a_failed_save_is_told_once_and_the_best_is_made_up_for(saver: Saver, tmp_path: Path) -> None:
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    saver.before = full
+    submit(saver, 1, best=True)
+    assert saver.collect(wait=True) == "No space left on device"
+    assert saver.collect(wait=True) == "" and saver.failed == 1
+    saver.before = lambda: None
+    submit(saver, 2)
+    assert saver.collect(wait=True) == ""
+    assert checkpoint.load_newest(tmp_path) == {"step": 2}
+    assert checkpoint.load(tmp_path / "best.pt") == {"step": 1}
+
+
+def test_what_a_fault_of_the_program_raises_ends_the_run(saver: Saver) -> None:
+    saver.before = lambda: 1 / 0
+    submit(saver, 1)
+    with pytest.raises(ZeroDivisionError):
+        saver.collect(wait=True)

@@ -59,6 +59,23 @@ def test_what_is_dumped_loads_as_the_same_configuration(
     assert load(["--config", str(path)]) == original
 
 
+@pytest.mark.parametrize(
+    "key, value, refused",
+    [
+        ("run.log_every", 7, False), ("run.eval_every", 2, False), ("run.save_every", 9, False),
+        ("run.keep_checkpoints", 5, False), ("run.dir", "x", False), ("data.root", "x", False),
+        ("tracking.project", "x", False), ("tracking.wandb", "offline", False), ("train.timeout", 9, False),
+        ("train.device_batch_size", 2, False), ("train.epochs", 301, False), ("train.epochs", 299, True),
+        ("run.seed", 1, True), ("train.global_batch_size", 512, True), ("train.precision", "fp32", True),
+        ("optim.lr", 0.1, True), ("model.drop_path", 0.3, True), ("augment.flip", "false", True),
+        ("data.source", "synthetic", True), ("train.max_bad_steps", 5, True),
+    ],
+)  # fmt: skip
+def test_a_resumed_run_may_change_what_does_not_change_its_course(key: str, value, refused: bool) -> None:
+    changed = differences(asdict(load([])), asdict(load([f"--{key}={value}"])))
+    assert [line.partition(":")[0] for line in changed] == [key] * refused
+
+
 def test_differences_name_the_keys_that_count() -> None:
     old, new = (
         asdict(load([])),

@@ -3,29 +3,16 @@
 import os
 import resource
 import subprocess
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
-from lives import assert_same_end, live
+from lives import assert_same_end, at_step, live
 
-from tinyimnet import checkpoint, optim, preemption
+from tinyimnet import checkpoint, preemption
 from tinyimnet.tracking import read_metrics
 
 OPTIONS = {"train__epochs": 4, "run__save_every": 3, "run__log_every": 1}  # 24 steps, saves at 3, 6, 9, ...
-
-
-def at_step(step: int, action: Callable[[], None]) -> None:
-    """Do something in the process under test, in the middle of a step."""
-    decay_at = optim.ema_decay_at
-
-    def acting(at: int, decay: float) -> float:
-        if at == step:
-            action()
-        return decay_at(at, decay)
-
-    optim.ema_decay_at = acting
 
 
 def limit_files(size: int) -> None:
@@ -52,7 +39,7 @@ def test_a_run_goes_on_while_nothing_can_be_saved_and_saves_again(
     size, untouched, arguments, tmp_path: Path
 ) -> None:
     """The weights, the metrics and the best checkpoint, which was due in that time, are those of any other run."""
-    codes = live(arguments(**OPTIONS), tmp_path / "log", before=partial(no_space, size, 4, 13))
+    codes = live(arguments(**OPTIONS), tmp_path / "log", before=partial(no_space, size, 5, 14))
     assert codes == [0], (tmp_path / "log").read_text()
     assert_same_end(untouched, tmp_path / "run")
     failed = [line["perf/failed_saves"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
@@ -72,7 +59,7 @@ def test_asked_to_stop_on_a_full_disk_it_says_that_it_could_not_save(arguments, 
 
 def full_and_stopped(run: Path) -> None:
     preemption_looks_at_every_step()
-    at_step(7, lambda: (limit_files(20_000), (run / "STOP").touch()))
+    at_step(8, lambda: (limit_files(20_000), (run / "STOP").touch()))
 
 
 def preemption_looks_at_every_step() -> None:
@@ -82,7 +69,7 @@ def preemption_looks_at_every_step() -> None:
 def test_a_disk_that_is_full_at_the_end_costs_nothing_but_a_second_start(
     untouched, arguments, tmp_path: Path
 ) -> None:
-    filling = partial(at_step, 20, partial(limit_files, 20_000))
+    filling = partial(at_step, 21, partial(limit_files, 20_000))
     assert live(arguments(**OPTIONS), tmp_path / "log", before=filling) == [2]
     assert "(File too large)" in (tmp_path / "log").read_text().splitlines()[-1]
     assert not (tmp_path / "run" / "DONE").exists()
@@ -94,7 +81,7 @@ def test_an_alert_reaches_wandb(arguments, tmp_path: Path) -> None:
     codes = live(
         arguments(**OPTIONS, tracking__wandb="offline"),
         tmp_path / "log",
-        before=partial(with_wandb, 20_000, 4, 13),
+        before=partial(with_wandb, 20_000, 5, 14),
     )
     assert codes == [0]
     (record,) = (tmp_path / "run" / "wandb").rglob("*.wandb")
@@ -136,8 +123,8 @@ def fill(folder: Path) -> None:
 
 
 def full(disk: Path) -> None:
-    at_step(4, partial(fill, disk))
-    at_step(13, (disk / "filler").unlink)
+    at_step(5, partial(fill, disk))
+    at_step(14, (disk / "filler").unlink)
 
 
 def read_only(disk: Path) -> None:
@@ -147,8 +134,8 @@ def read_only(disk: Path) -> None:
         mount("--bind", folder, folder)
         mount("-o", "remount,ro,bind", folder)
 
-    at_step(4, lock)
-    at_step(13, lambda: subprocess.run(["umount", folder], check=True))
+    at_step(5, lock)
+    at_step(14, lambda: subprocess.run(["umount", folder], check=True))
 
 
 @pytest.mark.faults

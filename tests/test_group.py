@@ -4,35 +4,22 @@ import os
 import signal
 from pathlib import Path
 
-from lives import Death, live, start, wait
-
-from tinyimnet import optim
+from lives import Death, at_step, live, start, wait
 
 BOUND = 10  # seconds for the others to end after the first; on GPUs it is train.timeout
-
-
-def on_rank_1_at_step_5(action) -> None:
-    if os.environ["RANK"] != "1":
-        return
-    decay_at = optim.ema_decay_at
-
-    def acting(step: int, decay: float) -> float:
-        if step == 5:
-            action()
-        return decay_at(step, decay)
-
-    optim.ema_decay_at = acting
 
 
 def raise_there() -> None:
     def out_of_memory() -> None:
         raise MemoryError("no memory for a test")
 
-    on_rank_1_at_step_5(out_of_memory)
+    if os.environ["RANK"] == "1":
+        at_step(5, out_of_memory)
 
 
 def hang_there() -> None:
-    on_rank_1_at_step_5(lambda: os.kill(os.getpid(), signal.SIGSTOP))
+    if os.environ["RANK"] == "1":
+        at_step(5, lambda: os.kill(os.getpid(), signal.SIGSTOP))
 
 
 def logs(run: Path) -> dict[int, str]:

@@ -2,11 +2,13 @@
 
 import os
 import random
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_run
+from conftest import ACCELERATE, REPO, small_run
 from lives import EVERYTHING, MOMENTS, SERVER, Death, arrange, assert_same_end, last_step, live, metrics
 from torch import nn
 
@@ -53,6 +55,30 @@ def test_killed_at_random_moments_it_comes_to_the_same_end(
     assert live(make(tmp_path / "untouched"), tmp_path / "log", processes=processes) == [0] * processes
     rng = random.Random(f"{SEED} {precision} {processes}")
     kill_again_and_again(make, tmp_path / "untouched", kills=kills, processes=processes, rng=rng)
+
+
+@pytest.mark.faults
+def test_the_plug_pulled_on_a_launcher_and_all_it_started_at_random_times(arguments, tmp_path: Path) -> None:
+    """SIGKILL from outside, as a node that dies: nothing in the processes knows the moment."""
+    untouched, run, rng = tmp_path / "untouched", tmp_path / "run", random.Random(f"{SEED} plug")
+    options = HARD | {"train__epochs": 90, "run__eval_every": 9, "train__precision": "bf16"}
+    assert live(arguments(**options, run__dir=untouched), tmp_path / "log", processes=2) == [0, 0]
+    command = [*ACCELERATE, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "train.py"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    kills = 0
+    while not (run / "DONE").exists():
+        process = subprocess.Popen(
+            [*command, *arguments(**options)], cwd=REPO, env=environment, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            assert process.wait(rng.uniform(5, 8) if kills < 8 else 60) == 0
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+    assert kills >= 3
+    assert_same_end(untouched, run)
 
 
 def test_on_four_processes_too_where_the_order_of_a_sum_counts(arguments, tmp_path: Path) -> None:

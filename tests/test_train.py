@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ACCELERATE, REPO, launch, python
+from lives import Death, live
 from safetensors.torch import load_file
 
 import train
@@ -48,6 +49,15 @@ def test_a_finished_run_leaves_what_the_readme_promises(finished: Path) -> None:
     stdout = (finished / "stdout.txt").read_text()
     assert "epoch 2.00 step 12/12" in stdout
     assert "val top-1 / top-5, EMA weights" in stdout
+
+
+def test_the_weights_are_the_same_bytes_every_time(finished: Path, arguments, tmp_path: Path) -> None:
+    """safetensors writes metadata of several keys in an order that differs between processes."""
+    result = python("train.py", *arguments())
+    assert result.returncode == 0, result.stderr
+    assert (finished / "final.safetensors").read_bytes() == (
+        tmp_path / "run" / "final.safetensors"
+    ).read_bytes()
 
 
 def test_the_same_command_says_that_it_is_finished(finished: Path, arguments) -> None:
@@ -120,6 +130,26 @@ def test_another_configuration_does_not_resume_a_run(finished: Path, arguments, 
     assert "optim.lr: 0.1 -> 0.3" in error
     assert "log_every" not in error
     assert (finished / "config.yaml").read_text() == before
+
+
+def test_a_finished_run_goes_on_with_more_epochs_and_says_that_the_schedule_changes(
+    arguments, tmp_path: Path
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    assert live(arguments(), log) == [0]
+    assert live(arguments(train__epochs=3), log) == [0]
+    output = log.read_text()
+    assert "WARNING: train.epochs is extended from 2 to 3: from here on the learning rate" in output
+    assert "resumed at step 12 of 18" in output
+    assert json.loads((run / "DONE").read_text())["epochs"] == 3
+    assert [line[STEP] for line in read_metrics(run / "metrics.jsonl")] == list(range(2, 19, 2))
+
+
+def test_another_size_of_a_pass_goes_on_with_a_warning(arguments, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert live(arguments(), log, death=Death("step", 9)) == [-9]
+    assert live(arguments(train__device_batch_size=8), log) == [0]
+    assert "WARNING: a forward pass has 8 images and had 32" in log.read_text()
 
 
 MISTAKES = {

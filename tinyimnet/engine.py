@@ -91,7 +91,8 @@ class Trainer:
             self.bare, optim.build_optimizer(self.bare, config.optim)
         )
         self.about = export.description(config, dataset)
-        self.state = TrainState(accelerator, self.bare, self.ema, self.optimizer, self.about)
+        pass_size = self.micro_batches[0].stop - self.micro_batches[0].start
+        self.state = TrainState(accelerator, self.bare, self.ema, self.optimizer, self.about, pass_size)
         self.kept_statistics = [statistic.clone() for statistic in self.state.statistics]
         self.settle_gradient_order()
         self.progress = Progress(self.total_steps, self.steps_per_epoch, enabled=accelerator.is_main_process)

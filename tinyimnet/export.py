@@ -57,21 +57,24 @@ def description(config: Config, dataset: Dataset) -> dict:
 
 
 def save_final(run_dir: Path, model: nn.Module, step: int, about: dict) -> Path:
-    """Write final.safetensors: the weights, and `about` and the step in its metadata."""
+    """Write final.safetensors: the weights, and `about` with the step as JSON in its metadata.
+
+    The same run gives the same bytes: one key of metadata, because safetensors writes several in random order.
+    """
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    metadata = {"format": "pt", "step": str(step), "about": json.dumps(about)}
+    metadata = {"about": json.dumps({**about, "step": step})}
     write_atomically(run_dir / FINAL, save(tensors, metadata))
     return run_dir / FINAL
 
 
 def load_trained(run: Path) -> Trained:
-    """The averaged weights of a run: final.safetensors, else the newest good checkpoint; or of a .safetensors file.
+    """The averaged weights of a run: final.safetensors, before the end the newest good checkpoint; or of a .safetensors file.
 
     Raises:
         UserError: there is neither, or the file is damaged.
     """
     file = run if run.suffix == ".safetensors" else run / FINAL
-    if file.is_file():
+    if file.is_file() and (file == run or (run / "DONE").exists()):
         return _from_safetensors(file)
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is not a run folder: it has neither {FINAL} nor a config.yaml.")
@@ -90,9 +93,9 @@ def load_trained(run: Path) -> Trained:
 def _from_safetensors(file: Path) -> Trained:
     try:
         with safe_open(file, "pt") as content:
-            metadata = content.metadata()
+            about = json.loads(content.metadata()["about"])
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (not a dict)
-        return _rebuild(file, int(metadata["step"]), json.loads(metadata["about"]), tensors)
+        return _rebuild(file, about["step"], about, tensors)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{file} is damaged or not one of ours ({error}); evaluate a checkpoint instead."

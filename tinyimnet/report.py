@@ -16,12 +16,11 @@ def started(run_dir: Path, trainer: Trainer) -> None:
     """What is about to run, and where."""
     config, world_size = trainer.config.train, trainer.accelerator.num_processes
     passes = len(trainer.micro_batches)
-    size = config.global_batch_size // world_size // passes
     console.console.print(
         f"{_short(run_dir)}: {count_parameters(trainer.bare):,} parameters, {len(trainer.batches.images):,} training and "
         f"{len(trainer.evaluator.images):,} validation images\n"
         f"{config.epochs} epochs of {trainer.steps_per_epoch} steps of {config.global_batch_size} images "
-        f"(processes x passes x images: {world_size} x {passes} x {size}) in {config.precision} on {trainer.accelerator.device}, "
+        f"(processes x passes x images: {world_size} x {passes} x {trainer.state.pass_size}) in {config.precision} on {trainer.accelerator.device}, "
         f"{torch.get_num_threads()} CPU threads a process"
     )
 

@@ -1,6 +1,7 @@
 """Everything that a checkpoint holds, and nothing else does: a run goes on from it bit for bit."""
 
 import json
+import logging
 from copy import deepcopy
 from typing import Any
 
@@ -13,6 +14,8 @@ from tinyimnet.ema import Ema
 from tinyimnet.errors import UserError
 from tinyimnet.evaluation import float_buffers, unflatten
 
+logger = logging.getLogger(__name__)
+
 
 class TrainState:
     """Weights, their average, the optimizer, what is counted on the device, and where the run is.
@@ -22,7 +25,8 @@ class TrainState:
         model: the bare network.
         ema: its average.
         optimizer: as Accelerate wrapped it.
-        about: what weights mean (export.description); goes into every checkpoint.
+        about: what weights mean (export.description).
+        pass_size: images in a forward pass of a process.
 
     Attributes:
         step: optimizer steps done.
@@ -40,9 +44,10 @@ class TrainState:
         ema: Ema,
         optimizer: AcceleratedOptimizer,
         about: dict,
+        pass_size: int,
     ):
         self.accelerator, self.model, self.ema, self.optimizer = accelerator, model, ema, optimizer
-        self.about = about
+        self.about, self.pass_size = about, pass_size
         self.step, self.best_top1 = 0, -1.0
         self.statistics = float_buffers(model)
         self.tallies = list(torch.zeros(5, device=accelerator.device).unbind())
@@ -71,6 +76,7 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
             "about": json.dumps(self.about),
+            "pass_size": self.pass_size,
             "by_rank": by_rank,
         }
         return deepcopy(state)
@@ -94,6 +100,12 @@ class TrainState:
                 by_rank = saved["by_rank"][name]
                 same_world = len(by_rank) == self.accelerator.num_processes
                 unflatten(by_rank[self.accelerator.process_index] if same_world else by_rank.mean(0), tensors)
+            if saved["pass_size"] != self.pass_size and self.accelerator.is_main_process:
+                logger.warning(
+                    "a forward pass has %d images and had %d: BatchNorm normalises other groups of images from here on, "
+                    "so the result is another one; train.device_batch_size sets the size.",
+                    self.pass_size, saved["pass_size"],
+                )  # fmt: skip
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
