@@ -150,7 +150,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run_and_keep_the_checkpoint(trainer
     made = trainer(train__max_bad_steps=2, run__log_every=1)
     made.train_step()
     made.save(best=False)
-    made.wait_for_the_last_save()
+    made.finish_saving()
     kept = checkpoint.load_newest(tmp_path / "run" / "checkpoints")
     made.bare.classifier.register_forward_hook(lambda _m, _x, y: y * float("nan"))
     made.train_step()

@@ -48,10 +48,13 @@ def test_a_run_goes_on_while_nothing_can_be_saved_and_saves_again(
         assert "Checkpoint not written: File too large; the run goes on" in (tmp_path / "log").read_text()
 
 
-def test_asked_to_stop_on_a_full_disk_it_says_that_it_could_not_save(arguments, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    assert live(arguments(**OPTIONS), tmp_path / "log", before=partial(full_and_stopped, run)) == [2]
-    error = (tmp_path / "log").read_text().splitlines()[-1]
+@pytest.mark.parametrize("processes", [1, 2])
+def test_asked_to_stop_on_a_full_disk_it_says_that_it_could_not_save(
+    processes, arguments, tmp_path: Path
+) -> None:
+    run, full = tmp_path / "run", partial(full_and_stopped, tmp_path / "run")
+    assert live(arguments(**OPTIONS), tmp_path / "log", processes=processes, before=full) == [2] * processes
+    (error,) = (line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("error"))
     assert error.startswith("error: the checkpoint of step ") and "(File too large)" in error
     assert checkpoint.load_newest(run / "checkpoints")["step"] == 6
     assert not (run / "REQUEUE").exists()

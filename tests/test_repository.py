@@ -71,3 +71,16 @@ def test_the_readme_names_every_file_and_config() -> None:
     for path in [*PACKAGE, *(REPO / "configs").glob("*.yaml"), *(REPO / "benchmarks").glob("*.py")]:
         if path.stem not in ("__init__", "__main__"):
             assert path.name in readme, f"README.md does not mention {path.name}"
+
+
+def test_the_tests_that_the_readme_names_exist() -> None:
+    named = re.findall(r"(test_\w+\.py)::(test_\w+)", (REPO / "README.md").read_text())
+    assert len(named) > 20
+    for file, name in named:
+        assert f"def {name}(" in (REPO / "tests" / file).read_text(), f"{file}::{name}"
+
+
+def test_every_link_leads_somewhere() -> None:
+    for page in [REPO / "README.md", *(REPO / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"

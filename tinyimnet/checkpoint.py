@@ -70,13 +70,20 @@ class Saver:
         self.failed = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._in_flight: Future[None] | None = None
-        self._owed: dict[str, Any] | None = None  # the best so far, where writing it failed
+        # Where writing them failed: the newest one, and the best one.
+        self._unwritten: dict[str, Any] = {}
+        self._unwritten_best: dict[str, Any] = {}
 
     def submit(self, state: dict[str, Any], *, step: int, epoch: int, best: bool) -> None:
         """Start to write `state`, which nobody changes any more; see `save`. The one before it was `collect`ed."""
         if self._in_flight:
             raise RuntimeError("a checkpoint is still being written")
-        self._in_flight = self._thread.submit(self._write, state=state, step=step, epoch=epoch, best=best)
+        job = {"state": state, "step": step, "epoch": epoch, "best": best}
+        self._in_flight = self._thread.submit(self._write, job)
+
+    def retry(self) -> None:
+        """Start to write the last one again, which failed."""
+        self._in_flight = self._thread.submit(self._write, self._unwritten)
 
     def collect(self, *, wait: bool) -> str:
         """Why the save in flight failed, if it did; with `wait` after waiting for its end.
@@ -98,16 +105,16 @@ class Saver:
         """Wait for the save in flight, whatever comes of it."""
         self._thread.shutdown(wait=True)
 
-    def _write(self, **job: Any) -> None:
-        try:
-            self.before()
-            if self._owed and not job["best"]:
-                save(self.folder, **self._owed, keep=self.keep)
+    def _write(self, job: dict[str, Any]) -> None:
+        self._unwritten = job
+        if job["best"]:
+            self._unwritten_best = job
+        self.before()
+        if self._unwritten_best:
+            save(self.folder, **self._unwritten_best, keep=self.keep)
+        if self._unwritten_best is not job:
             save(self.folder, **job, keep=self.keep)
-        except OSError:
-            self._owed = job if job["best"] else self._owed
-            raise
-        self._owed = None
+        self._unwritten, self._unwritten_best = {}, {}
 
 
 def exists(folder: Path) -> bool:

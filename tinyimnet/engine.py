@@ -20,6 +20,7 @@ from tinyimnet.checkpoint import Saver
 from tinyimnet.config import Config
 from tinyimnet.console import Progress
 from tinyimnet.data import Dataset
+from tinyimnet.distributed import from_main
 from tinyimnet.ema import Ema
 from tinyimnet.errors import UserError
 from tinyimnet.evaluation import Evaluator
@@ -134,7 +135,7 @@ class Trainer:
                 else:
                     self.train_step()
                     self.at_boundary()
-        self.wait_for_the_last_save()
+        from_main(self.accelerator, self.finish_saving)
         return reason
 
     def train_step(self) -> None:
@@ -289,10 +290,14 @@ class Trainer:
             )
         return reason
 
-    def wait_for_the_last_save(self) -> None:
-        """Wait until the last checkpoint is on disk, after a second try where that failed."""
+    def finish_saving(self) -> None:
+        """Wait until the last checkpoint is on disk, after a second try where that failed; rank 0 calls it.
+
+        Raises:
+            UserError: it is not.
+        """
         if self.report_failed_save(wait=True):
-            self.save(best=False)
+            self.saver.retry()
         if reason := self.saver.collect(wait=True):
             raise UserError(
                 f"the checkpoint of step {self.step} could not be written to {self.run_dir} ({reason}); "

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,8 @@ def run(main: Callable[[list[str]], int], argv: list[str]) -> int:
         return main(argv)
     except UserError as error:
         if debug:
-            raise
+            traceback.print_exc()
+            return 2
         logger.info("ended by an error: %s", error)  # for the log of the rank; below is for the person
         if rank == "0" or error.every_rank:
             where = f" (rank {rank})" if error.every_rank else ""
