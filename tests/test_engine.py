@@ -1,6 +1,7 @@
 """The loop: resume is bitwise, accumulation is the same step, bad steps are skipped, and it learns."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,24 @@ def test_a_run_that_is_killed_replays_what_came_after_its_last_checkpoint(
     assert states_equal(expected, found)
     steps = [line[STEP] for line in read_metrics(tmp_path / "parts" / "metrics.jsonl")]
     assert steps == [2, 4, 6, 8, 10, 12]
+
+
+def test_what_differs_between_ranks_is_averaged_for_another_number_of_them(trainer, tmp_path: Path) -> None:
+    made = trainer()
+    made.train_step()
+    saved = made.state.snapshot()
+    ranks = torch.stack([saved["by_rank"]["model"][0], 3 * saved["by_rank"]["model"][0]])
+    made.restore({**saved, "by_rank": {**saved["by_rank"], "model": ranks}})
+    assert torch.equal(torch.cat(made.state.statistics), ranks.mean(0))
+
+
+def test_a_snapshot_does_not_change_while_the_training_goes_on(trainer) -> None:
+    made = trainer()
+    made.train_step()
+    snapshot = made.state.snapshot()
+    before = deepcopy(snapshot)
+    made.train_step()
+    assert states_equal(snapshot, before)
 
 
 def test_accumulation_takes_the_same_step(trainer, tmp_path: Path) -> None:

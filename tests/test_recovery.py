@@ -21,7 +21,7 @@ MIXED = {
     "augment__cutmix_probability": 0.4,
     "augment__label_smoothing": 0.1,
 }
-HARD = {key.replace(".", "__"): value for key, value in EVERYTHING.items()} | {"run__save_every": 4}
+HARD = {key.replace(".", "__"): value for key, value in EVERYTHING.items()} | {"run__save_every": 3}
 
 
 def kill_again_and_again(
@@ -90,6 +90,10 @@ def test_on_four_processes_too_where_the_order_of_a_sum_counts(arguments, tmp_pa
     assert 0 not in live(arguments(**options, run__dir=run), log, processes=4, death=death)
     assert live(arguments(**options, run__dir=run), log, processes=4) == [0] * 4
     assert_same_end(untouched, run)
+    counters = [
+        n for name, n in checkpoint.load_newest(run / "checkpoints")["model"].items() if "num_batches" in name
+    ]
+    assert all(n == 12 for n in counters), "what settles the order counts as training"
 
 
 def save_two(folder: Path) -> None:

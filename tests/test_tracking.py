@@ -1,6 +1,7 @@
 """metrics.jsonl is the truth; W&B is offline without a key and never in the way."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,16 @@ def test_replayed_steps_replace_and_never_repeat(tmp_path: Path) -> None:
     second.close(0)
     lines = read_metrics(tmp_path / "metrics.jsonl")
     assert [(line[STEP], line["train/loss"]) for line in lines] == [(10, 10.0), (20, 20.0), (30, 31.0)]
+
+
+def test_sync_puts_the_lines_on_disk(tmp_path: Path, monkeypatch) -> None:
+    log = tracker(tmp_path)
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.readlink(f"/proc/self/fd/{number}")))
+    log.log(10, {"train/loss": 5.0})
+    assert synced == []  # a line does not wait for the disk
+    log.sync()
+    assert synced == [str(tmp_path / "metrics.jsonl")]
 
 
 def test_half_a_line_after_a_crash_is_dropped(tmp_path: Path) -> None:

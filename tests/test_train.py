@@ -14,7 +14,7 @@ from lives import Death, live
 from safetensors.torch import load_file
 
 import train
-from tinyimnet import arrays, commandline, config, errors, prepare, runfolder
+from tinyimnet import arrays, commandline, config, errors, export, prepare, runfolder
 from tinyimnet.lock import RunLock
 from tinyimnet.tracking import STEP, read_metrics
 
@@ -137,10 +137,13 @@ def test_a_finished_run_goes_on_with_more_epochs_and_says_that_the_schedule_chan
 ) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     assert live(arguments(), log) == [0]
+    assert live(arguments(train__epochs=3, run__save_every=1), log, death=Death("step", 16)) == [-9]
+    assert export.load_trained(run).step > 12  # not the weights of the shorter run
     assert live(arguments(train__epochs=3), log) == [0]
     output = log.read_text()
     assert "WARNING: train.epochs is extended from 2 to 3: from here on the learning rate" in output
     assert "resumed at step 12 of 18" in output
+    assert output.count("is extended") == 1
     assert json.loads((run / "DONE").read_text())["epochs"] == 3
     assert [line[STEP] for line in read_metrics(run / "metrics.jsonl")] == list(range(2, 19, 2))
 
@@ -183,6 +186,15 @@ def test_a_run_without_a_checkpoint_may_start_over_with_another_configuration(
         runfolder.open_run(run_dir, settings)
         lock.release()
     assert runfolder.read_config(run_dir)["optim"]["lr"] == 0.2
+
+
+def test_a_configuration_that_came_meanwhile_is_looked_at_again_under_the_lock(
+    arguments, tmp_path: Path
+) -> None:
+    assert live(arguments(), tmp_path / "log", death=Death("step", 9)) == [-9]
+    other = commandline.load(arguments(optim__lr=0.2))
+    with RunLock(tmp_path / "run") as lock, pytest.raises(errors.UserError, match="optim.lr: 0.1 -> 0.2"):
+        runfolder.lock_run(tmp_path / "run", other, lock)
 
 
 def test_a_mistake_ends_the_process_with_2_and_debug_adds_the_traceback() -> None:

@@ -7,6 +7,7 @@ in it waits for the device; the host reads a number back only where a line is lo
 import logging
 import time
 from contextlib import nullcontext
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,10 @@ class Trainer:
         run_dir: Path,
         stop: StopRequest,
     ):
-        self.config, self.accelerator, self.run_dir = config, accelerator, run_dir
-        self.stop = stop
-        device, world_size = accelerator.device, accelerator.num_processes
+        self.config, self.accelerator, self.run_dir, self.stop = config, accelerator, run_dir, stop
+        device, sizes = accelerator.device, (config.train.global_batch_size, config.train.device_batch_size)
         self.micro_batches = batches.micro_batches(
-            config.train.global_batch_size,
-            config.train.device_batch_size,
-            world_size,
-            accelerator.process_index,
+            *sizes, accelerator.num_processes, accelerator.process_index
         )
         on_device = {s: torch.from_numpy(dataset.images[s]).to(device) for s in ("train", "val")}
         labels = {s: torch.from_numpy(dataset.labels[s]).to(device) for s in ("train", "val")}
@@ -107,11 +104,12 @@ class Trainer:
         """
         if self.accelerator.num_processes == 1:
             return
+        before = deepcopy(self.bare.state_dict())
         images, targets = self.batches.load(self.batches.draw(0), self.micro_batches[0], 0)
         for _ in range(2):  # the layout changes at the start of the second forward pass
             self.accelerator.backward(F.cross_entropy(self.model(images), targets))
         self.optimizer.zero_grad()
-        torch._foreach_copy_(self.state.statistics, self.kept_statistics)
+        self.bare.load_state_dict(before)
 
     # ---- the loop -------------------------------------------------------------------------------------------
 
