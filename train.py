@@ -37,6 +37,7 @@ def main(argv: list[str]) -> int:
     accelerator = distributed.start(settings.train)
     with distributed.lost_processes_named():
         fit(settings, run_dir, dataset, accelerator)
+    # The DDP model went with the end of `fit`, as it has to before the group does.
     distributed.close(accelerator)
     return 0
 
@@ -51,10 +52,9 @@ def fit(
     trainer = Trainer(settings, accelerator, dataset, run_dir, stop)
     with RunLock(run_dir) as lock:
         if saved := from_main(lambda: runfolder.lock_run(run_dir, settings, lock)):
-            trainer.restore(saved)
-        from_main(
-            lambda: runfolder.open_run(run_dir, settings)
-        )  # until here nothing in the folder was changed
+            trainer.state.restore(saved)
+        # Until here nothing in the folder was changed.
+        from_main(lambda: runfolder.open_run(run_dir, settings))
         runfolder.log_to(run_dir, accelerator.process_index, accelerator.num_processes)
         if is_main:
             report.started(run_dir, trainer)

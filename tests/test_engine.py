@@ -41,7 +41,7 @@ def trainer(arguments, tmp_path: Path):
         made = Trainer(settings, distributed.start(settings.train), dataset, run_dir, StopRequest(run_dir))
         made.tracker = tracking.Tracker(run_dir, settings.tracking, {}, enabled=True)
         if saved:
-            made.restore(saved)
+            made.state.restore(saved)
         made.saver = Saver(run_dir / "checkpoints", keep=2, before=made.tracker.sync)
         return made
 
@@ -118,7 +118,7 @@ def test_what_differs_between_ranks_is_averaged_for_another_number_of_them(train
     made.train_step()
     saved = made.state.snapshot()
     ranks = torch.stack([saved["by_rank"]["model"][0], 3 * saved["by_rank"]["model"][0]])
-    made.restore({**saved, "by_rank": {**saved["by_rank"], "model": ranks}})
+    made.state.restore({**saved, "by_rank": {**saved["by_rank"], "model": ranks}})
     assert torch.equal(torch.cat(made.state.statistics), ranks.mean(0))
 
 

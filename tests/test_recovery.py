@@ -161,10 +161,10 @@ def parameters(run: Path) -> torch.Tensor:
 
 
 def assert_equal_but_for_rounding(expected: Path, found: Path) -> None:
-    torch.testing.assert_close(parameters(found), parameters(expected), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(parameters(found), parameters(expected), rtol=1e-4, atol=1e-5)
     for left, right in zip(metrics(expected), metrics(found), strict=True):
         assert right[STEP] == left[STEP]
-        assert right["train/loss"] == pytest.approx(left["train/loss"], rel=1e-4)
+        assert right["train/loss"] == pytest.approx(left["train/loss"], rel=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from lives import Death, live
 from safetensors.torch import load_file
 
 import train
-from tinyimnet import arrays, commandline, config, errors, export, prepare, runfolder
+from tinyimnet import arrays, cli, commandline, config, errors, export, prepare, runfolder
 from tinyimnet.lock import RunLock
 from tinyimnet.tracking import STEP, read_metrics
 
@@ -83,15 +83,15 @@ def odd_data(tmp_path_factory, tiny_data: Path) -> Path:
     return folder / "prepared"
 
 
-def test_two_processes_count_each_validation_image_once(arguments, odd_data, tmp_path: Path) -> None:
-    """The exported weights, evaluated by one process, give to the last digit what two processes measured together."""
+@pytest.mark.parametrize("processes", [2, 3, 4])
+def test_several_processes_count_each_validation_image_once(
+    processes: int, arguments, odd_data, tmp_path: Path
+) -> None:
+    """The exported weights, evaluated by one process, give to the last digit what all measured together."""
     run = tmp_path / "run"
-    options = arguments(data__root=odd_data, train__precision="fp32", run__dir=run)
-    command = [*ACCELERATE, "--multi_gpu", "--num_processes", "2", "train.py", *options]
-    result = launch(command, ACCELERATE_USE_CPU="true")
-    assert result.returncode == 0, result.stderr
-    evaluated = python("-m", "tinyimnet", "evaluate", str(run))
-    assert evaluated.returncode == 0, evaluated.stderr
+    options = arguments(data__root=odd_data, train__precision="fp32", train__global_batch_size=36)
+    assert live(options, tmp_path / "log", processes=processes) == [0] * processes
+    assert errors.run(cli.main, ["evaluate", str(run)]) == 0
     alone = json.loads((run / "evaluation" / "results.json").read_text())
     together = read_metrics(run / "metrics.jsonl")[-1]
     assert alone["images"] == 101

@@ -9,7 +9,6 @@ import time
 from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -53,9 +52,12 @@ class Trainer:
         stop: StopRequest,
     ):
         self.config, self.accelerator, self.run_dir, self.stop = config, accelerator, run_dir, stop
-        device, sizes = accelerator.device, (config.train.global_batch_size, config.train.device_batch_size)
+        device = accelerator.device
         self.micro_batches = batches.micro_batches(
-            *sizes, accelerator.num_processes, accelerator.process_index
+            config.train.global_batch_size,
+            config.train.device_batch_size,
+            accelerator.num_processes,
+            accelerator.process_index,
         )
         on_device = {s: torch.from_numpy(dataset.images[s]).to(device) for s in ("train", "val")}
         labels = {s: torch.from_numpy(dataset.labels[s]).to(device) for s in ("train", "val")}
@@ -114,7 +116,7 @@ class Trainer:
     # ---- the loop -------------------------------------------------------------------------------------------
 
     def fit(self, tracker: Tracker, saver: Saver) -> str:
-        """Train to the last step; returns why it stopped earlier, after a save, or an empty string.
+        """Train from where `state` is to the last step; returns why it stopped earlier, after a save, or "".
 
         Raises:
             UserError: the last checkpoint could not be written, too many non-finite steps in a row, or the run folder
@@ -124,6 +126,8 @@ class Trainer:
         with writable(self.run_dir):
             self.tracker.rewind(self.step)
         logger.info("from step %d of %d", self.step, self.total_steps)
+        if self.step:
+            self.progress.resumed(self.step)
         reason = ""
         with self.progress:
             self.restart_clock()
@@ -301,8 +305,3 @@ class Trainer:
                 f"the checkpoint of step {self.step} could not be written to {self.run_dir} ({reason}); "
                 "mend that and give the same command again: it goes on from the checkpoint before it."
             )
-
-    def restore(self, saved: dict[str, Any]) -> None:
-        """Go on from a checkpoint; see TrainState.restore."""
-        self.state.restore(saved)
-        self.progress.resumed(self.step)
