@@ -1,7 +1,7 @@
 # make train                                       .venv, requirements, then the main job on the embedded data set
 # make train CONFIG=configs/tiny1m.yaml ARGS=...   the real thing, on all GPUs of this machine; ARGS go to train.py
 # make test                                        lint, then the tests: minutes, no root, no cluster
-# make test-faults                                 the long form of the fault tests: 100 kills, every signal, a full disk
+# make test-faults                                 the long form: 100 kills, every signal, a full disk; the smoke run
 # make bench                                       images/s of the loop against bare arithmetic
 
 CONFIG ?= configs/smoke.yaml
@@ -18,11 +18,11 @@ train: $(VENV)/.installed
 		train.py --config $(CONFIG) $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest -m "not faults"
+	$(BIN)/python -m pytest -m "not long"
 
 # The full disk is a small tmpfs where this is root; FAULTS_SEED=N draws other moments.
 test-faults: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m faults
+	$(BIN)/python -m pytest -m long
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -142,7 +142,7 @@ def read_only(disk: Path) -> None:
     at_step(14, lambda: subprocess.run(["umount", folder], check=True))
 
 
-@pytest.mark.faults
+@pytest.mark.long
 @pytest.mark.parametrize(
     "fault, reason", [(full, "No space left on device"), (read_only, "Read-only file system")]
 )

@@ -44,7 +44,7 @@ def kill_again_and_again(
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
     "kills, epochs",
-    [pytest.param(6, 6, id="6-kills"), pytest.param(25, 25, id="25-kills", marks=pytest.mark.faults)],
+    [pytest.param(6, 6, id="6-kills"), pytest.param(25, 25, id="25-kills", marks=pytest.mark.long)],
 )
 def test_killed_at_random_moments_it_comes_to_the_same_end(
     kills, epochs, precision, processes, arguments, tmp_path: Path
@@ -57,7 +57,7 @@ def test_killed_at_random_moments_it_comes_to_the_same_end(
     kill_again_and_again(make, tmp_path / "untouched", kills=kills, processes=processes, rng=rng)
 
 
-@pytest.mark.faults
+@pytest.mark.long
 def test_the_plug_pulled_on_a_launcher_and_all_it_started_at_random_times(arguments, tmp_path: Path) -> None:
     """SIGKILL from outside, as a node that dies: nothing in the processes knows the moment."""
     untouched, run, rng = tmp_path / "untouched", tmp_path / "run", random.Random(f"{SEED} plug")

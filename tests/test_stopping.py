@@ -138,7 +138,7 @@ def test_a_signal_to_the_launcher_saves_and_leaves_no_worker_behind(
     assert_saved(tmp_path / "run", output, number.name if forwarded else "the end of the launcher")
 
 
-@pytest.mark.faults
+@pytest.mark.long
 @SIGNALS
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_every_signal_to_every_launcher_saves_and_leaves_no_worker_behind(
