@@ -11,7 +11,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -204,21 +204,16 @@ def lost_processes_named() -> Iterator[None]:
 
 
 def leave(exit_code: int) -> NoReturn:
-    """End this process with this exit code.
+    """End this process with this exit code, without the interpreter's own end, which can lose it.
 
-    At once where an error left the group open, whose threads would hang or abort a normal exit, or where the output
-    cannot be flushed (a full disk, a closed pipe), which Python would turn into exit code 120.
+    There gloo's threads hang or abort (pytorch #190489), a second signal meets the default handlers again, and output
+    that a full disk or a closed pipe does not take becomes exit code 120.
     """
-    at_once = torch.distributed.is_initialized()
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except OSError:
-        at_once = True
-    if at_once:
-        logging.shutdown()
-        os._exit(exit_code)
-    sys.exit(exit_code)
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(exit_code)
 
 
 def check_launcher(environ: MutableMapping[str, str]) -> None:
