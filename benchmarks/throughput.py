@@ -6,7 +6,7 @@
 
 Both run the same network in the same process, in turns, so that a machine that speeds up or slows down does so for
 both; the ratio of the medians is what counts. The loop does everything a step does: draw, gather, crop, flip, mix,
-resize, clip, EMA, tallies.
+resize, clip, EMA, tallies. Then the time for which a save holds the loop up.
 """
 
 import statistics
@@ -23,6 +23,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tinyimnet import commandline, config, console, data, distributed, errors, optim, synthetic
+from tinyimnet.checkpoint import Saver
 from tinyimnet.engine import Trainer
 from tinyimnet.model import build_model
 from tinyimnet.preemption import StopRequest
@@ -50,6 +51,7 @@ def main(argv: list[str]) -> int:
         for _ in range(ROUNDS):
             for name, step in steps.items():
                 rates[name].append(_rate(step, batch, device, n_steps))
+        stall = _save_stall(trainer, Path(folder))
     loop, bare = (statistics.median(rates[name]) for name in ("loop", "bare"))
     ratios = [a / b for a, b in zip(rates["loop"], rates["bare"], strict=True)]
     rows = [
@@ -58,6 +60,11 @@ def main(argv: list[str]) -> int:
         (
             "ratio, median of pairs",
             f"{statistics.median(ratios):.1%}  ({min(ratios):.1%} to {max(ratios):.1%})",
+        ),
+        (
+            "a save holds the loop up by",
+            f"{1000 * stall:.1f} ms, {stall * loop / batch / settings.run.save_every:.3%} with one in "
+            f"{settings.run.save_every} steps",
         ),
     ]
     console.table(
@@ -114,6 +121,20 @@ def _rate(step, batch: int, device: torch.device, n_steps: int) -> float:
         step()
     _drain(device)
     return n_steps * batch / (time.perf_counter() - start)
+
+
+def _save_stall(trainer: Trainer, folder: Path) -> float:
+    """Seconds that the loop waits for a save, median of ROUNDS; it is written to disk beside the next step."""
+    saver = trainer.saver = Saver(folder, keep=1, before=lambda: None)
+    stalls = []
+    for _ in range(ROUNDS):
+        trainer.train_step()
+        _drain(trainer.accelerator.device)
+        start = time.perf_counter()
+        trainer.save(best=False)
+        stalls.append(time.perf_counter() - start)
+    saver.close()
+    return statistics.median(stalls)
 
 
 def _drain(device: torch.device) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import threading
 import time
@@ -69,6 +70,34 @@ def test_without_a_sign_of_life_the_lock_is_taken_after_the_lease(content: str, 
     RunLock(tmp_path).acquire()
     assert time.monotonic() - started >= lock_module.LEASE
     assert json.loads((tmp_path / "LOCK").read_text())["pid"] == os.getpid()
+
+
+def test_a_lock_that_is_given_back_meanwhile_is_taken_at_once(tmp_path: Path) -> None:
+    (tmp_path / "LOCK").write_text(json.dumps(ELSEWHERE))
+    threading.Timer(0.2, (tmp_path / "LOCK").unlink).start()
+    started = time.monotonic()
+    RunLock(tmp_path).acquire()
+    assert time.monotonic() - started < lock_module.LEASE
+
+
+def test_a_disk_that_has_no_room_for_it_keeps_no_half_of_it(arguments, tmp_path: Path) -> None:
+    assert live(arguments(), tmp_path / "log", before=no_file_of_any_size) == [2]
+    assert "cannot be written (File too large)" in (tmp_path / "log").read_text()
+    assert not (tmp_path / "run" / "LOCK").exists()
+
+
+def no_file_of_any_size() -> None:
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    acquire = RunLock.acquire
+
+    def limited(lock: RunLock) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))
+        try:
+            acquire(lock)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+    RunLock.acquire = limited  # type: ignore[method-assign]
 
 
 def test_the_holder_renews_it(tmp_path: Path) -> None:

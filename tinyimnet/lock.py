@@ -69,6 +69,9 @@ class RunLock:
             mine.write_text(json.dumps(self._me))
             os.replace(mine, self.path)
             time.sleep(SETTLE)
+        except OSError:  # a full disk: an empty LOCK would keep the next start waiting
+            self.path.unlink(missing_ok=True)
+            raise
         self._held = True
         self.check()
         threading.Thread(target=self._renew, name="run lock", daemon=True).start()
@@ -98,9 +101,9 @@ class RunLock:
                 "%s names %s: waiting up to %.0f s for a sign of life.", self.path, _name(holder), LEASE
             )
             deadline = time.monotonic() + LEASE
-            while not alive and time.monotonic() < deadline:
+            while (now := _renewed(self.path)) == renewed and time.monotonic() < deadline:
                 time.sleep(BEAT / 10)
-                alive = _renewed(self.path) != renewed
+            alive = now not in (renewed, 0)  # 0: given back meanwhile
         if alive:
             raise UserError(
                 f"run.dir {self.path.parent} is in use by {_name(holder)}; "
@@ -130,7 +133,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _renewed(path: Path) -> int:
-    """Time of the last renewal in ns; opened first, because NFS asks its server anew only on opening."""
+    """Time of the last renewal in ns, 0 without a lock; opened first, because NFS asks its server anew only then."""
     try:
         with path.open() as file:
             return os.fstat(file.fileno()).st_mtime_ns
