@@ -24,12 +24,12 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["train", "torch._dynamo", "torch.distributed.fsdp", "matplotlib.figure"])
 # Random augmentation, random depth and all else that a resumed run has to draw again.
 EVERYTHING = {
-    "augment.mixup_probability": 0.3,
-    "augment.cutmix_probability": 0.4,
-    "augment.label_smoothing": 0.1,
-    "augment.start_size": 48,
-    "model.drop_path": 0.2,
-    "optim.clip_grad_norm": 1.0,
+    "augment__mixup_probability": 0.3,
+    "augment__cutmix_probability": 0.4,
+    "augment__label_smoothing": 0.1,
+    "augment__start_size": 48,
+    "model__drop_path": 0.2,
+    "optim__clip_grad_norm": 1.0,
 }
 
 

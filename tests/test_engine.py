@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lives import EVERYTHING, equal, metrics
 
 from tinyimnet import checkpoint, commandline, data, distributed, runfolder, tracking
 from tinyimnet.checkpoint import Saver
@@ -14,16 +15,6 @@ from tinyimnet.errors import UserError
 from tinyimnet.lock import RunLock
 from tinyimnet.preemption import StopRequest
 from tinyimnet.tracking import STEP, read_metrics
-
-EVERYTHING = {
-    "augment__mixup_probability": 0.3,
-    "augment__cutmix_probability": 0.4,
-    "augment__label_smoothing": 0.1,
-    "augment__start_size": 48,
-    "model__drop_path": 0.2,
-    "optim__clip_grad_norm": 1.0,
-    "run__log_every": 2,
-}
 
 
 @pytest.fixture
@@ -52,21 +43,6 @@ def fit(made: Trainer) -> str:
     return made.fit(made.tracker, made.saver)
 
 
-def states_equal(left: object, right: object) -> bool:
-    """Bitwise equality of nested containers of tensors and numbers."""
-    if isinstance(left, torch.Tensor):
-        return torch.equal(left, right)
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(states_equal(left[key], right[key]) for key in left)
-    if isinstance(left, (list, tuple)):
-        return len(left) == len(right) and all(map(states_equal, left, right))
-    return left == right
-
-
-def without_speed(lines: list[dict]) -> list[dict]:
-    return [{key: value for key, value in line.items() if not key.startswith("perf/")} for line in lines]
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("stop_at", [3, 6, 7])
 def test_a_resumed_run_equals_one_that_was_never_touched(
@@ -85,8 +61,8 @@ def test_a_resumed_run_equals_one_that_was_never_touched(
 
     expected, found = (checkpoint.load_newest(tmp_path / name / "checkpoints") for name in ("whole", "parts"))
     assert expected["step"] == 12
-    assert states_equal(expected, found)
-    lines = [without_speed(read_metrics(tmp_path / name / "metrics.jsonl")) for name in ("whole", "parts")]
+    assert equal(expected, found)
+    lines = [metrics(tmp_path / name) for name in ("whole", "parts")]
     assert lines[0] == lines[1]
     assert [line[STEP] for line in lines[0]] == [2, 4, 6, 8, 10, 12]
 
@@ -108,7 +84,7 @@ def test_a_run_that_is_killed_replays_what_came_after_its_last_checkpoint(
         fit(first)
     fit(trainer(**EVERYTHING, run__dir=tmp_path / "parts"))
     expected, found = (checkpoint.load_newest(tmp_path / name / "checkpoints") for name in ("whole", "parts"))
-    assert states_equal(expected, found)
+    assert equal(expected, found)
     steps = [line[STEP] for line in read_metrics(tmp_path / "parts" / "metrics.jsonl")]
     assert steps == [2, 4, 6, 8, 10, 12]
 
@@ -128,7 +104,7 @@ def test_a_snapshot_does_not_change_while_the_training_goes_on(trainer) -> None:
     snapshot = made.state.snapshot()
     before = deepcopy(snapshot)
     made.train_step()
-    assert states_equal(snapshot, before)
+    assert equal(snapshot, before)
 
 
 def test_accumulation_takes_the_same_step(trainer, tmp_path: Path) -> None:
@@ -160,9 +136,9 @@ def test_a_step_with_a_non_finite_gradient_leaves_nothing_behind_and_is_counted(
     assert all(tensor.isfinite().all() for tensor in kept)
     made.train_step()
     assert not torch.equal(before[0], kept[0])
-    metrics = made.train_metrics()
-    assert metrics["train/bad_steps"] == 1
-    assert metrics["train/loss"] == pytest.approx(5.3, abs=0.7)  # the mean of the two good steps
+    logged = made.train_metrics()
+    assert logged["train/bad_steps"] == 1
+    assert logged["train/loss"] == pytest.approx(5.3, abs=0.7)  # the mean of the two good steps
 
 
 def test_too_many_bad_steps_in_a_row_end_the_run_and_keep_the_checkpoint(trainer, tmp_path: Path) -> None:
@@ -176,7 +152,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run_and_keep_the_checkpoint(trainer
     made.train_step()
     with pytest.raises(UserError, match="not finite in 2 steps in a row up to step 3 .*optim.lr"):
         made.train_metrics()
-    assert states_equal(kept, checkpoint.load_newest(tmp_path / "run" / "checkpoints"))
+    assert equal(kept, checkpoint.load_newest(tmp_path / "run" / "checkpoints"))
 
 
 def test_the_logged_learning_rate_is_the_one_the_step_used(trainer) -> None:

@@ -21,7 +21,7 @@ MIXED = {
     "augment__cutmix_probability": 0.4,
     "augment__label_smoothing": 0.1,
 }
-HARD = {key.replace(".", "__"): value for key, value in EVERYTHING.items()} | {"run__save_every": 3}
+HARD = EVERYTHING | {"run__save_every": 3}
 
 
 def kill_again_and_again(
