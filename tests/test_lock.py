@@ -46,7 +46,8 @@ def test_all_ranks_of_a_second_run_leave_with_the_refusal(arguments, tmp_path: P
     mine.release()
 
 
-def test_a_process_that_was_killed_keeps_nobody_out(arguments, tmp_path: Path) -> None:
+def test_a_process_that_was_killed_keeps_nobody_out(arguments, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(lock_module, "LEASE", 10)
     assert live(arguments(), tmp_path / "log", death=Death("step", 3)) == [-9]
     assert (tmp_path / "run" / "LOCK").exists()
     started = time.monotonic()
@@ -72,7 +73,8 @@ def test_without_a_sign_of_life_the_lock_is_taken_after_the_lease(content: str, 
     assert json.loads((tmp_path / "LOCK").read_text())["pid"] == os.getpid()
 
 
-def test_a_lock_that_is_given_back_meanwhile_is_taken_at_once(tmp_path: Path) -> None:
+def test_a_lock_that_is_given_back_meanwhile_is_taken_at_once(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(lock_module, "LEASE", 10)
     (tmp_path / "LOCK").write_text(json.dumps(ELSEWHERE))
     threading.Timer(0.2, (tmp_path / "LOCK").unlink).start()
     started = time.monotonic()
