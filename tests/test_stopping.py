@@ -116,7 +116,13 @@ def signal_launcher(launcher: str, number: signal.Signals, arguments: list[str],
     try:
         until_step(run, 4)
         process.send_signal(number)
-        return process.communicate(timeout=BOUND)[0]  # ends when the last process has closed the pipe
+        try:
+            return process.communicate(timeout=BOUND)[0]  # ends when the last process has closed the pipe
+        except subprocess.TimeoutExpired:
+            # Once in about 50 tries a SIGINT had no effect on accelerate's launcher, and so on nobody.
+            assert process.poll() is None, "the launcher is gone and a worker is left behind"
+            process.send_signal(number)
+            return process.communicate(timeout=BOUND)[0]
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
