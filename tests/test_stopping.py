@@ -106,23 +106,22 @@ LAUNCHERS = {
 }
 
 
+def take_sigint() -> None:
+    """Undo what a shell does to a command in its background: there SIGINT is ignored, by all that it starts too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def signal_launcher(launcher: str, number: signal.Signals, arguments: list[str], run: Path) -> str:
     """Start a training, send the launcher a signal, wait for the end of all; their output."""
     command, environment = LAUNCHERS[launcher]
     process = subprocess.Popen(
         [*command, "train.py", *arguments], cwd=REPO, env=os.environ | environment | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, preexec_fn=take_sigint,
     )  # fmt: skip
     try:
         until_step(run, 4)
         process.send_signal(number)
-        try:
-            return process.communicate(timeout=BOUND)[0]  # ends when the last process has closed the pipe
-        except subprocess.TimeoutExpired:
-            # Once in about 50 tries a SIGINT had no effect on accelerate's launcher, and so on nobody.
-            assert process.poll() is None, "the launcher is gone and a worker is left behind"
-            process.send_signal(number)
-            return process.communicate(timeout=BOUND)[0]
+        return process.communicate(timeout=BOUND)[0]  # ends when the last process has closed the pipe
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -159,7 +158,7 @@ def test_ctrl_c_under_accelerate_launch_saves(arguments, tmp_path: Path) -> None
     run = tmp_path / "run"
     process = subprocess.Popen(
         [*ONE, "train.py", *arguments(**ENDLESS)], cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True,
+        start_new_session=True, preexec_fn=take_sigint,
     )  # fmt: skip
     until_step(run, 3)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the launcher and to the worker
