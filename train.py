@@ -7,16 +7,19 @@ python train.py --config configs/tiny1m.yaml --optim.lr 0.3 --run.dir runs/lr03
 """
 
 import logging
-import os
 import sys
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from tinyimnet import commandline, config, data, distributed, errors, prepare, report, runfolder, tracking
+from accelerate import Accelerator
+
+from tinyimnet import commandline, distributed, errors, preflight, prepare, report, runfolder, tracking
 from tinyimnet.checkpoint import Saver
+from tinyimnet.config import Config
+from tinyimnet.data import Dataset
 from tinyimnet.engine import Trainer
 from tinyimnet.lock import RunLock
+from tinyimnet.meeting import Meeting
 from tinyimnet.preemption import StopRequest, job_deadline
 
 
@@ -24,26 +27,28 @@ def main(argv: list[str]) -> int:
     """Run the training that `argv` asks for; the exit code is 0 when it is finished or was stopped and saved."""
     settings = commandline.load(argv)
     distributed.map_environment()
-    is_main = int(os.environ.get("RANK", "0")) == 0
     console = logging.StreamHandler()
     console.setLevel(logging.WARNING)  # what is below goes to the log of the rank alone
     logging.basicConfig(handlers=[console], format="%(levelname)s: %(message)s")
     run_dir = runfolder.find_run(settings)
-    if runfolder.is_done(run_dir, settings):
-        if is_main:
-            report.show(run_dir)
-        return 0
-    dataset = prepare.ready_dataset(settings.data, is_main)
-    accelerator = distributed.start(settings.train)
+    meeting = Meeting(settings.train.timeout)
     with distributed.lost_processes_named():
-        fit(settings, run_dir, dataset, accelerator)
+        if meeting.from_main("done", lambda: runfolder.is_done(run_dir, settings)):
+            if meeting.is_main:
+                report.show(run_dir)
+            return 0
+        found = preflight.check(meeting, settings, run_dir)
+        dataset = prepare.ready_dataset(settings.data, meeting)
+        accelerator = distributed.start(settings.train, meeting)
+        preflight.measure(accelerator, found)
+        fit(settings, run_dir, dataset, accelerator, meeting.nodes)
     # The DDP model went with the end of `fit`, as it has to before the group does.
     distributed.close(accelerator)
     return 0
 
 
 def fit(
-    settings: config.Config, run_dir: Path, dataset: data.Dataset, accelerator: distributed.Accelerator
+    settings: Config, run_dir: Path, dataset: Dataset, accelerator: Accelerator, nodes: list[str]
 ) -> None:
     """Train until the end or until asked to stop, with the run folder locked."""
     is_main, from_main = accelerator.is_main_process, partial(distributed.from_main, accelerator)
@@ -54,11 +59,13 @@ def fit(
         if saved := from_main(lambda: runfolder.lock_run(run_dir, settings, lock)):
             trainer.state.restore(saved)
         # Until here nothing in the folder was changed.
-        from_main(lambda: runfolder.open_run(run_dir, settings))
+        life = runfolder.describe_life(nodes, accelerator.num_processes, trainer.step, trainer.total_steps)
+        from_main(lambda: runfolder.open_run(run_dir, settings, life))
         runfolder.log_to(run_dir, accelerator.process_index, accelerator.num_processes)
         if is_main:
             report.started(run_dir, trainer)
-        tracker = tracking.Tracker(run_dir, settings.tracking, facts(settings, accelerator), enabled=is_main)
+        facts = tracking.facts(settings, accelerator.num_processes, str(accelerator.device))
+        tracker = tracking.Tracker(run_dir, settings.tracking, facts, enabled=is_main)
 
         def before_save() -> None:
             lock.check()
@@ -71,23 +78,13 @@ def fit(
             with runfolder.writable(run_dir):
                 results = {} if reason else trainer.finish()
                 if is_main and reason:
-                    report.stopped(run_dir, reason, trainer.step)
+                    report.stopped(run_dir, reason, trainer.step, life)
                 elif is_main:
                     report.finished(run_dir, results)
             exit_code = 0
         finally:
             saver.close()
             tracker.close(exit_code)
-
-
-def facts(settings: config.Config, accelerator: distributed.Accelerator) -> dict:
-    """What is worth knowing about a run besides its metrics."""
-    return {
-        **asdict(settings),
-        "git_commit": tracking.git_commit(),
-        "world_size": accelerator.num_processes,
-        "device": str(accelerator.device),
-    }
 
 
 if __name__ == "__main__":

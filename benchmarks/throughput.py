@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tinyimnet import commandline, config, console, data, distributed, errors, optim, synthetic
 from tinyimnet.checkpoint import Saver
 from tinyimnet.engine import Trainer
+from tinyimnet.meeting import Meeting
 from tinyimnet.model import build_model
 from tinyimnet.preemption import StopRequest
 
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> int:
     settings = commandline.load(argv, prog="benchmarks/throughput.py")
     # One resolution throughout: with progressive resizing the two would not run the same arithmetic.
     settings = replace(settings, augment=replace(settings.augment, start_size=64))
-    accelerator = distributed.start(settings.train)
+    accelerator = distributed.start(settings.train, Meeting())
     with tempfile.TemporaryDirectory() as folder:
         trainer = _trainer(settings, accelerator, Path(folder))
         bare_step = _bare_step(settings, accelerator)

@@ -339,11 +339,11 @@ ENVIRONMENTS: dict[str, tuple[dict[str, str | None], str]] = {
     ),
     "the port in use": (
         {**GROUP, "MASTER_PORT": "busy"},
-        "the process group could not form .*address already in use",
+        "cannot open the port of rank 0, .*address already in use",
     ),
     "nobody else came": (
         {**GROUP, "MASTER_PORT": "free"},
-        "the process group could not form .*2 processes have started",
+        "rank 1 did not arrive within 2 s",
     ),
 }
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import REPO, launch
 
-from tinyimnet import distributed
+from tinyimnet import distributed, slurm
 from tinyimnet.errors import UserError
 
 SRUN = {
@@ -68,18 +68,18 @@ def test_otherwise_nothing_is_mapped(changes: dict) -> None:
     "nodelist, host", [("gpu[07-09,12],cpu1", "gpu07"), ("node1", "node1"), ("a,b", "a"), ("n[3]", "n3")]
 )
 def test_the_first_host_is_rank_zeros(nodelist: str, host: str) -> None:
-    assert distributed.first_host(nodelist) == host
+    assert slurm.first_host(nodelist) == host
 
 
 def test_an_empty_nodelist_is_refused() -> None:
     with pytest.raises(UserError, match="SLURM_STEP_NODELIST is ''; set MASTER_ADDR"):
-        distributed.first_host("")
+        slurm.first_host("")
 
 
 def test_tasks_on_a_node() -> None:
-    assert [distributed.tasks_on_node("4(x2),1", node) for node in range(3)] == [4, 4, 1]
+    assert [slurm.tasks_on_node("4(x2),1", node) for node in range(3)] == [4, 4, 1]
     with pytest.raises(UserError, match="SLURM_STEP_TASKS_PER_NODE is 'many'"):
-        distributed.tasks_on_node("many", 0)
+        slurm.tasks_on_node("many", 0)
 
 
 def test_a_group_smaller_than_the_launcher_said_is_refused() -> None:
@@ -95,7 +95,7 @@ def test_one_group_for_each_node_is_refused() -> None:
     distributed.check_launcher({"GROUP_WORLD_SIZE": "2", "SLURM_STEP_NUM_TASKS": "2", "RANK": "0"})
 
 
-THREADS = "import os, torch; from tinyimnet import distributed; distributed.share_cores(); print('threads', torch.get_num_threads())"
+THREADS = "import os, torch; from tinyimnet import distributed; distributed.share_cores(1); print('threads', torch.get_num_threads())"
 
 
 def accelerate(*arguments: str, **environment: str):
@@ -133,18 +133,17 @@ def test_a_number_of_threads_on_the_launchers_command_line_is_kept(
     monkeypatch.setattr(distributed, "launcher_environment", dict)
     monkeypatch.setattr(distributed, "launcher_command", lambda: ["accelerate", "launch", flag, "1"])
     try:
-        distributed.share_cores()
+        distributed.share_cores(1)
         assert os.environ["OMP_NUM_THREADS"] == ("1" if kept else str(len(os.sched_getaffinity(0))))
     finally:
         torch.set_num_threads(threads)
 
 
-def test_local_processes_share_the_cores(monkeypatch) -> None:
+def test_processes_with_the_same_cores_share_them(monkeypatch) -> None:
     threads = torch.get_num_threads()
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     try:
-        distributed.share_cores()
+        distributed.share_cores(2)
         assert torch.get_num_threads() == max(1, len(os.sched_getaffinity(0)) // 2)
     finally:
         torch.set_num_threads(threads)

@@ -13,6 +13,7 @@ from tinyimnet.checkpoint import Saver
 from tinyimnet.engine import Trainer
 from tinyimnet.errors import UserError
 from tinyimnet.lock import RunLock
+from tinyimnet.meeting import Meeting
 from tinyimnet.preemption import StopRequest
 from tinyimnet.tracking import STEP, read_metrics
 
@@ -26,10 +27,12 @@ def trainer(arguments, tmp_path: Path):
         run_dir = runfolder.find_run(settings)
         lock = RunLock(run_dir)
         saved = runfolder.lock_run(run_dir, settings, lock)
-        runfolder.open_run(run_dir, settings)
+        runfolder.open_run(run_dir, settings, {})
         lock.release()
         dataset = data.open_dataset(Path(settings.data.root), verify=False)
-        made = Trainer(settings, distributed.start(settings.train), dataset, run_dir, StopRequest(run_dir))
+        made = Trainer(
+            settings, distributed.start(settings.train, Meeting()), dataset, run_dir, StopRequest(run_dir)
+        )
         made.tracker = tracking.Tracker(run_dir, settings.tracking, {}, enabled=True)
         if saved:
             made.state.restore(saved)

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ from lives import Death, live
 from safetensors.torch import load_file
 
 import train
-from tinyimnet import arrays, cli, commandline, config, errors, export, prepare, runfolder
+from tinyimnet import arrays, cli, commandline, errors, export, runfolder
 from tinyimnet.lock import RunLock
 from tinyimnet.tracking import STEP, read_metrics
 
@@ -100,17 +98,6 @@ def test_several_processes_count_each_validation_image_once(
     assert alone["loss"] == pytest.approx(together["val/ema_loss"], rel=1e-5)
 
 
-def test_other_processes_wait_until_the_data_is_there(tiny_data: Path, tmp_path: Path) -> None:
-    settings = config.DataConfig(root=str(tmp_path / "data"))
-    with ThreadPoolExecutor() as pool:
-        waiting = pool.submit(prepare.ready_dataset, settings, is_main=False)
-        time.sleep(0.2)
-        assert not waiting.done()
-        shutil.copytree(tiny_data, tmp_path / "copy")
-        (tmp_path / "copy").rename(tmp_path / "data")
-        assert len(waiting.result(timeout=10).images["train"]) == 200
-
-
 def test_without_data_and_network_one_sentence_names_the_two_ways_out(arguments, tmp_path: Path) -> None:
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     result = python(
@@ -183,7 +170,7 @@ def test_a_run_without_a_checkpoint_may_start_over_with_another_configuration(
     lock = RunLock(run_dir)
     for settings in (first, second):
         runfolder.lock_run(runfolder.find_run(settings), settings, lock)
-        runfolder.open_run(run_dir, settings)
+        runfolder.open_run(run_dir, settings, {})
         lock.release()
     assert runfolder.read_config(run_dir)["optim"]["lr"] == 0.2
 

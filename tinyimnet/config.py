@@ -27,6 +27,8 @@ class RunConfig:
     """Newest checkpoints kept beside best.pt."""
     stop_before_end: int = 120
     """Seconds before the end of a Slurm job (SLURM_JOB_END_TIME) at which the run saves and stops."""
+    max_lives: int = 100
+    """Starts of one Slurm job, requeues included, after which it is not requeued any more."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class DataConfig:
     """Prepared folder (`python -m tinyimnet prepare`)."""
     source: Literal["tiny-imagenet", "synthetic"] = "tiny-imagenet"
     """How to make `root` where it is missing: download the official archive, or draw the embedded data set."""
+    stage: str = ""
+    """Folder of each node, such as /dev/shm or $SLURM_TMPDIR, to which the arrays are copied once; empty: read in place."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +180,7 @@ KEYS = tuple(
 )
 # Keys that a resumed run may change besides an extended train.epochs: where things lie, what is reported, how long to wait.
 MAY_CHANGE = ("run.log_every", "run.eval_every", "run.save_every", "run.keep_checkpoints", "run.stop_before_end",
-              "run.dir", "data.root", "train.timeout", "tracking.",
+              "run.max_lives", "run.dir", "data.root", "data.stage", "train.timeout", "tracking.",
               # How a process cuts its share into passes belongs to the machine, as the number of processes does.
               "train.device_batch_size")  # fmt: skip
 
@@ -193,6 +197,7 @@ def check(config: Config) -> None:
         ("run.save_every", run.save_every >= 1, "1 or more"),
         ("run.keep_checkpoints", run.keep_checkpoints >= 1, "1 or more"),
         ("run.stop_before_end", run.stop_before_end >= 0, "0 seconds or more"),
+        ("run.max_lives", run.max_lives >= 1, "1 or more"),
         ("model.widths", bool(model.widths) and min(model.widths) >= 1, "one positive number for each stage"),
         ("model.depths", len(model.depths) == len(model.widths) and min(model.depths) >= 1,
          f"one positive number for each of the {len(model.widths)} stages in model.widths"),

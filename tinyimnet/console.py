@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: a bar on a terminal, plain lines under a scheduler, a table at the end."""
 
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -9,6 +10,8 @@ from typing import Any
 from rich import progress
 from rich.console import Console
 from rich.table import Table
+
+logger = logging.getLogger(__name__)
 
 
 class _Output:
@@ -84,8 +87,10 @@ class Progress:
         evaluated = "val/top1" in metrics
         if evaluated:
             values += f", val top-1 {metrics['val/top1']:.2f} %, EMA {metrics['val/ema_top1']:.2f} %"
+        line = f"epoch {epoch} step {step}/{self.total_steps}: {values}, ETA {eta}"
+        logger.info(line)
         if evaluated or not console.is_terminal:
-            self.bar.console.print(f"epoch {epoch} step {step}/{self.total_steps}: {values}, ETA {eta}")
+            self.bar.console.print(line)
 
     def _eta(self, step: int) -> str:
         per_step = (time.monotonic() - self.started) / max(1, step - self.first_step)

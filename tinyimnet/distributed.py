@@ -18,10 +18,12 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs
 
+from tinyimnet import slurm
 from tinyimnet.config import TrainConfig
 from tinyimnet.errors import LostProcess, UserError
+from tinyimnet.meeting import Meeting
 
 T = TypeVar("T")
 _START = "start the processes with accelerate launch --multi_gpu, torchrun or srun, or unset RANK."
@@ -34,6 +36,7 @@ def map_environment(environ: MutableMapping[str, str] = os.environ) -> None:
     Raises:
         UserError: a variable is missing or has no possible value.
     """
+    check_launcher(environ)
     if "RANK" in environ:
         check_variables(environ)
         return
@@ -44,8 +47,8 @@ def map_environment(environ: MutableMapping[str, str] = os.environ) -> None:
     environ["RANK"] = environ["SLURM_PROCID"]
     environ["WORLD_SIZE"] = environ["SLURM_NTASKS"]
     environ["LOCAL_RANK"] = environ["SLURM_LOCALID"]
-    environ["LOCAL_WORLD_SIZE"] = str(tasks_on_node(tasks, int(environ.get("SLURM_NODEID", "0"))))
-    environ.setdefault("MASTER_ADDR", first_host(nodes))
+    environ["LOCAL_WORLD_SIZE"] = str(slurm.tasks_on_node(tasks, int(environ.get("SLURM_NODEID", "0"))))
+    environ.setdefault("MASTER_ADDR", slurm.first_host(nodes))
     # Below the ephemeral ports (from 32768), another one for each job and for each requeue of it.
     job = int(environ["SLURM_JOB_ID"]) + int(environ.get("SLURM_RESTART_COUNT", "0"))
     environ.setdefault("MASTER_PORT", str(10000 + job % 20000))
@@ -73,25 +76,6 @@ def check_variables(environ: Mapping[str, str]) -> None:
         )
 
 
-def first_host(nodelist: str) -> str:
-    """'gpu[07-09,12],cpu1' -> 'gpu07'."""
-    match = re.match(r"([^\[,]+)(?:\[(\w+))?", nodelist)
-    if not match:
-        raise UserError(f"SLURM_STEP_NODELIST is {nodelist!r}; set MASTER_ADDR to the host of rank 0.")
-    return match[1] + (match[2] or "")
-
-
-def tasks_on_node(spec: str, node: int) -> int:
-    """Tasks on a node of the step: ('4(x2),1', 2) -> 1 (the form of SLURM_STEP_TASKS_PER_NODE)."""
-    counts: list[int] = []
-    for part in spec.split(","):
-        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
-        if not match:
-            raise UserError(f"SLURM_STEP_TASKS_PER_NODE is {spec!r}, which is not of the form 4(x2),1.")
-        counts += [int(match[1])] * int(match[2] or 1)
-    return counts[node]
-
-
 def launcher_environment() -> dict[str, str]:
     """The environment that the parent process was started with; empty where /proc does not tell (not Linux)."""
     try:
@@ -109,8 +93,10 @@ def launcher_command() -> list[str]:
         return []
 
 
-def share_cores() -> None:
-    """Use all cores of this process's affinity, shared out among the local processes, unless the user set a number.
+def share_cores(sharers: int) -> None:
+    """Use the cores of this process, shared out among those that have the same ones, unless the user set a number.
+
+    Under srun each process may have cores of its own, under other launchers all have those of the node.
 
     `accelerate launch` sets OMP_NUM_THREADS=1 where nobody did, for a single process too: one core of 2 or of 16. What
     the user set is told from that by the environment and the command line of the launcher.
@@ -121,25 +107,33 @@ def share_cores() -> None:
     if threads and (not by_launcher or flag or "OMP_NUM_THREADS" in launcher_environment()):
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    share = max(1, cores // sharers)
     # Accelerate counts the cores itself where this is missing.
     os.environ["OMP_NUM_THREADS"] = str(share)
     torch.set_num_threads(share)
 
 
-def start(config: TrainConfig) -> Accelerator:
-    """Join the process group. Call map_environment first.
+def start(config: TrainConfig, meeting: Meeting) -> Accelerator:
+    """Join the process group of the processes that have met.
 
     Raises:
         UserError: the processes that started are not one group, or the group cannot form.
     """
-    check_launcher(os.environ)
-    share_cores()
+    share_cores(meeting.core_sharers)
     # The same numbers after a restart: no kernels that add in another order each time (cuDNN's default for some).
     torch.backends.cudnn.deterministic = True
     # Its replacement would copy rank 0's buffers at the start; torch itself says to stay with it for that.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+    timeout = timedelta(seconds=config.timeout)
     try:
+        if meeting.store:
+            torch.distributed.init_process_group(
+                "nccl" if torch.cuda.is_available() else "gloo",
+                store=meeting.store,
+                rank=meeting.rank,
+                world_size=meeting.world_size,
+                timeout=timeout,
+            )
         accelerator = Accelerator(
             # Without this, processes on a machine without GPUs form no group and each trains alone.
             cpu=not torch.cuda.is_available(),
@@ -147,7 +141,6 @@ def start(config: TrainConfig) -> Accelerator:
             kwargs_handlers=[
                 # Each rank keeps its own BatchNorm statistics; they are averaged where they are used (engine.py).
                 DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-                InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout)),
             ],
         )
     except (ValueError, RuntimeError) as error:

@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tinyimnet import slurm
 from tinyimnet.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class RunLock:
             "pid": os.getpid(),
             "started": _start_of(os.getpid()),
             "machine": _machine(),
-            "job": os.environ.get("SLURM_JOB_ID", ""),
+            "job": slurm.job_name(),
         }
         self._released = threading.Event()
         self._held = False

@@ -14,6 +14,8 @@ from accelerate import Accelerator
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 LOOK = 1.0  # seconds between two looks for a STOP file
+# What a person asks for. Everything else comes from a scheduler, which is to start the run again.
+_BY_A_PERSON = ("SIGINT", "a STOP file in the run folder")
 # Above every signal number: the reason travels between ranks as one number.
 _STOP_FILE, _LAUNCHER_GONE, _DEADLINE = 101, 102, 103
 
@@ -87,6 +89,11 @@ class StopRequest:
             self._last_look = time.monotonic()
             if self.stop_file.exists():
                 self.code = self.code or _STOP_FILE
+
+
+def wants_requeue(reason: str) -> bool:
+    """Whether a run that was stopped for this reason is to be started again without a person."""
+    return reason not in _BY_A_PERSON
 
 
 def describe(code: int) -> str:

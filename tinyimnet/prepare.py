@@ -4,22 +4,30 @@ Neither this module nor what it imports needs torch: the decoding processes have
 """
 
 import argparse
+import os
+import secrets
 import signal
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tinyimnet import arrays, data, download, official
+from tinyimnet import arrays, data, download, official, staging
 from tinyimnet.config import DataConfig
 from tinyimnet.errors import UserError
 from tinyimnet.prepared import check_vacant
 
+if TYPE_CHECKING:
+    from tinyimnet.meeting import Meeting
+
 ARCHIVE = "tiny-imagenet-200.zip"
 PATIENCE = 3600  # seconds that other processes wait for rank 0 to download and decode
+VISIBLE = 10  # seconds within which a network file system shows a new folder on all nodes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,21 +104,45 @@ def prepare_missing(out: Path, source: str) -> dict:
     return official.prepare_official(download.fetch(out.parent / ARCHIVE), out)
 
 
-def ready_dataset(settings: DataConfig, is_main: bool) -> data.Dataset:
-    """Open the data set; where it is not prepared yet, rank 0 makes it first and the others wait."""
+def ready_dataset(settings: DataConfig, meeting: "Meeting") -> data.Dataset:
+    """Open the data set on every process; where it is not prepared yet, rank 0 makes it and the others wait.
+
+    Every node verifies what it reads: a process of each compares the digests, or the copy that data.stage asks for.
+
+    Raises:
+        UserError: it cannot be made, or one node does not see it or reads something else; on every rank.
+    """
     root = Path(settings.root)
-    if is_main and not data.is_prepared(root):
-        prepare_missing(root, settings.source)
-    deadline = time.monotonic() + PATIENCE
+
+    def make() -> None:
+        if not data.is_prepared(root):
+            prepare_missing(root, settings.source)
+
+    meeting.from_main("prepared", make, PATIENCE)
+    meeting.everyone("visible", lambda: _wait_for(root))
+    if not settings.stage:
+        verify = os.environ.get("LOCAL_RANK", "0") == "0"
+        return meeting.everyone("data", lambda: data.open_dataset(root, verify=verify), PATIENCE)
+    token = meeting.from_main("stage", lambda: secrets.token_hex(4))
+    with ExitStack() as stack:
+        return meeting.everyone(
+            "data",
+            lambda: data.open_dataset(
+                stack.enter_context(staging.staged(root, settings.stage, token)), verify=False
+            ),
+            PATIENCE,
+        )
+
+
+def _wait_for(root: Path) -> None:
+    deadline = time.monotonic() + VISIBLE
     while not data.is_prepared(root):
         if time.monotonic() > deadline:
             raise UserError(
-                f"data.root {root} did not appear on this node within {PATIENCE} s; "
-                "put it on a shared file system or prepare it on every node.",
-                every_rank=True,
+                f"data.root {root}, prepared by rank 0, is not there on this node; "
+                "put it on a file system that all nodes share, or prepare it on every node."
             )
-        time.sleep(1)
-    return data.open_dataset(root, verify=is_main)
+        time.sleep(0.2)
 
 
 def read_images(path: Path) -> tuple[list[str], np.ndarray]:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,6 +11,7 @@ from tinyimnet.engine import Trainer
 from tinyimnet.errors import UserError
 from tinyimnet.export import FINAL
 from tinyimnet.model import count_parameters
+from tinyimnet.preemption import wants_requeue
 
 
 def started(run_dir: Path, trainer: Trainer) -> None:
@@ -25,9 +27,11 @@ def started(run_dir: Path, trainer: Trainer) -> None:
     )
 
 
-def stopped(run_dir: Path, reason: str, step: int) -> None:
-    """A run that was asked to stop and saved."""
-    runfolder.mark(run_dir, "REQUEUE")
+def stopped(run_dir: Path, reason: str, step: int, life: dict[str, Any]) -> None:
+    """A run that was asked to stop and saved; the marker REQUEUE where its scheduler asked, and not a person."""
+    if wants_requeue(reason):
+        marker = {"reason": reason, "life": [life["job"], life["restart"]], "steps": step - life["step"]}
+        runfolder.mark(run_dir, "REQUEUE", json.dumps(marker))
     console.console.print(f"stopped by {reason}: saved at step {step}; the same command goes on from there")
 
 

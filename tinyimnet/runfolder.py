@@ -3,13 +3,16 @@
 config.yaml      resolved configuration          metrics.jsonl   one line for each logged step
 checkpoints/     newest k and best                final.safetensors, curves.png, DONE   at the end
 logs/            one for each rank                LOCK            held by the process that writes here
-STOP             put there by a user or a job script: save and exit
-REQUEUE          left there by a run that was stopped and can go on
+lives.jsonl      one line for each start: when, where, in which job, from which step
+STOP             put there by a user: save and exit
+REQUEUE          left there by a run that its scheduler stopped and that is to be started again
 """
 
+import json
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from tinyimnet import checkpoint
+from tinyimnet import checkpoint, slurm
 from tinyimnet import config as configuration
 from tinyimnet.config import Config
 from tinyimnet.errors import UserError
@@ -61,8 +64,8 @@ def lock_run(run_dir: Path, config: Config, lock: RunLock) -> dict[str, Any] | N
     return checkpoint.load_newest(run_dir / "checkpoints")
 
 
-def open_run(run_dir: Path, config: Config) -> None:
-    """Write the configuration and clear the markers of the last stop; after lock_run, on rank 0.
+def open_run(run_dir: Path, config: Config, life: dict[str, Any]) -> None:
+    """Write the configuration, add this life to the list and clear the markers of the last stop; after lock_run, on rank 0.
 
     Raises:
         UserError: the folder cannot be written.
@@ -72,8 +75,23 @@ def open_run(run_dir: Path, config: Config) -> None:
         (run_dir / "logs").mkdir(exist_ok=True)
         checkpoint.sweep(run_dir / "checkpoints")
         write_atomically(run_dir / "config.yaml", configuration.dump(config).encode())
+        with (run_dir / "lives.jsonl").open("a") as lives:
+            lives.write(json.dumps(life) + "\n")
         for marker in ("STOP", "REQUEUE", "DONE"):
             (run_dir / marker).unlink(missing_ok=True)
+
+
+def describe_life(nodes: list[str], processes: int, step: int, total_steps: int) -> dict[str, Any]:
+    """The line of lives.jsonl: a start of the run, and the Slurm job in which it was."""
+    return {
+        "started": time.time(),
+        "job": slurm.job_name(),
+        "restart": slurm.restarts(),
+        "nodes": nodes,
+        "processes": processes,
+        "step": step,
+        "total_steps": total_steps,
+    }
 
 
 @contextmanager

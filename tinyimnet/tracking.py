@@ -11,11 +11,12 @@ import secrets
 import subprocess
 import threading
 from contextlib import suppress
+from dataclasses import asdict
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from tinyimnet.config import TrackingConfig
+from tinyimnet.config import Config, TrackingConfig
 from tinyimnet.files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -119,8 +120,16 @@ def read_metrics(file: Path) -> list[dict[str, float]]:
     return lines
 
 
+def facts(config: Config, processes: int, device: str) -> dict[str, Any]:
+    """What is worth knowing about a run besides its metrics."""
+    return {**asdict(config), "git_commit": git_commit(), "world_size": processes, "device": device}
+
+
 def git_commit() -> str:
-    """Commit of the code that runs; empty outside a git checkout or without git."""
+    """Commit of the code that runs: of the copy that launch.submit made, or of the checkout; else empty."""
+    snapshot = Path(__file__).parent.parent / "COMMIT"
+    if snapshot.exists():
+        return snapshot.read_text().strip()
     try:
         command = ["git", "rev-parse", "HEAD"]
         return subprocess.run(

@@ -1,0 +1,94 @@
+"""What is wrong with a node is said in a sentence that names it. The real thing: tests/cluster/test_sbatch.py."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ACCELERATE, launch, python
+
+from tinyimnet import preflight
+from tinyimnet.preflight import problems
+
+GOOD: dict[str, Any] = {
+    "host": "n1", "local_rank": 0, "cores": 8, "code": "abc", "config": "a: 1\nb: 2\n",
+    "versions": {"python": "3.11.2", "torch": "2.13.0"}, "device": "NVIDIA H100", "gpus": 8, "gpu_free": 70 << 30,
+    "run_dir": "/runs/a", "disk": 1 << 40, "clock": 1000.0, "sees_run": True,
+}  # fmt: skip
+
+
+def second(**changes: Any) -> list[str]:
+    """What is wrong where rank 1, on n2, differs in these facts."""
+    return problems([GOOD, {**GOOD, "host": "n2", **changes}])
+
+
+def test_equal_nodes_are_fine() -> None:
+    assert second(clock=1005.0) == []
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"code": "def"}, "has other code than node n1 (def, not abc)"),
+        ({"config": "a: 1\nb: 3\n"}, "has another configuration than node n1 (b: 2; b: 3)"),
+        (
+            {"versions": {"python": "3.11.2", "torch": "2.12.0"}},
+            "has other versions than node n1 (torch 2.12.0, not 2.13.0)",
+        ),
+        ({"device": "cpu", "gpus": 0}, "has another device than node n1 (cpu, not NVIDIA H100)"),
+        ({"sees_run": False}, "does not see the run folder /runs/a of node n1"),
+        ({"disk": 5e6}, "has 5 MB free for /runs/a, of which checkpoints need 67"),
+        ({"local_rank": 8}, "has 8 GPUs and a process for GPU 8"),
+        ({"gpu_free": 1 << 30}, "has 1.1 GB free on GPU 0, and a run needs 4.3"),
+        ({"clock": 1045.0}, "the clock of node n2 (rank 1) is +45 s off that of node n1"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_is_wrong_names_the_node(changes: dict, sentence: str) -> None:
+    (found,) = second(**changes)
+    assert "node n2 (rank 1)" in found and sentence in found
+
+
+def test_by_hand_on_one_process(tiny_data: Path) -> None:
+    result = python("-m", "tinyimnet", "preflight", f"--data.root={tiny_data}")
+    assert result.returncode == 0, result.stderr
+    assert "free for the run" in result.stdout and "passed in" in result.stdout
+
+
+def test_without_data_it_says_how_to_make_them(tmp_path: Path) -> None:
+    result = python("-m", "tinyimnet", "preflight", f"--data.root={tmp_path}")
+    assert result.returncode == 2
+    assert (
+        f"data.root {tmp_path} holds no prepared data set; run `python -m tinyimnet prepare`."
+        in result.stderr
+    )
+
+
+def test_a_wrong_sum_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Two:
+        num_processes, process_index, device, is_main_process = 2, 0, "cpu", True
+
+        def gather(self, flag):
+            import torch
+
+            return torch.cat([torch.tensor([False]), flag])
+
+    monkeypatch.setattr(preflight.torch.distributed, "all_reduce", lambda numbers: numbers.add_(1.0))
+    with pytest.raises(preflight.UserError, match="gave a wrong sum on node n2; leave it out"):
+        preflight.measure(Two(), [GOOD, {**GOOD, "host": "n2"}])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("file", ["cpu", "gpu", "node", "nodes"])
+def test_the_accelerate_files_work_as_they_stand(file: str, tiny_data: Path) -> None:
+    """Those for GPUs on two CPU processes, and what is for two nodes on one."""
+    options = {
+        "cpu": [],
+        "gpu": [],
+        "node": ["--num_processes=2"],
+        "nodes": ["--num_machines=1", "--num_processes=2"],
+    }
+    result = launch(
+        [*ACCELERATE, f"--config_file=configs/accelerate/{file}.yaml", *options[file], "-m", "tinyimnet", "preflight",
+         f"--data.root={tiny_data}"], ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert file == "gpu" or "preflight: 2 processes on" in result.stdout

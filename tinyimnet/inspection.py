@@ -1,0 +1,75 @@
+"""Look at the data: python -m tinyimnet inspect [--augmented].
+
+Imports are made in the functions: the worker processes of `prepare` import this module and need no torch.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinyimnet.errors import UserError
+
+if TYPE_CHECKING:
+    from tinyimnet.data import Dataset
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the arguments of `python -m tinyimnet inspect`."""
+    parser.add_argument("--split", choices=("train", "val", "test"), default="train")
+    parser.add_argument("--count", type=int, default=48, help="images (default: 48)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("inspect.png"), help="PNG to write (default: inspect.png)"
+    )
+    parser.add_argument("--augmented", action="store_true", help="as the network sees a training batch")
+    parser.add_argument(
+        "--step", type=int, default=0, help="with --augmented: the optimizer step (default: 0)"
+    )
+    parser.epilog = "Takes train.py's options too: --config, --data.root, --augment.cutmix_probability 1 ..."
+
+
+def main(args: argparse.Namespace, rest: list[str]) -> int:
+    """Write a PNG grid of images, from the prepared arrays or as the network sees them."""
+    import numpy as np
+
+    from tinyimnet import commandline, data, plots
+
+    settings = commandline.load(rest, prog="python -m tinyimnet inspect")
+    dataset = data.open_dataset(Path(settings.data.root))
+    if args.split not in dataset.images:
+        raise UserError(f"--split {args.split}: {settings.data.root} has no {args.split} images.")
+    if args.count < 1 or args.step < 0:
+        raise UserError(f"--count is {args.count} and --step is {args.step}; they must be at least 1 and 0.")
+    if args.augmented:
+        images, titles = _augmented_batch(settings, dataset, args.step, args.count)
+    else:
+        n = len(dataset.images[args.split])
+        rows = np.random.default_rng(settings.run.seed).permutation(n)[: args.count]
+        images = dataset.images[args.split][rows]
+        labels = dataset.labels.get(args.split)
+        titles = [
+            dataset.names[labels[row]] if labels is not None else dataset.test_files[row] for row in rows
+        ]
+    plots.image_grid(images, titles, args.out)
+    print(f"{len(images)} images of {settings.data.root} ({args.split}): {args.out}")
+    return 0
+
+
+def _augmented_batch(settings, dataset: "Dataset", step: int, count: int):
+    """Images in [0, 1], (n, S, S, 3), and titles with the share of each class, of the first rows of a step."""
+    import torch
+
+    from tinyimnet.batches import TrainBatches
+
+    batches = TrainBatches(
+        torch.from_numpy(dataset.images["train"]), torch.from_numpy(dataset.labels["train"]), len(dataset.classes),
+        mean=dataset.mean, std=dataset.std, config=settings.augment, seed=settings.run.seed,
+        epochs=settings.train.epochs, global_batch_size=settings.train.global_batch_size,
+    )  # fmt: skip
+    images, targets = batches.load(batches.draw(step), slice(0, count), step)
+    pixels = images.permute(0, 2, 3, 1) * torch.tensor(dataset.std) + torch.tensor(dataset.mean)
+    titles = []
+    for target in targets:
+        shares, classes = target.topk(2)
+        parts = [f"{s:.2f} {dataset.names[c][:16]}" for s, c in zip(shares, classes, strict=True) if s > 0.02]
+        titles.append("\n".join(parts))
+    return pixels.clamp(0, 1).numpy(), titles

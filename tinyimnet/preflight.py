@@ -1,0 +1,236 @@
+"""What can be wrong with the nodes of a job, found in a second and named, before the training begins.
+
+Every start of several processes does this, and `python -m tinyimnet preflight` does it alone:
+
+srun -N 2 --ntasks-per-node=8 python -m tinyimnet preflight --config configs/tiny1m.yaml
+accelerate launch --config_file configs/accelerate/node.yaml -m tinyimnet preflight
+"""
+
+import hashlib
+import os
+import platform
+import secrets
+import shutil
+import socket
+import time
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from tinyimnet import commandline, console, data, distributed
+from tinyimnet import config as configuration
+from tinyimnet.config import Config
+from tinyimnet.errors import UserError
+from tinyimnet.meeting import Meeting
+
+MAX_SKEW = 30.0  # seconds between two clocks; the job's deadline (run.stop_before_end) is one of a clock
+MIN_DISK = 64 << 20  # bytes; a checkpoint of 1,000,000 parameters has 16 MB, two and the best one are kept
+MIN_GPU = 4 << 30  # bytes; the data takes 1.35 GB, a batch of 128 images the rest
+VISIBLE = 10.0  # seconds within which a network file system shows a new file on all nodes
+ALL_REDUCE = 1_000_000  # floats: the gradient of the largest network
+Facts = dict[str, Any]
+
+
+def check(meeting: Meeting, config: Config, run_dir: Path) -> list[Facts]:
+    """Compare what each process says about itself and its node; the facts of all ranks, on every rank.
+
+    Raises:
+        UserError: something is wrong; names the node. On every rank.
+    """
+    token = _token_beside(run_dir) if meeting.is_main and meeting.world_size > 1 else None
+    try:
+        static = meeting.gather("facts", {**_static_facts(config, run_dir), "token": token and str(token)})
+        # All have the answer above at the same moment: now the clocks can be read.
+        clocks = meeting.gather("clocks", [time.time(), _appears(static[0]["token"])])
+    finally:
+        if token:
+            token.unlink(missing_ok=True)
+    facts = [
+        {**fact, "clock": clock, "sees_run": sees} for fact, (clock, sees) in zip(static, clocks, strict=True)
+    ]
+    if found := problems(facts):
+        meeting.part()
+        more = f" (and {len(found) - 1} more: {' '.join(found[1:])})" if found[1:] else ""
+        raise UserError(found[0] + more)
+    return facts
+
+
+def problems(facts: list[Facts]) -> list[str]:
+    """A sentence with the name of the node for each thing that is wrong; empty: nothing is."""
+    first, found = facts[0], []
+    same: list[tuple[str, str, str]] = [
+        ("code", "other code", "deploy the same files on all nodes"),
+        ("config", "another configuration", "give all processes the same command"),
+        ("versions", "other versions", "install requirements.txt on all nodes"),
+        ("device", "another device", "choose nodes of one kind, for example with --constraint"),
+    ]
+    for rank, fact in enumerate(facts):
+        node = f"node {fact['host']} (rank {rank})"
+        for key, what, way_out in same:
+            if fact[key] != first[key]:
+                details = _difference(first[key], fact[key])
+                found.append(f"{node} has {what} than node {first['host']} ({details}); {way_out}.")
+        if not fact["sees_run"]:
+            found.append(f"{node} does not see the run folder {first['run_dir']} of node {first['host']}; "
+                         "put --run.dir on a file system that all nodes share.")  # fmt: skip
+        if fact["disk"] < MIN_DISK:
+            found.append(f"{node} has {fact['disk'] / 1e6:.0f} MB free for {fact['run_dir']}, of which checkpoints need "
+                         f"{MIN_DISK / 1e6:.0f}; make room, or choose another --run.dir.")  # fmt: skip
+        if fact["gpus"] and fact["local_rank"] >= fact["gpus"]:
+            found.append(f"{node} has {fact['gpus']} GPUs and a process for GPU {fact['local_rank']}; "
+                         "start as many processes on a node as it has GPUs.")  # fmt: skip
+        elif fact["gpus"] and fact["gpu_free"] < MIN_GPU:
+            found.append(f"{node} has {fact['gpu_free'] / 1e9:.1f} GB free on GPU {fact['local_rank']}, and a run needs "
+                         f"{MIN_GPU / 1e9:.1f}; end what else runs there.")  # fmt: skip
+        if abs(fact["clock"] - first["clock"]) > MAX_SKEW:
+            found.append(f"the clock of {node} is {fact['clock'] - first['clock']:+.0f} s off that of node {first['host']}; "
+                         "have its time synchronised, or leave it out (sbatch --exclude).")  # fmt: skip
+    return found
+
+
+def measure(accelerator: Accelerator, facts: list[Facts]) -> None:
+    """Add up known numbers over all processes, and say how a group that passed looks.
+
+    Raises:
+        UserError: a sum is wrong somewhere; names the node. On every rank.
+    """
+    world_size = accelerator.num_processes
+    if world_size == 1:
+        return
+    expected = world_size * (world_size + 1) / 2
+
+    def add() -> torch.Tensor:
+        numbers = torch.full((ALL_REDUCE,), float(accelerator.process_index + 1), device=accelerator.device)
+        torch.distributed.all_reduce(numbers)
+        return numbers
+
+    add()  # connections are made here
+    started = time.perf_counter()
+    wrong = (add() != expected).any()
+    failed = accelerator.gather(wrong.reshape(1)).tolist()  # waits for the device
+    seconds = time.perf_counter() - started
+    if any(failed):
+        raise UserError(
+            f"an all-reduce over {world_size} processes gave a wrong sum on node {facts[failed.index(True)]['host']}; "
+            "leave it out (sbatch --exclude) and tell who runs the cluster."
+        )
+    if accelerator.is_main_process:
+        # The bus bandwidth, as nccl-tests counts it.
+        console.console.print(describe(facts, 4 * ALL_REDUCE * 2 * (world_size - 1) / world_size / seconds))
+
+
+def describe(facts: list[Facts], bandwidth: float) -> str:
+    """One line about a group that passed."""
+    clocks = [fact["clock"] for fact in facts]
+    nodes = list(dict.fromkeys(fact["host"] for fact in facts))
+    named = ", ".join(nodes[:8]) + (", ..." if len(nodes) > 8 else "")
+    return (
+        f"preflight: {len(facts)} processes on {named}: same code, versions and run folder, clocks within "
+        f"{max(clocks) - min(clocks):.2f} s, {min(f['disk'] for f in facts) / 1e9:.1f} GB free, "
+        f"all-reduce {bandwidth / 1e9:.2f} GB/s"
+    )
+
+
+def rows(facts: list[Facts]) -> list[tuple[str, ...]]:
+    """A table row for each node: name, processes, device, cores, free GPU memory, free disk, clock."""
+    first = facts[0]
+    table: list[tuple[str, ...]] = []
+    for host in dict.fromkeys(fact["host"] for fact in facts):
+        here = [fact for fact in facts if fact["host"] == host]
+        gpu = f"{min(f['gpu_free'] for f in here) / 1e9:.1f} GB" if here[0]["gpus"] else "-"
+        skew = max((f["clock"] - first["clock"] for f in here), key=abs)
+        table.append((host, str(len(here)), here[0]["device"], str(here[0]["cores"]), gpu,
+                      f"{min(f['disk'] for f in here) / 1e9:.1f} GB", f"{skew:+.2f} s"))  # fmt: skip
+    return table
+
+
+def main(argv: list[str]) -> int:
+    """`python -m tinyimnet preflight`: check the nodes and print what they have; takes train.py's options."""
+    settings = commandline.load(argv, prog="python -m tinyimnet preflight")
+    distributed.map_environment()
+    started = time.monotonic()
+    meeting = Meeting(settings.train.timeout)
+    with distributed.lost_processes_named():
+        facts = check(meeting, settings, Path(settings.run.dir).absolute())
+        meeting.everyone("data", lambda: _see_data(Path(settings.data.root)))
+        accelerator = distributed.start(settings.train, meeting)
+        measure(accelerator, facts)
+    if meeting.is_main:
+        console.table("preflight", rows(facts), HEADER)
+        console.console.print(f"passed in {time.monotonic() - started:.1f} s")
+    distributed.close(accelerator)
+    return 0
+
+
+def _see_data(root: Path) -> None:
+    if not data.is_prepared(root):
+        raise UserError(f"data.root {root} holds no prepared data set; run `python -m tinyimnet prepare`.")
+
+
+HEADER = ("node", "processes", "device", "cores", "free GPU memory", "free for the run", "clock")
+
+
+def _static_facts(config: Config, run_dir: Path) -> Facts:
+    gpus, local_rank = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
+    usable = local_rank < gpus
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "host": socket.gethostname(),
+        "local_rank": local_rank,
+        "cores": cores,
+        "code": _code_digest(),
+        "config": configuration.dump(config),
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in ("torch", "accelerate", "numpy")},
+        "device": torch.cuda.get_device_name(local_rank) if usable else "cpu" if not gpus else f"no GPU {local_rank}",
+        "gpus": gpus,
+        "gpu_free": torch.cuda.mem_get_info(local_rank)[0] if usable else 0,
+        "run_dir": str(run_dir),
+        "disk": shutil.disk_usage(_existing(run_dir)).free,
+    }  # fmt: skip
+
+
+def _code_digest() -> str:
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for file in [package.parent / "train.py", *sorted(package.glob("*.py"))]:
+        with suppress(OSError):  # the package may be used without train.py
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _existing(path: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
+
+
+def _token_beside(run_dir: Path) -> Path | None:
+    """A new file where the run folder is or will be, for the other nodes to see; None where nothing can be written."""
+    path = _existing(run_dir) / f".preflight-{secrets.token_hex(8)}"
+    try:
+        path.touch()
+    except OSError:
+        return None  # runfolder.py has the sentence for that
+    return path
+
+
+def _appears(path: str | None) -> bool:
+    deadline = time.monotonic() + VISIBLE
+    while path and not os.path.exists(path):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _difference(ours: Any, theirs: Any) -> str:
+    """'torch 2.13.0, not 2.12.0' for dictionaries, else both values where they are short."""
+    if isinstance(ours, dict):
+        return ", ".join(f"{key} {theirs[key]}, not {ours[key]}" for key in ours if ours[key] != theirs[key])
+    if "\n" in ours:
+        changed = set(theirs.splitlines()) ^ set(ours.splitlines())
+        return "; ".join(sorted(line.strip() for line in changed))
+    return f"{theirs}, not {ours}"
