@@ -2,6 +2,8 @@
 # make train CONFIG=configs/tiny1m.yaml ARGS=...   the real thing, on all GPUs of this machine; ARGS go to train.py
 # make test                                        lint, then the tests: minutes, no root, no cluster
 # make test-faults                                 the long form: 100 kills, every signal, a full disk; the smoke run
+# make test-cluster                                the tests on a real Slurm of three nodes on this machine; root
+# make install                                     .venv with the requirements, nothing else
 # make bench                                       images/s of the loop against bare arithmetic
 
 CONFIG ?= configs/smoke.yaml
@@ -10,15 +12,23 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test test-faults lint bench clean
+.PHONY: train install test test-faults test-cluster lint bench clean
 
 # Precision is train.precision of the configuration: what is passed here only keeps the launcher quiet.
 train: $(VENV)/.installed
 	$(BIN)/accelerate launch --quiet --num_machines 1 --mixed_precision no --dynamo_backend no \
 		train.py --config $(CONFIG) $(ARGS)
 
+install: $(VENV)/.installed
+
 test: lint
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long and not cluster"
+
+# As root: it installs Slurm's Debian packages, starts the cluster and ends it.
+test-cluster: $(VENV)/.installed-dev
+	tests/cluster/cluster.sh install
+	shellcheck slurm/*.sbatch slurm/site.env.example tests/cluster/cluster.sh .ci/run
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m cluster
 
 # The full disk is a small tmpfs where this is root; FAULTS_SEED=N draws other moments.
 test-faults: $(VENV)/.installed-dev

@@ -5,11 +5,14 @@ import os
 import shutil
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
+from test_meeting import together
 
-from tinyimnet import data, staging
+from tinyimnet import data, prepare, staging
+from tinyimnet.config import DataConfig
 from tinyimnet.errors import UserError
 
 
@@ -86,3 +89,27 @@ def test_a_folder_that_is_not_there_is_named(tiny_data: Path, tmp_path: Path) ->
     with pytest.raises(UserError, match=r"data.stage /no/where cannot hold the data on this node \(No such file"), \
             staging.staged(tiny_data, "/no/where", "a"):  # fmt: skip
         pass
+
+
+def test_other_processes_wait_while_rank_0_makes_the_data(
+    tiny_data: Path, tmp_path: Path, monkeypatch
+) -> None:
+    def make_slowly(root: Path, source: str) -> dict:
+        time.sleep(0.5)
+        shutil.copytree(tiny_data, tmp_path / "copy")
+        (tmp_path / "copy").rename(root)
+        return {}
+
+    monkeypatch.setattr(prepare, "prepare_missing", make_slowly)
+    settings = DataConfig(root=str(tmp_path / "data"))
+    counts = together(lambda meeting: len(prepare.ready_dataset(settings, meeting).images["train"]), 3)
+    assert counts == [200] * 3
+
+
+def test_data_that_one_process_cannot_read_is_an_error_of_all(
+    tiny_data: Path, tmp_path: Path, monkeypatch
+) -> None:
+    broken = shutil.copytree(tiny_data, tmp_path / "data")
+    (broken / "train_labels.npy").unlink()
+    sentences = together(lambda meeting: prepare.ready_dataset(DataConfig(root=str(broken)), meeting), 2)
+    assert len(set(sentences)) == 1 and "train_labels.npy is missing" in sentences[0]

@@ -1,0 +1,62 @@
+"""The job that submitit pickles: the arguments of train.py, and how a life of it ends.
+
+It holds no state: every life finds its own in the run folder. That is what makes it right after a lost node too, where
+Slurm starts the pickle of the submission again.
+"""
+
+import atexit
+import json
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+
+@dataclass
+class TrainJob:
+    """One run; called once on each process of each life.
+
+    Attributes:
+        arguments: of train.py, with absolute paths.
+    """
+
+    arguments: list[str]
+
+    def __call__(self) -> dict[str, Any]:
+        """Train until the end, and return what DONE holds, or until asked to stop, and be requeued."""
+        from launch.requeue import decide, show_job
+        from tinyimnet import commandline, distributed, slurm
+
+        # submitit's own: it pickles `checkpoint()`, requeues the job and exits. The training takes the signal over.
+        requeue = signal.getsignal(signal.SIGUSR2)
+        exit_code = 1
+        # Ahead of the interpreter's own end, which can hang in gloo's threads (distributed.leave).
+        atexit.register(lambda: distributed.leave(exit_code))
+        environment = submitit.JobEnvironment()
+        if environment.cluster != "slurm" and environment.num_tasks > 1:
+            helper = submitit.helpers.TorchDistributedEnvironment()
+            helper.export(set_cuda_visible_devices=False, overwrite=True)
+        import train
+
+        train.main(self.arguments)
+        run = commandline.load(self.arguments).run
+        verdict = decide(run, 0, show_job(slurm.job_name()), os.environ)
+        print(f"job {environment.job_id}: {verdict.sentence}", flush=True)
+        if verdict.requeue:
+            if environment.global_rank == 0:
+                assert callable(requeue)
+                requeue(signal.SIGUSR2, None)
+            time.sleep(60)  # the requeue ends the others
+        if verdict.exit_code:
+            raise RuntimeError(verdict.sentence)
+        exit_code = 0
+        done = Path(run.dir) / "DONE"
+        return json.loads(done.read_text()) if done.exists() else {}
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """What submitit starts in the next life: the same."""
+        return submitit.helpers.DelayedSubmission(self)

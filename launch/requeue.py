@@ -1,0 +1,88 @@
+"""What a batch script does when its training has ended: start the job again, or end it.
+
+python -m launch.requeue EXIT_CODE [train.py's options]
+
+A job is requeued where the run was stopped by its scheduler and saved (the marker REQUEUE of this life), or where Slurm
+preempts it: with a grace period Slurm sends SIGTERM and waits, and a job that ends by itself meanwhile counts as
+completed. All else ends: a finished run, an error, a person's STOP, a cancelled job, a run that does not get on.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from tinyimnet import commandline, errors, slurm
+from tinyimnet.config import RunConfig
+
+
+class Verdict(NamedTuple):
+    """What becomes of a job: whether it starts again, its exit code where it does not, and why."""
+
+    requeue: bool
+    exit_code: int
+    sentence: str
+
+
+def main(argv: list[str]) -> int:
+    """Requeue this job or not, and say why; the exit code of the job."""
+    exit_code, run = int(argv[0]), commandline.load(argv[1:], prog="python -m launch.requeue").run
+    verdict = decide(run, exit_code, show_job(slurm.job_name()), os.environ)
+    print(f"job {slurm.job_name()}: {verdict.sentence}", flush=True)
+    if verdict.requeue:
+        subprocess.run(["scontrol", "requeue", slurm.job_name()], check=True)
+    return verdict.exit_code
+
+
+def decide(run: RunConfig, exit_code: int, job: Mapping[str, str], environ: Mapping[str, str]) -> Verdict:
+    """What becomes of this job.
+
+    Args:
+        run: the run's folder and its number of lives.
+        exit_code: of the training.
+        job: what Slurm says about the job (`show_job`).
+        environ: SLURM_RESTART_COUNT and the ids of the job.
+    """
+    life = slurm.restarts(environ) + 1
+    if exit_code == 0 and (Path(run.dir) / "DONE").exists():
+        return Verdict(False, 0, f"finished in life {life}")
+    if job.get("JobState", "RUNNING") != "RUNNING":
+        return Verdict(False, exit_code, f"{job['JobState'].lower()}; not requeued")
+    preempted = job.get("PreemptTime", "None") != "None"
+    marker = read_marker(Path(run.dir), environ)
+    if not preempted and not marker:
+        return Verdict(False, exit_code, f"ended with exit code {exit_code}; not requeued")
+    why = "preempted" if preempted else f"stopped by {marker['reason']} and saved"
+    if not preempted and not marker["steps"]:
+        return Verdict(
+            False, 1, f"{why} without one step done in life {life}; not requeued, because the next would end the "
+            "same way: give it a longer time limit, or a lower run.stop_before_end and sbatch --signal"
+        )  # fmt: skip
+    if life >= run.max_lives:
+        return Verdict(
+            False, 1, f"{why}; not requeued after life {life} of run.max_lives {run.max_lives}: submit it again to go on"
+        )  # fmt: skip
+    return Verdict(True, 0, f"{why}; requeued for life {life + 1}")
+
+
+def read_marker(run_dir: Path, environ: Mapping[str, str]) -> dict:
+    """The marker REQUEUE of this life of the job; empty without one, and for one of an earlier life."""
+    try:
+        marker = json.loads((run_dir / "REQUEUE").read_text())
+        return marker if marker["life"] == [slurm.job_name(environ), slurm.restarts(environ)] else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def show_job(job: str) -> dict[str, str]:
+    """JobState and PreemptTime of a job; empty where Slurm does not answer."""
+    answer = subprocess.run(["scontrol", "--oneliner", "show", "job", job], capture_output=True, text=True)
+    return dict(re.findall(r"\b(JobState|PreemptTime)=(\S+)", answer.stdout))
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main, sys.argv[1:]))

@@ -1,0 +1,154 @@
+"""One table of runs: where they are, how far, how fast, how good. python -m launch.status [RUN_OR_FOLDER ...]
+
+Slurm is asked once for all runs, and not at all where none of them was sent to it.
+"""
+
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+from rich import box
+from rich.console import Group
+from rich.live import Live
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from launch import runs
+from launch.runs import Run
+from tinyimnet import errors
+from tinyimnet.cli import Parser
+from tinyimnet.console import console
+from tinyimnet.errors import UserError
+
+WAITING = ("pending", "requeued", "configuring", "completing", "stopped")
+STYLES = {"running": "green", "finished": "bold", **dict.fromkeys(WAITING, "yellow")}  # all others: red
+HEADER = ("run", "state", "nodes", "lives", "step", "images/s", "EMA top-1 %\nlast / best", "ETA")
+LEFT = 3  # of these columns are text; the others are numbers
+WIDE = 1000  # characters, more than any table needs
+
+
+def main(argv: list[str]) -> int:
+    """Print the table, once or until Ctrl-C; returns the exit code."""
+    description = "Show runs in one table: state, nodes, lives used, steps, speed, accuracy, time left."
+    parser = Parser(prog="python -m launch.status", description=description, allow_abbrev=False)
+    where = "run folders, or folders of them (default: runs)"
+    parser.add_argument("places", nargs="*", type=Path, metavar="RUN_OR_FOLDER", help=where)
+    parser.add_argument("--watch", action="store_true", help="draw the table again and again until Ctrl-C")
+    pause = "with --watch: time between two tables (default: 5)"
+    parser.add_argument("--interval", type=float, default=5.0, metavar="SECONDS", help=pause)
+    args = parser.parse_args(argv)
+    if not 1 <= args.interval <= 86400:
+        raise UserError(f"--interval is {args.interval:g} and must be between 1 and 86400 seconds.")
+    places = args.places or [Path("runs")]
+    if args.watch:
+        watch(places, args.interval)
+    else:
+        console.print(view(places))
+    return 0
+
+
+def watch(places: list[Path], interval: float) -> None:
+    """Redraw the table on a terminal, print one after the other elsewhere, until Ctrl-C."""
+    with suppress(KeyboardInterrupt):
+        if not console.is_terminal:
+            while True:
+                console.print(view(places))
+                time.sleep(interval)
+        with Live(console=console, auto_refresh=False) as screen:
+            while True:
+                screen.update(view(places), refresh=True)
+                time.sleep(interval)
+
+
+def view(places: list[Path]) -> Group:
+    """The table as of now, and below it what has no room in it.
+
+    Raises:
+        UserError: a place is no run and holds none.
+    """
+    found = [runs.read_run(path) for path in runs.find_runs(places)]
+    names = runs.names_of([run.path for run in found])
+    jobs = {run.job for run in found if run.job and not run.finished}
+    live, notes = {}, []
+    try:
+        live = runs.live_jobs() if jobs else {}
+    except UserError as error:
+        notes.append(f"{error} Until then the folders say what runs.")
+    ended = runs.ended_jobs(jobs - live.keys())
+    rows = [(name, *_cells(run, live, ended)) for name, run in zip(names, found, strict=True)]
+    urls = [run.url for run in found]
+    table = _table(rows, urls)
+    wanted = Measurement.get(console, console.options.update(width=WIDE), table).maximum
+    if any(urls) and wanted > console.width:
+        table = _table(rows, [])
+        notes += [f"{name}  {url}" for name, url in zip(names, urls, strict=True) if url]
+    return Group(table, *[Text(note, overflow="fold") for note in notes])
+
+
+def seconds_left(run: Run, now: float) -> float | None:
+    """Seconds to the last step at the pace of this life, or else of the last log line; None: unknown."""
+    if not run.lives or run.step is None:
+        return None
+    life, speed = run.lives[-1], run.values("perf/images_per_s")
+    if run.step > life.step and now > life.started:
+        pace = (now - life.started) / (run.step - life.step)
+    else:
+        batch = runs.read_settings(run.path).get("train.global_batch_size")
+        if not (speed and speed[-1] > 0 and isinstance(batch, int)):
+            return None
+        pace = batch / speed[-1]
+    return pace * max(0, life.total_steps - run.step)
+
+
+def _cells(run: Run, live: dict[str, tuple[str, str]], ended: dict[str, str]) -> tuple[str, ...]:
+    """What the table shows of a run, without its name."""
+    state = runs.state_of(run, live, ended)
+    nodes = live[run.job][1] if run.job in live else ", ".join(run.lives[-1].nodes if run.lives else [])
+    speed, top1 = run.values("perf/images_per_s"), run.values(runs.TOP1)
+    left = seconds_left(run, time.time()) if state == "running" else None
+    return (
+        state,
+        nodes or "-",
+        str(len(run.lives) or "-"),
+        _progress(run),
+        f"{speed[-1]:,.0f}" if speed else "-",
+        f"{top1[-1]:.2f} / {max(top1):.2f}" if top1 else "-",
+        "-" if left is None else _clock(round(left)),
+    )
+
+
+def _clock(seconds: int) -> str:
+    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+def _progress(run: Run) -> str:
+    """'1,234 / 5,000 (24 %)', or as much of it as is known."""
+    if run.step is None:
+        return "-"
+    total = run.lives[-1].total_steps if run.lives else 0
+    return f"{run.step:,} / {total:,} ({100 * run.step // total} %)" if total > 0 else f"{run.step:,}"
+
+
+def _table(rows: list[tuple[str, ...]], urls: list[str]) -> Table:
+    title = f"runs at {time.strftime('%H:%M:%S')}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    whole = {"state", "lives", "images/s", "ETA", *(["step"] if console.width >= 100 else [])}
+    for i, name in enumerate(HEADER):
+        side: Literal["left", "right"] = "left" if i < LEFT else "right"
+        table.add_column(name, justify=side, overflow="fold", no_wrap=name in whole)
+    if any(urls):
+        table.add_column("W&B", no_wrap=True)
+    for row, url in zip(rows, urls or [""] * len(rows), strict=True):
+        style = STYLES.get(row[1], "red")
+        cells = [Text(row[0]), Text(row[1], style), *map(Text, row[2:])]
+        table.add_row(*cells, *[Text(url)] * any(urls))
+    return table
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it quietly
+    sys.exit(errors.run(main, sys.argv[1:]))

@@ -1,0 +1,273 @@
+"""Send runs to a cluster with submitit: one job, or an array over seeds and a grid.
+
+python -m launch.submit --config configs/tiny1m.yaml --nodes 2 --gpus-per-node 8 --timeout 240
+python -m launch.submit --config configs/tiny1m.yaml --seeds 0-4 --grid optim.lr=0.1,0.2 model.drop_path=0,0.1
+python -m launch.submit --config configs/smoke.yaml --cluster local --profile configs/cluster/cpu.yaml
+python -m launch.submit --dry-run ...                prints the sbatch script and sends nothing
+
+The shape of a job comes from --profile; account, modules and places of a cluster from slurm/site.env, which you source
+first. All other options are train.py's. The code is copied into the run folder: what you edit afterwards changes
+nothing for a job that waits, runs or comes back.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import submitit
+import yaml
+
+from launch.job import TrainJob
+from tinyimnet import commandline, errors, runfolder
+from tinyimnet.cli import Parser
+from tinyimnet.errors import UserError
+from tinyimnet.files import write_atomically
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The shape of a job: --profile FILE, a YAML of these keys."""
+
+    nodes: int = 1
+    """Nodes of a job."""
+    gpus_per_node: int = 0
+    """GPUs of a node; each has one process."""
+    tasks_per_node: int = 1
+    """Processes of a node without GPUs."""
+    cpus_per_task: int = 1
+    """CPUs of a process."""
+    timeout: int = 240
+    """Minutes of one life of the job."""
+    signal_delay: int = 120
+    """Seconds before the end of its time at which Slurm warns the job."""
+    parallel: int = 8
+    """Jobs of an array that run at the same time."""
+    sbatch: dict[str, Any] | None = None
+    """Any other options of sbatch: {partition: gpu, mem: 64G}."""
+
+
+def main(argv: list[str]) -> int:
+    """Submit what the arguments ask for; with --cluster local and debug, wait for the end."""
+    args, overrides = _parser().parse_known_args(argv)
+    profile = read_profile(args)
+    runs = expand(args, overrides)
+    first = commandline.load(runs[0]).run
+    folder = Path(first.dir) / f"submit-{time.strftime('%Y%m%d-%H%M%S')}"
+    executor = make_executor(args.cluster, profile, folder, first.max_lives)
+    if args.dry_run:
+        print(sbatch_script(executor, len(runs)))
+        return 0
+    for arguments in runs:
+        runfolder.find_run(commandline.load(arguments))  # refuse now what a job would refuse in an hour
+    snapshot(REPO, folder / "code")
+    jobs = executor.submit_array([TrainJob(arguments) for arguments in runs])
+    for job, arguments in zip(jobs, runs, strict=True):
+        run_dir = Path(commandline.load(arguments).run.dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        sent = {
+            "cluster": args.cluster,
+            "job": job.job_id,
+            "submitted": time.time(),
+            "output": str(job.paths.stdout),
+        }
+        write_atomically(run_dir / "job.json", json.dumps(sent).encode())
+        print(f"{run_dir}: job {job.job_id}", flush=True)
+    if args.cluster == "slurm":
+        print(
+            f"watch: python -m launch.status {Path(runs_root())}, python -m launch.logs {first.dir} --follow"
+        )
+        return 0
+    for job in jobs:
+        job.results()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="python -m launch.submit", description="Send runs to a cluster; other options are train.py's.",
+                    allow_abbrev=False)  # fmt: skip
+    parser.add_argument("--config", type=Path, default=commandline.DEFAULT_CONFIG, help="as for train.py")
+    parser.add_argument("--cluster", choices=("slurm", "local", "debug"), default="slurm",
+                        help="local: processes on this machine; debug: in this process")  # fmt: skip
+    parser.add_argument("--profile", type=Path, default=REPO / "configs" / "cluster" / "gpu.yaml",
+                        help="YAML with the shape of a job (default: configs/cluster/gpu.yaml)")  # fmt: skip
+    parser.add_argument("--nodes", type=int, help="nodes of a job")
+    parser.add_argument("--gpus-per-node", type=int, help="GPUs of a node, each with one process")
+    parser.add_argument("--timeout", type=int, metavar="MINUTES", help="time limit of one life of a job")
+    parser.add_argument("--seeds", help="0-4 or 0,7,9: a run for each seed")
+    parser.add_argument("--grid", nargs="+", default=[], metavar="KEY=V,V", help="a run for each combination")
+    parser.add_argument("--parallel", type=int, help="jobs of an array that run at the same time")
+    parser.add_argument("--dry-run", action="store_true", help="print the sbatch script and send nothing")
+    return parser
+
+
+# ---- what is sent -------------------------------------------------------------------------------------------
+
+
+def read_profile(args: argparse.Namespace) -> Profile:
+    """The profile with what the command line changes.
+
+    Raises:
+        UserError: the file cannot be read, or has an unknown key or a value of a wrong kind.
+    """
+    try:
+        tree = yaml.safe_load(args.profile.read_text()) or {}
+        given = {key: getattr(args, key) for key in ("nodes", "gpus_per_node", "timeout", "parallel")}
+        profile = Profile(**{**tree, **{key: value for key, value in given.items() if value is not None}})
+    except (OSError, yaml.YAMLError, TypeError) as error:
+        known = ", ".join(Profile.__dataclass_fields__)
+        raise UserError(f"--profile {args.profile} cannot be used ({error}); its keys are {known}.") from None
+    for key, least in {"nodes": 1, "gpus_per_node": 0, "tasks_per_node": 1, "cpus_per_task": 1, "timeout": 1,
+                       "signal_delay": 1, "parallel": 1}.items():  # fmt: skip
+        value = getattr(profile, key)
+        if not isinstance(value, int) or value < least:
+            raise UserError(
+                f"{key} is {value!r} and must be a whole number from {least} on (--profile {args.profile})."
+            )
+    return profile
+
+
+def expand(args: argparse.Namespace, overrides: list[str]) -> list[list[str]]:
+    """train.py's arguments for each run: every value of the grid with every seed, each with a folder of its own.
+
+    Paths are absolute, because the jobs run in a copy of the code; the configuration is checked.
+    """
+    axes = [_axis(axis) for axis in args.grid]
+    if args.seeds:
+        axes.append([("run.seed", str(seed)) for seed in _seeds(args.seeds)])
+    runs = []
+    for point in itertools.product(*axes):
+        chosen = [f"--{key}={value}" for key, value in point]
+        arguments = ["--config", str(args.config.absolute()), *_site_options(), *overrides, *chosen]
+        config = commandline.load(arguments, prog="python -m launch.submit")
+        folder = Path(config.run.dir) if any(o.startswith("--run.dir") for o in overrides) else (
+            Path(runs_root()) / args.config.stem
+        )  # fmt: skip
+        name = "".join(
+            f"-{key.rpartition('.')[2]}{re.sub(r'[^0-9A-Za-z.]+', '_', value)}" for key, value in point
+        )
+        arguments += [
+            f"--run.dir={folder.absolute()}{name}",
+            f"--data.root={Path(config.data.root).absolute()}",
+        ]
+        runs.append(arguments)
+    return runs
+
+
+def _axis(text: str) -> list[tuple[str, str]]:
+    """'optim.lr=0.1,0.2' -> [('optim.lr', '0.1'), ('optim.lr', '0.2')]; commas in brackets belong to a value."""
+    key, equals, values = text.partition("=")
+    if not equals or not values:
+        raise UserError(f"--grid {text} is not of the form KEY=VALUE,VALUE.")
+    return [(key, value) for value in re.split(r",(?![^\[]*\])", values)]
+
+
+def _seeds(text: str) -> list[int]:
+    """'0-2,7' -> [0, 1, 2, 7]."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if not match:
+            raise UserError(f"--seeds is {text!r} and must be of the form 0-4 or 0,7,9.")
+        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return seeds
+
+
+def _site_options() -> list[str]:
+    """What slurm/site.env says about places, as train.py's options."""
+    places = {"data.root": "DATA_ROOT", "data.stage": "STAGE_TO"}
+    return [f"--{key}={os.environ[name]}" for key, name in places.items() if os.environ.get(name)]
+
+
+def runs_root() -> str:
+    """The folder of run folders."""
+    return os.environ.get("RUNS_ROOT", "runs")
+
+
+def snapshot(repo: Path, target: Path) -> None:
+    """Copy the tracked files as they are now, with the commit and what was changed since (COMMIT, UNCOMMITTED.diff).
+
+    Raises:
+        UserError: `repo` is no git repository.
+    """
+    try:
+        files = _git(repo, "ls-files", "-z").split("\0")
+        commit, diff = _git(repo, "rev-parse", "HEAD"), _git(repo, "diff", "HEAD")
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(
+            f"{repo} is not a git repository, whose tracked files would be copied ({error}); clone it, or use sbatch slurm/train.sbatch."
+        ) from None
+    for name in filter(None, files):
+        if (repo / name).is_file():  # not one that was deleted and not yet committed
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(repo / name, target / name)
+    (target / "COMMIT").write_text(commit)
+    (target / "UNCOMMITTED.diff").write_text(diff)
+
+
+def _git(repo: Path, *command: str) -> str:
+    return subprocess.run(["git", *command], cwd=repo, capture_output=True, text=True, check=True).stdout
+
+
+# ---- submitit -----------------------------------------------------------------------------------------------
+
+
+def make_executor(cluster: str, profile: Profile, folder: Path, max_lives: int) -> submitit.AutoExecutor:
+    """An executor whose jobs run in folder/code and come back after a time limit, a preemption and a lost node."""
+    if cluster == "slurm" and not shutil.which("sbatch"):
+        raise UserError(
+            "--cluster is slurm and there is no sbatch on PATH; submit on a login node, or use --cluster local."
+        )
+    if cluster != "slurm" and profile.nodes > 1:
+        raise UserError(f"nodes is {profile.nodes} and must be 1 with --cluster {cluster}.")
+    options = {"slurm_max_num_timeout": max_lives} if cluster == "slurm" else {}
+    executor = submitit.AutoExecutor(folder=folder.absolute() / "%j", cluster=cluster, **options)
+    tasks = profile.gpus_per_node or profile.tasks_per_node
+    code, site_env = folder.absolute() / "code", shlex.quote(str(REPO / "slurm" / "site.env"))
+    setup = [f"cd {shlex.quote(str(code))}", f"[[ ! -f {site_env} ]] || source {site_env}",
+             "export PYTHONUNBUFFERED=1"]  # fmt: skip
+    executor.update_parameters(
+        name="tinyimnet",
+        nodes=profile.nodes,
+        tasks_per_node=tasks,
+        gpus_per_node=profile.gpus_per_node or None,
+        cpus_per_task=profile.cpus_per_task,
+        timeout_min=profile.timeout,
+        local_setup=setup[:1],
+        slurm_setup=setup,
+        stderr_to_stdout=True,
+        slurm_signal_delay_s=profile.signal_delay,
+        slurm_array_parallelism=profile.parallel,
+        # srun does not take the CPUs over from sbatch (Slurm 22.05, 23.02), and one lost process ends the job.
+        slurm_srun_args=["--kill-on-bad-exit=1", "--wait=60", f"--cpus-per-task={profile.cpus_per_task}"],
+        slurm_additional_parameters={"requeue": True, **(profile.sbatch or {})},
+    )
+    if cluster == "slurm":
+        # submitit writes --wckey=submitit, which a cluster that uses such keys refuses.
+        executor._executor.update_parameters(wckey=None)
+    return executor
+
+
+def sbatch_script(executor: submitit.AutoExecutor, jobs: int) -> str:
+    """What submitit would hand to sbatch."""
+    inner = executor._executor
+    if not isinstance(inner, submitit.SlurmExecutor):
+        raise UserError("--dry-run prints an sbatch script: it goes with --cluster slurm.")
+    if jobs > 1:
+        inner.parameters["map_count"] = jobs
+    return inner._make_submission_file_text(inner._submitit_command_str, "dry-run")
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main, sys.argv[1:]))

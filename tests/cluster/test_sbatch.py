@@ -1,0 +1,311 @@
+"""slurm/train.sbatch and slurm/array.sbatch on a real Slurm: two nodes with two processes each, and one to spare."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from conftest import REPO
+from lives import assert_same_end, last_step
+from slurm_cluster import slow_first_life
+
+from tinyimnet import checkpoint
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("nodes_are_up")]
+TRAIN = "slurm/train.sbatch"
+SHORT = "--train.epochs=2"
+
+
+def lives(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "lives.jsonl").read_text().splitlines()]
+
+
+def test_a_job_trains_on_all_its_nodes_to_the_end(untouched: Path) -> None:
+    log = (untouched.parent / "log").read_text()
+    assert "life 1, nodes n[1-2], 2 processes each" in log
+    assert "preflight: 4 processes on n1, n2: same code, versions and run folder" in log
+    assert "finished in life 1" in log
+    assert [(life["nodes"], life["processes"]) for life in lives(untouched)] == [(["n1", "n2"], 4)]
+
+
+def test_overrides_keep_their_spaces_and_quotes_and_no_secret_is_written(
+    cluster, tiny_config, tmp_path
+) -> None:
+    run, secret = tmp_path / 'a run\'s "folder" $HOME *', "0123456789abcdef" * 5 + "secret"
+    job = cluster.sbatch(
+        TRAIN, tiny_config, f"--run.dir={run}", "--model.widths", "[16, 32]", SHORT, "--data.stage=/dev/shm",
+        log=tmp_path / "log", WANDB_MODE="offline", WANDB_API_KEY=secret,
+    )  # fmt: skip
+    assert cluster.end(job) == "COMPLETED", (tmp_path / "log").read_text()
+    assert (run / "DONE").exists()
+    assert "- 32" in (run / "config.yaml").read_text()
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) > 10
+    assert not [path for path in written if secret.encode() in path.read_bytes()]
+    assert not cluster.control("exec", "n1", "ls", "/dev/shm").strip()  # nothing of the staged data stays
+
+
+def test_accelerate_launch_on_two_nodes_as_the_readme_says(cluster, tiny_config, untouched, tmp_path) -> None:
+    script = re.search(
+        r"```bash\n(#!/bin/bash\n.*?accelerate launch.*?)```", (REPO / "docs/slurm.md").read_text(), re.S
+    )
+    assert script
+    text = script[1].replace(
+        "--config configs/tiny1m.yaml", f"--config {tiny_config} --run.dir {tmp_path}/run"
+    )
+    (tmp_path / "job.sbatch").write_text(text)
+    job = cluster.sbatch(str(tmp_path / "job.sbatch"), log=tmp_path / "log", ACCELERATE_USE_CPU="true")
+    assert cluster.end(job) == "COMPLETED", (tmp_path / "log").read_text()
+    assert_same_end(untouched, tmp_path / "run")
+
+
+# ---- the end of a job's time -----------------------------------------------------------------------------------
+
+
+def test_warned_of_its_time_limit_it_saves_and_is_requeued_to_the_same_end(
+    cluster, tiny_config, untouched, tmp_path
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    job = cluster.sbatch_slow(TRAIN, tiny_config, f"--run.dir={run}", log=log)
+    cluster.until_step(run, 40, job)
+    cluster.ends_soon(job)
+    cluster.until_requeued(job)
+    assert cluster.end(job) == "COMPLETED", log.read_text()
+    assert "stopped by SIGUSR1 and saved; requeued for life 2" in log.read_text()
+    assert len(lives(run)) == 2 and lives(run)[1]["step"] >= 40
+    assert_same_end(untouched, run)
+
+
+def test_without_a_signal_it_stops_ahead_of_the_end_of_its_time(
+    cluster, tiny_config, untouched, tmp_path
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    # 48 of the 60 s are lead. URG does nothing, and Slurm may send it a minute early.
+    options = ["--run.stop_before_end=48", "--run.max_lives=9"]
+    job = cluster.sbatch(
+        "--time=1", "--signal=URG@1", TRAIN, tiny_config, f"--run.dir={run}", *options, log=log
+    )
+    assert cluster.end(job, 200) == "COMPLETED", log.read_text()
+    assert "stopped by the end of the job's time and saved; requeued for life 2" in log.read_text()
+    assert_same_end(untouched, run)
+
+
+def test_a_job_without_lives_left_says_so_and_ends(cluster, tiny_config, tmp_path) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    job = cluster.sbatch_slow(TRAIN, tiny_config, f"--run.dir={run}", "--run.max_lives=1", log=log)
+    cluster.until_step(run, 10, job)
+    cluster.ends_soon(job)
+    assert cluster.end(job) == "FAILED"
+    assert "not requeued after life 1 of run.max_lives 1: submit it again to go on" in log.read_text()
+    assert last_step(run) >= 10
+
+
+def test_a_job_that_does_not_get_on_is_not_requeued(cluster, tiny_config, tmp_path) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    job = cluster.sbatch(TRAIN, tiny_config, f"--run.dir={run}", "--run.stop_before_end=999999", log=log)
+    assert cluster.end(job) == "FAILED"
+    assert "without one step done in life 1; not requeued" in log.read_text()
+
+
+# ---- others need the nodes, or the nodes go ---------------------------------------------------------------------
+
+
+def test_preempted_it_saves_within_its_grace_time_and_comes_back_to_the_same_end(
+    cluster, tiny_config, untouched, tmp_path
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    job = cluster.sbatch_slow("--partition=preempt", TRAIN, tiny_config, f"--run.dir={run}", log=log)
+    cluster.until_step(run, 40, job)
+    cluster.run(
+        "sbatch", "--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=sleep 2"
+    )
+    assert cluster.end(job) == "COMPLETED", log.read_text()
+    assert "stopped by SIGTERM: saved" in log.read_text()
+    assert "preempted; requeued for life 2" in log.read_text()
+    assert_same_end(untouched, run)
+
+
+@pytest.mark.parametrize(
+    "node, fault", [("n1", "node-kill"), ("n2", "net-down")], ids=["power cut", "cable pulled"]
+)
+def test_a_lost_node_is_replaced_and_the_end_is_the_same(
+    cluster, tiny_config, untouched, tmp_path, node, fault
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    job = cluster.sbatch_slow(TRAIN, tiny_config, f"--run.dir={run}", log=log)
+    cluster.until_step(run, 40, job)
+    cluster.control(fault, node)
+    assert cluster.end(job, 240) == "COMPLETED", log.read_text()
+    first, second = lives(run)
+    assert first["nodes"] == ["n1", "n2"] and second["nodes"] == [n for n in ("n1", "n2", "n3") if n != node]
+    assert second["step"] >= 20
+    assert_same_end(untouched, run)
+
+
+# ---- persons and errors ----------------------------------------------------------------------------------------
+
+
+def test_scancel_saves_and_the_job_stays_cancelled(cluster, tiny_config, tmp_path) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    job = cluster.sbatch_slow(TRAIN, tiny_config, f"--run.dir={run}", log=log)
+    cluster.until_step(run, 10, job)
+    cluster.run("scancel", job)
+    assert cluster.end(job) == "CANCELLED"
+    step = checkpoint.load_newest(run / "checkpoints")["step"]
+    assert f"stopped by SIGTERM: saved at step {step}" in log.read_text()
+    assert step >= 10 and len(lives(run)) == 1
+
+
+def test_a_rank_that_fails_ends_the_job_at_once_with_its_traceback_in_the_log(
+    cluster, tiny_config, tmp_path
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    (tmp_path / "sitecustomize.py").write_text(FAILING_RANK)
+    job = cluster.sbatch(TRAIN, tiny_config, f"--run.dir={run}", log=log, PYTHONPATH=str(tmp_path))
+    cluster.until_step(run, 18, job)
+    assert cluster.end(job, 15) == "FAILED"
+    assert "ZeroDivisionError: on purpose" in log.read_text()
+    assert "ended with exit code" in log.read_text() and "not requeued" in log.read_text()
+    assert len(lives(run)) == 1
+
+
+FAILING_RANK = f"""
+import os, sys
+if os.environ.get("SLURM_PROCID") == "3":
+    sys.path.insert(0, {str(REPO)!r})
+    from tinyimnet import optim
+    decay_at = optim.ema_decay_at
+    def failing(step, decay):
+        if step == 20:
+            raise ZeroDivisionError("on purpose")
+        return decay_at(step, decay)
+    optim.ema_decay_at = failing
+"""
+
+
+def test_a_configuration_that_is_wrong_ends_the_job_with_a_sentence(cluster, tiny_config, tmp_path) -> None:
+    job = cluster.sbatch(TRAIN, tiny_config, "--optim.lrr=1", log=tmp_path / "log")
+    assert cluster.end(job) == "FAILED"
+    assert "optim.lrr is not a known key; did you mean optim.lr?" in (tmp_path / "log").read_text()
+    assert cluster.show(job)["ExitCode"] == "2:0"
+
+
+def test_an_array_trains_each_seed_and_one_failing_element_harms_no_other(
+    cluster, tiny_config, tmp_path
+) -> None:
+    one = ["--nodes=1", "--gpus-per-node=1", "--array=0-1%2", "slurm/array.sbatch"]
+    (tmp_path / "slurm.yaml").write_text(Path(tiny_config).read_text())
+    seeds = cluster.sbatch(*one, tiny_config, SHORT, log=tmp_path / "seed_%a", RUNS_ROOT=str(tmp_path))
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("optim: {lr: -1}\n")
+    lists = cluster.sbatch(*one, str(tmp_path / "slurm.yaml"), str(bad), SHORT, log=tmp_path / "list_%a",
+                           RUNS_ROOT=str(tmp_path))  # fmt: skip
+    assert [cluster.end(f"{seeds}_{i}") for i in range(2)] == ["COMPLETED", "COMPLETED"]
+    weights = [(tmp_path / f"tiny-seed{i}" / "final.safetensors").read_bytes() for i in range(2)]
+    assert weights[0] != weights[1]
+    assert [cluster.end(f"{lists}_{i}") for i in range(2)] == ["COMPLETED", "FAILED"]
+    assert (tmp_path / "slurm" / "DONE").exists()
+    assert "optim.lr is -1" in (tmp_path / "list_1").read_text()
+
+
+# ---- what the preflight finds on a node -------------------------------------------------------------------------
+
+
+def refused(cluster, tiny_config, tmp_path, *options: str) -> str:
+    """The log of a job that has to end before a step is done."""
+    job = cluster.sbatch(*options, TRAIN, tiny_config, f"--run.dir={tmp_path}/run", log=tmp_path / "log")
+    assert cluster.end(job, 60) == "FAILED"
+    assert not (tmp_path / "run" / "lives.jsonl").exists()
+    return (tmp_path / "log").read_text()
+
+
+def test_a_node_with_other_code_is_named(cluster, tiny_config, tmp_path) -> None:
+    other, ours = tmp_path / "ema.py", REPO / "tinyimnet" / "ema.py"
+    other.write_text(ours.read_text() + "# changed\n")
+    cluster.control("exec", "n2", "mount", "--bind", str(other), str(ours))
+    try:
+        assert "error: node n2 (rank 2) has other code than node n1" in refused(
+            cluster, tiny_config, tmp_path
+        )
+    finally:
+        cluster.control("exec", "n2", "umount", str(ours))
+
+
+def test_a_node_without_the_data_is_named(cluster, tiny_config, tiny_data, tmp_path) -> None:
+    cluster.control("exec", "n2", "mount", "-t", "tmpfs", "none", str(tiny_data))
+    try:
+        log = refused(cluster, tiny_config, tmp_path)
+        assert f"error: node n2: data.root {tiny_data}, prepared by rank 0, is not there on this node" in log
+    finally:
+        cluster.control("exec", "n2", "umount", str(tiny_data))
+
+
+def test_a_node_that_sees_another_run_folder_is_named(cluster, tiny_config, tmp_path) -> None:
+    (tmp_path / "runs").mkdir()
+    cluster.control("exec", "n2", "mount", "-t", "tmpfs", "none", str(tmp_path / "runs"))
+    try:
+        job = cluster.sbatch(TRAIN, tiny_config, f"--run.dir={tmp_path}/runs/run", log=tmp_path / "log")
+        assert cluster.end(job, 60) == "FAILED"
+        assert (
+            f"error: node n2 (rank 2) does not see the run folder {tmp_path}/runs/run of node n1"
+            in (tmp_path / "log").read_text()
+        )
+    finally:
+        cluster.control("exec", "n2", "umount", str(tmp_path / "runs"))
+
+
+def test_a_full_disk_is_named(cluster, tiny_config, tmp_path) -> None:
+    (tmp_path / "run").mkdir()
+    cluster.control("exec", "n1", "mount", "-t", "tmpfs", "-o", "size=1m", "none", str(tmp_path / "run"))
+    try:
+        log = refused(cluster, tiny_config, tmp_path, "--nodes=1", "--nodelist=n1")
+        assert re.search(
+            r"error: node n1 \(rank 0\) has 1 MB free for .*; make room, or choose another --run.dir", log
+        )
+    finally:
+        cluster.control("exec", "n1", "umount", str(tmp_path / "run"))
+
+
+def test_preflight_by_hand_shows_a_row_for_each_node(cluster, tiny_config) -> None:
+    shown = cluster.run(
+        "srun", "-N2", "--ntasks-per-node=2", "--cpus-per-task=1", "python", "-m", "tinyimnet", "preflight",
+        "--config", tiny_config,
+    )  # fmt: skip
+    assert re.search(r"n1 .* 2 .*\n.*n2 .* 2 ", shown)
+    assert "passed in" in shown
+
+
+# ---- sweeps ----------------------------------------------------------------------------------------------------
+
+# In the place of `wandb agent`, which needs a server: gives out two trials, then says that there are no more.
+AGENT = """\
+#!/bin/bash
+[[ $* == "agent --count 1 --forward-signals me/tiny/abc" ]] || exit 9
+export WANDB_SWEEP_ID=abc WANDB_RUN_ID=trial$(ls {folder}/given | wc -l)
+[[ $WANDB_RUN_ID != trial2 ]] || exit 0
+touch {folder}/given/$WANDB_RUN_ID
+exec python -m launch.trial --config {config} --run.seed=${{WANDB_RUN_ID#trial}}
+"""
+
+
+def test_a_sweep_element_comes_back_to_the_trial_that_it_had_begun(
+    cluster, tiny_config, untouched, tmp_path
+) -> None:
+    (tmp_path / "given").mkdir()
+    agent = tmp_path / "bin" / "wandb"
+    agent.parent.mkdir()
+    agent.write_text(AGENT.format(folder=tmp_path, config=tiny_config))
+    agent.chmod(0o755)
+    job = cluster.sbatch(
+        "--nodes=1", "--gpus-per-node=1", "slurm/sweep.sbatch", "me/tiny/abc", log=tmp_path / "log", RUNS_ROOT=str(tmp_path),
+        PATH=f"{agent.parent}:{cluster.environ['PATH']}", PYTHONPATH=slow_first_life(tmp_path),
+    )  # fmt: skip
+    trials = [tmp_path / "sweep-abc" / name for name in ("trial0", "trial1")]
+    cluster.until_step(trials[0], 40, job)
+    cluster.ends_soon(job)
+    cluster.until_requeued(job)
+    assert cluster.end(job) == "COMPLETED", (tmp_path / "log").read_text()
+    assert [len(lives(trial)) for trial in trials] == [2, 1]
+    assert all((trial / "DONE").exists() for trial in trials)
+    assert json.loads((trials[0] / "wandb_run.json").read_text()) == {"id": "trial0"}
+    assert "no trial was given out" in (tmp_path / "log").read_text()

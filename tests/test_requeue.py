@@ -1,0 +1,79 @@
+"""What becomes of a Slurm job whose training has ended. The real thing: tests/cluster."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from launch.requeue import decide
+from tinyimnet.config import RunConfig
+
+RUNNING = {"JobState": "RUNNING", "PreemptTime": "None"}
+PREEMPTED = {"JobState": "RUNNING", "PreemptTime": "2026-11-24T17:10:14"}
+LIFE_3 = {"SLURM_JOB_ID": "123", "SLURM_RESTART_COUNT": "2"}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunConfig:
+    return RunConfig(dir=str(tmp_path), max_lives=5)
+
+
+def mark(run: RunConfig, life: tuple = ("123", 2), steps: int = 10) -> None:
+    marker = {"reason": "SIGUSR1", "life": list(life), "steps": steps}
+    (Path(run.dir) / "REQUEUE").write_text(json.dumps(marker))
+
+
+def test_a_run_that_was_stopped_and_got_on_is_requeued(run: RunConfig) -> None:
+    mark(run)
+    assert decide(run, 0, RUNNING, LIFE_3) == (True, 0, "stopped by SIGUSR1 and saved; requeued for life 4")
+
+
+def test_so_is_one_of_an_array(run: RunConfig) -> None:
+    mark(run, ("99_1", 0))
+    environ = {"SLURM_JOB_ID": "101", "SLURM_ARRAY_JOB_ID": "99", "SLURM_ARRAY_TASK_ID": "1"}
+    assert decide(run, 0, RUNNING, environ).requeue
+
+
+def test_a_preempted_one_is_requeued_whatever_it_did(run: RunConfig) -> None:
+    assert decide(run, 143, PREEMPTED, LIFE_3) == (True, 0, "preempted; requeued for life 4")
+
+
+def test_a_finished_one_is_not(run: RunConfig) -> None:
+    mark(run)
+    (Path(run.dir) / "DONE").touch()
+    assert decide(run, 0, PREEMPTED, LIFE_3) == (False, 0, "finished in life 3")
+
+
+def test_an_error_is_not_and_keeps_its_exit_code(run: RunConfig) -> None:
+    assert decide(run, 2, RUNNING, LIFE_3) == (False, 2, "ended with exit code 2; not requeued")
+
+
+def test_an_error_after_a_life_that_was_requeued_is_not(run: RunConfig) -> None:
+    mark(run, ("123", 1))
+    assert not decide(run, 1, RUNNING, LIFE_3).requeue
+
+
+def test_a_person_who_stopped_it_is_obeyed(run: RunConfig) -> None:
+    assert decide(run, 0, RUNNING, LIFE_3) == (False, 0, "ended with exit code 0; not requeued")
+
+
+def test_a_cancelled_one_stays_cancelled(run: RunConfig) -> None:
+    mark(run)
+    assert not decide(run, 0, {"JobState": "CANCELLED", "PreemptTime": "None"}, LIFE_3).requeue
+
+
+def test_a_life_without_a_step_is_the_last(run: RunConfig) -> None:
+    mark(run, steps=0)
+    requeue, exit_code, sentence = decide(run, 0, RUNNING, LIFE_3)
+    assert (requeue, exit_code) == (False, 1) and "without one step done in life 3" in sentence
+
+
+def test_lives_are_limited(run: RunConfig) -> None:
+    mark(run, ("123", 4))
+    requeue, exit_code, sentence = decide(run, 0, RUNNING, {**LIFE_3, "SLURM_RESTART_COUNT": "4"})
+    assert (requeue, exit_code) == (False, 1) and "life 5 of run.max_lives 5" in sentence
+
+
+def test_a_half_written_marker_is_none(run: RunConfig) -> None:
+    (Path(run.dir) / "REQUEUE").write_text('{"reason": "SIG')
+    assert not decide(run, 0, RUNNING, LIFE_3).requeue
