@@ -21,7 +21,7 @@ class TrainJob:
     """One run; called once on each process of each life.
 
     Attributes:
-        arguments: of train.py, with absolute paths.
+        arguments: of train.py.
     """
 
     arguments: list[str]
@@ -46,9 +46,8 @@ class TrainJob:
         run = commandline.load(self.arguments).run
         verdict = decide(run, 0, show_job(slurm.job_name()), os.environ)
         print(f"job {environment.job_id}: {verdict.sentence}", flush=True)
-        if verdict.requeue:
+        if verdict.requeue and callable(requeue):  # --cluster debug has no other life
             if environment.global_rank == 0:
-                assert callable(requeue)
                 requeue(signal.SIGUSR2, None)
             time.sleep(60)  # the requeue ends the others
         if verdict.exit_code:

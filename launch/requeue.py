@@ -79,7 +79,9 @@ def read_marker(run_dir: Path, environ: Mapping[str, str]) -> dict:
 
 
 def show_job(job: str) -> dict[str, str]:
-    """JobState and PreemptTime of a job; empty where Slurm does not answer."""
+    """JobState and PreemptTime of a job; empty outside Slurm, and where it does not answer."""
+    if not job:
+        return {}
     answer = subprocess.run(["scontrol", "--oneliner", "show", "job", job], capture_output=True, text=True)
     return dict(re.findall(r"\b(JobState|PreemptTime)=(\S+)", answer.stdout))
 

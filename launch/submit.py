@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,9 @@ import yaml
 
 from launch.job import TrainJob
 from tinyimnet import commandline, errors, runfolder
+from tinyimnet import config as configuration
 from tinyimnet.cli import Parser
+from tinyimnet.config import Config
 from tinyimnet.errors import UserError
 from tinyimnet.files import write_atomically
 
@@ -63,18 +65,18 @@ def main(argv: list[str]) -> int:
     args, overrides = _parser().parse_known_args(argv)
     profile = read_profile(args)
     runs = expand(args, overrides)
-    first = commandline.load(runs[0]).run
+    first = runs[0].run
     folder = Path(first.dir) / f"submit-{time.strftime('%Y%m%d-%H%M%S')}"
     executor = make_executor(args.cluster, profile, folder, first.max_lives)
     if args.dry_run:
         print(sbatch_script(executor, len(runs)))
         return 0
-    for arguments in runs:
-        runfolder.find_run(commandline.load(arguments))  # refuse now what a job would refuse in an hour
+    for config in runs:
+        runfolder.find_run(config)  # refuse now what a job would refuse in an hour
     snapshot(REPO, folder / "code")
-    jobs = executor.submit_array([TrainJob(arguments) for arguments in runs])
-    for job, arguments in zip(jobs, runs, strict=True):
-        run_dir = Path(commandline.load(arguments).run.dir)
+    jobs = executor.submit_array([make_job(config, folder) for config in runs])
+    for job, config in zip(jobs, runs, strict=True):
+        run_dir = Path(config.run.dir)
         run_dir.mkdir(parents=True, exist_ok=True)
         sent = {
             "cluster": args.cluster,
@@ -85,9 +87,7 @@ def main(argv: list[str]) -> int:
         write_atomically(run_dir / "job.json", json.dumps(sent).encode())
         print(f"{run_dir}: job {job.job_id}", flush=True)
     if args.cluster == "slurm":
-        print(
-            f"watch: python -m launch.status {Path(runs_root())}, python -m launch.logs {first.dir} --follow"
-        )
+        print(f"watch: python -m launch.status {runs_root()}; python -m launch.logs {first.dir} --follow")
         return 0
     for job in jobs:
         job.results()
@@ -138,31 +138,38 @@ def read_profile(args: argparse.Namespace) -> Profile:
     return profile
 
 
-def expand(args: argparse.Namespace, overrides: list[str]) -> list[list[str]]:
-    """train.py's arguments for each run: every value of the grid with every seed, each with a folder of its own.
+def expand(args: argparse.Namespace, overrides: list[str]) -> list[Config]:
+    """The configuration of each run: every value of the grid with every seed, each in a folder of its own.
 
-    Paths are absolute, because the jobs run in a copy of the code; the configuration is checked.
+    Paths are absolute, because the jobs run in a copy of the code.
+
+    Raises:
+        UserError: a configuration is wrong.
     """
     axes = [_axis(axis) for axis in args.grid]
     if args.seeds:
         axes.append([("run.seed", str(seed)) for seed in _seeds(args.seeds)])
+    named = any(override.startswith("--run.dir") for override in overrides)
     runs = []
     for point in itertools.product(*axes):
         chosen = [f"--{key}={value}" for key, value in point]
-        arguments = ["--config", str(args.config.absolute()), *_site_options(), *overrides, *chosen]
+        arguments = ["--config", str(args.config), *_site_options(), *overrides, *chosen]
         config = commandline.load(arguments, prog="python -m launch.submit")
-        folder = Path(config.run.dir) if any(o.startswith("--run.dir") for o in overrides) else (
-            Path(runs_root()) / args.config.stem
-        )  # fmt: skip
+        folder = config.run.dir if named else f"{runs_root()}/{args.config.stem}"
         name = "".join(
             f"-{key.rpartition('.')[2]}{re.sub(r'[^0-9A-Za-z.]+', '_', value)}" for key, value in point
         )
-        arguments += [
-            f"--run.dir={folder.absolute()}{name}",
-            f"--data.root={Path(config.data.root).absolute()}",
-        ]
-        runs.append(arguments)
+        run = replace(config.run, dir=str(Path(folder + name).absolute()))
+        data = replace(config.data, root=str(Path(config.data.root).absolute()))
+        runs.append(replace(config, run=run, data=data))
     return runs
+
+
+def make_job(config: Config, folder: Path) -> TrainJob:
+    """A job for this configuration, which is written down: the files that it was read from may change."""
+    file = folder / f"{Path(config.run.dir).name}.yaml"
+    write_atomically(file, configuration.dump(config).encode())
+    return TrainJob(["--config", str(file)])
 
 
 def _axis(text: str) -> list[tuple[str, str]]:

@@ -47,9 +47,10 @@ def test_tasks_of_srun_get_the_variables_of_torchrun() -> None:
 
 def test_a_requeued_job_takes_another_port() -> None:
     first, second = dict(SRUN), {**SRUN, "SLURM_RESTART_COUNT": "1"}
-    distributed.map_environment(first)
-    distributed.map_environment(second)
-    assert first["MASTER_PORT"] != second["MASTER_PORT"]
+    next_job = {**SRUN, "SLURM_JOB_ID": str(int(SRUN["SLURM_JOB_ID"]) + 1)}
+    for environ in (first, second, next_job):
+        distributed.map_environment(environ)
+    assert len({environ["MASTER_PORT"] for environ in (first, second, next_job)}) == 3
 
 
 @pytest.mark.parametrize(

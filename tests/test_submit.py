@@ -8,32 +8,31 @@ import pytest
 from conftest import REPO, python
 
 from launch import submit
+from tinyimnet import commandline
+from tinyimnet.config import Config
 from tinyimnet.errors import UserError
 
 CONFIG = "configs/smoke.yaml"
 
 
-def runs(*argv: str) -> list[list[str]]:
+def runs(*argv: str) -> list[Config]:
     args, overrides = submit._parser().parse_known_args(["--config", CONFIG, *argv])
     return submit.expand(args, overrides)
 
 
-def folder_of(arguments: list[str]) -> str:
-    return next(a.removeprefix("--run.dir=") for a in reversed(arguments) if a.startswith("--run.dir="))
-
-
 def test_one_run_goes_into_the_folder_of_its_configuration() -> None:
-    (arguments,) = runs("--optim.lr", "0.3")
-    assert folder_of(arguments) == str(Path.cwd() / "runs/smoke")
-    assert arguments[2:4] == ["--optim.lr", "0.3"]
+    (config,) = runs("--optim.lr", "0.3")
+    assert config.run.dir == str(Path.cwd() / "runs/smoke")
+    assert config.data.root == str(Path.cwd() / "data/synthetic-200")
+    assert config.optim.lr == 0.3
 
 
 def test_seeds_and_grid_give_a_run_for_each_combination() -> None:
     found = runs("--seeds", "0-1,7", "--grid", "optim.lr=0.1,0.2", "model.depths=[1,1,1,1],[2,2,2,2]")
-    assert len(found) == 3 * 2 * 2
-    assert len({folder_of(arguments) for arguments in found}) == 12
-    assert folder_of(found[-1]).endswith("runs/smoke-lr0.2-depths_2_2_2_2_-seed7")
-    assert {"--run.seed=7", "--optim.lr=0.2", "--model.depths=[2,2,2,2]"} <= set(found[-1])
+    assert len(found) == len({config.run.dir for config in found}) == 3 * 2 * 2
+    last = found[-1]
+    assert last.run.dir.endswith("runs/smoke-lr0.2-depths_2_2_2_2_-seed7")
+    assert (last.run.seed, last.optim.lr, last.model.depths) == (7, 0.2, (2, 2, 2, 2))
 
 
 def test_the_places_of_a_site_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,9 +42,22 @@ def test_the_places_of_a_site_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
         "STAGE_TO": "/dev/shm",
     }.items():
         monkeypatch.setenv(name, place)
-    (arguments,) = runs()
-    assert folder_of(arguments) == "/scratch/runs/smoke"
-    assert {"--data.root=/shared/data", "--data.stage=/dev/shm"} <= set(arguments)
+    (config,) = runs()
+    assert (config.run.dir, config.data.root, config.data.stage) == (
+        "/scratch/runs/smoke",
+        "/shared/data",
+        "/dev/shm",
+    )
+
+
+def test_a_job_gets_the_configuration_of_its_submission(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("optim: {lr: 0.3}\n")
+    args, overrides = submit._parser().parse_known_args(["--config", str(file), f"--run.dir={tmp_path}/run"])
+    (config,) = submit.expand(args, overrides)
+    job = submit.make_job(config, tmp_path)
+    file.write_text("optim: {lr: 0.4}\n")
+    assert commandline.load(job.arguments) == config
 
 
 @pytest.mark.parametrize(
@@ -121,6 +133,12 @@ def test_the_snapshot_has_tracked_files_as_they_are_now_and_what_changed(tmp_pat
     assert (tmp_path / "code" / "edited.py").read_text() == "2\n"
     assert "+2" in (tmp_path / "code" / "UNCOMMITTED.diff").read_text()
     assert len((tmp_path / "code" / "COMMIT").read_text().strip()) == 40
+
+
+def test_for_a_debugger_it_trains_in_the_same_process(arguments, tmp_path: Path) -> None:
+    result = python("-m", "launch.submit", "--cluster=debug", *arguments())
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "run" / "DONE").exists()
 
 
 def test_on_this_machine_it_trains_with_two_processes_to_the_end(arguments, tmp_path: Path) -> None:

@@ -49,8 +49,9 @@ def map_environment(environ: MutableMapping[str, str] = os.environ) -> None:
     environ["LOCAL_RANK"] = environ["SLURM_LOCALID"]
     environ["LOCAL_WORLD_SIZE"] = str(slurm.tasks_on_node(tasks, int(environ.get("SLURM_NODEID", "0"))))
     environ.setdefault("MASTER_ADDR", slurm.first_host(nodes))
-    # Below the ephemeral ports (from 32768), another one for each job and for each requeue of it.
-    job = int(environ["SLURM_JOB_ID"]) + int(environ.get("SLURM_RESTART_COUNT", "0"))
+    # Below the ephemeral ports (from 32768), another one for each job and for each requeue of it. Jobs with ids in a
+    # row, as in an array, share nodes: a requeue may not take the port of the next.
+    job = int(environ["SLURM_JOB_ID"]) + 7919 * slurm.restarts(environ)
     environ.setdefault("MASTER_PORT", str(10000 + job % 20000))
 
 

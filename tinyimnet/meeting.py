@@ -18,9 +18,8 @@ from tinyimnet import slurm
 from tinyimnet.errors import UserError
 
 T = TypeVar("T")
-PATIENCE = (
-    120.0  # seconds that the processes of a job may start apart: imports from a cold network file system
-)
+# Seconds that the processes of a job may start apart: torch from a cold network file system takes minutes.
+PATIENCE = 300.0
 
 
 class Meeting:

@@ -297,9 +297,10 @@ def test_a_sweep_element_comes_back_to_the_trial_that_it_had_begun(
     agent.write_text(AGENT.format(folder=tmp_path, config=tiny_config))
     agent.chmod(0o755)
     job = cluster.sbatch(
-        "--nodes=1", "--gpus-per-node=1", "slurm/sweep.sbatch", "me/tiny/abc", log=tmp_path / "log", RUNS_ROOT=str(tmp_path),
+        "--nodes=1", "--gpus-per-node=1", "--array=3", "slurm/sweep.sbatch", "me/tiny/abc", log=tmp_path / "log", RUNS_ROOT=str(tmp_path),
         PATH=f"{agent.parent}:{cluster.environ['PATH']}", PYTHONPATH=slow_first_life(tmp_path),
     )  # fmt: skip
+    job += "_3"
     trials = [tmp_path / "sweep-abc" / name for name in ("trial0", "trial1")]
     cluster.until_step(trials[0], 40, job)
     cluster.ends_soon(job)
