@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from tinyimnet import commandline, errors, slurm
 from tinyimnet.config import RunConfig
+from tinyimnet.errors import UserError
 
 
 class Verdict(NamedTuple):
@@ -34,8 +35,22 @@ def main(argv: list[str]) -> int:
     verdict = decide(run, exit_code, show_job(slurm.job_name()), os.environ)
     print(f"job {slurm.job_name()}: {verdict.sentence}", flush=True)
     if verdict.requeue:
-        subprocess.run(["scontrol", "requeue", slurm.job_name()], check=True)
+        requeue(slurm.job_name())
     return verdict.exit_code
+
+
+def requeue(job: str) -> None:
+    """Have Slurm start a job again; it ends this one, and with it the caller.
+
+    Raises:
+        UserError: Slurm refuses.
+    """
+    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(
+            f"scontrol requeue {job} failed ({' '.join(done.stderr.split())}); the run is saved: submit it again to go "
+            "on, with sbatch --requeue where the cluster allows it."
+        )
 
 
 def decide(run: RunConfig, exit_code: int, job: Mapping[str, str], environ: Mapping[str, str]) -> Verdict:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.requeue import decide
+from launch.requeue import decide, main
 from tinyimnet.config import RunConfig
+from tinyimnet.errors import UserError
 
 RUNNING = {"JobState": "RUNNING", "PreemptTime": "None"}
 PREEMPTED = {"JobState": "RUNNING", "PreemptTime": "2026-11-24T17:10:14"}
@@ -77,3 +78,17 @@ def test_lives_are_limited(run: RunConfig) -> None:
 def test_a_half_written_marker_is_none(run: RunConfig) -> None:
     (Path(run.dir) / "REQUEUE").write_text('{"reason": "SIG')
     assert not decide(run, 0, RUNNING, LIFE_3).requeue
+
+
+def test_a_requeue_that_slurm_refuses_says_what_to_do(run: RunConfig, tmp_path: Path, monkeypatch) -> None:
+    mark(run)
+    answers = "#!/bin/sh\n[ $1 = requeue ] || { echo JobState=RUNNING PreemptTime=None; exit; }\necho 'Operation disabled' >&2; exit 1\n"
+    (tmp_path / "scontrol").write_text(answers)
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    for name, value in LIFE_3.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(
+        UserError, match=r"scontrol requeue 123 failed \(Operation disabled\); the run is saved"
+    ):
+        main(["0", f"--run.dir={run.dir}"])

@@ -146,7 +146,8 @@ def _store(environ: Mapping[str, str], rank: int, patience: float) -> Store:
             f"and MASTER_PORT {port} ({reason}); check that rank 0 runs there and that the nodes reach each other.",
             every_rank=True,
         ) from error
-    return PrefixStore("tinyimnet", store)
+    # An agent that starts its processes again keeps the store, and in it what the last ones said.
+    return PrefixStore(f"tinyimnet-{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _wait_for_port(host: str, port: int, deadline: float) -> None:
