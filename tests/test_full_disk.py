@@ -106,11 +106,11 @@ def mount(*arguments: str) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path):
-    """A file system of 2 MB."""
+    """A file system of 40 MB; a run begins where two checkpoints of 1,000,000 parameters have room."""
     folder = tmp_path / "disk"
     folder.mkdir()
     try:
-        mount("-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder))
+        mount("-t", "tmpfs", "-o", "size=40m", "tmpfs", str(folder))
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("mounting a tmpfs needs root")
     yield folder

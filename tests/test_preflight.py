@@ -12,7 +12,7 @@ from tinyimnet.preflight import problems
 GOOD: dict[str, Any] = {
     "host": "n1", "local_rank": 0, "cores": 8, "code": "abc", "config": "a: 1\nb: 2\n",
     "versions": {"python": "3.11.2", "torch": "2.13.0"}, "device": "NVIDIA H100", "gpus": 8, "gpu_free": 70 << 30,
-    "run_dir": "/runs/a", "disk": 1 << 40, "clock": 1000.0, "sees_run": True,
+    "run_dir": "/runs/a", "disk": 1 << 40, "needs": 32e6, "clock": 1000.0, "sees_run": True,
 }  # fmt: skip
 
 
@@ -36,7 +36,7 @@ def test_equal_nodes_are_fine() -> None:
         ),
         ({"device": "cpu", "gpus": 0}, "has another device than node n1 (cpu, not NVIDIA H100)"),
         ({"sees_run": False}, "does not see the run folder /runs/a of node n1"),
-        ({"disk": 5e6}, "has 5 MB free for /runs/a, of which checkpoints need 67"),
+        ({"disk": 5e6}, "has 5 MB free for /runs/a, and two checkpoints need 32"),
         ({"local_rank": 8}, "has 8 GPUs and a process for GPU 8"),
         ({"gpu_free": 1 << 30}, "has 1.1 GB free on GPU 0, and a run needs 4.3"),
         ({"clock": 1045.0}, "the clock of node n2 (rank 1) is +45 s off that of node n1"),

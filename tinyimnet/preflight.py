@@ -28,7 +28,7 @@ from tinyimnet.errors import UserError
 from tinyimnet.meeting import Meeting
 
 MAX_SKEW = 30.0  # seconds between two clocks; the job's deadline (run.stop_before_end) is one of a clock
-MIN_DISK = 64 << 20  # bytes; a checkpoint of 1,000,000 parameters has 16 MB, two and the best one are kept
+CHECKPOINT = 16  # bytes for each parameter: weights, average, momentum, statistics
 MIN_GPU = 4 << 30  # bytes; the data takes 1.35 GB, a batch of 128 images the rest
 VISIBLE = 10.0  # seconds within which a network file system shows a new file on all nodes
 ALL_REDUCE = 1_000_000  # floats: the gradient of the largest network
@@ -77,9 +77,9 @@ def problems(facts: list[Facts]) -> list[str]:
         if not fact["sees_run"]:
             found.append(f"{node} does not see the run folder {first['run_dir']} of node {first['host']}; "
                          "put --run.dir on a file system that all nodes share.")  # fmt: skip
-        if fact["disk"] < MIN_DISK:
-            found.append(f"{node} has {fact['disk'] / 1e6:.0f} MB free for {fact['run_dir']}, of which checkpoints need "
-                         f"{MIN_DISK / 1e6:.0f}; make room, or choose another --run.dir.")  # fmt: skip
+        if fact["disk"] < fact["needs"]:
+            found.append(f"{node} has {fact['disk'] / 1e6:.0f} MB free for {fact['run_dir']}, and two checkpoints need "
+                         f"{fact['needs'] / 1e6:.0f}; make room, or choose another --run.dir.")  # fmt: skip
         if fact["gpus"] and fact["local_rank"] >= fact["gpus"]:
             found.append(f"{node} has {fact['gpus']} GPUs and a process for GPU {fact['local_rank']}; "
                          "start as many processes on a node as it has GPUs.")  # fmt: skip
@@ -190,6 +190,7 @@ def _static_facts(config: Config, run_dir: Path) -> Facts:
         "gpu_free": torch.cuda.mem_get_info(local_rank)[0] if usable else 0,
         "run_dir": str(run_dir),
         "disk": shutil.disk_usage(_existing(run_dir)).free,
+        "needs": 2 * CHECKPOINT * config.model.max_parameters,
     }  # fmt: skip
 
 
