@@ -299,6 +299,7 @@ def test_a_sweep_element_comes_back_to_the_trial_that_it_had_begun(
     job = cluster.sbatch(
         "--nodes=1", "--gpus-per-node=1", "--array=3", "slurm/sweep.sbatch", "me/tiny/abc", log=tmp_path / "log", RUNS_ROOT=str(tmp_path),
         PATH=f"{agent.parent}:{cluster.environ['PATH']}", PYTHONPATH=slow_first_life(tmp_path),
+        VIRTUAL_ENV="active",  # or .venv/bin would come first, with the real wandb in it
     )  # fmt: skip
     job += "_3"
     trials = [tmp_path / "sweep-abc" / name for name in ("trial0", "trial1")]
