@@ -93,6 +93,21 @@ def test_without_a_key_wandb_goes_offline_and_one_id_stays(mode: str, tmp_path: 
     assert "train/loss" in json.dumps(summary)
 
 
+def test_the_address_of_an_online_run_is_kept_beside_its_id(tmp_path: Path, monkeypatch) -> None:
+    class Run:
+        url = "https://wandb.example/me/tiny/runs/1"
+
+        def define_metric(self, *_names: str, **_options: str) -> None:
+            pass
+
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    monkeypatch.setattr("wandb.init", lambda **options: Run())
+    tracker(tmp_path, TrackingConfig(wandb="online"))
+    kept = json.loads((tmp_path / "wandb_run.json").read_text())
+    assert kept["url"] == Run.url and kept["id"]
+
+
 def test_a_wandb_that_breaks_costs_a_warning_and_no_metric(tmp_path: Path, caplog) -> None:
     class Broken:
         def log(self, _line):

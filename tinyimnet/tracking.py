@@ -173,6 +173,8 @@ def _start_wandb(run_dir: Path, config: TrackingConfig, facts: dict[str, Any]) -
             )  # fmt: skip
             run.define_metric(STEP)
             run.define_metric("*", step_metric=STEP)
+            if run.url:  # none offline; launch.status shows it
+                write_atomically(identity, json.dumps({"id": run_id, "url": run.url}).encode())
             return run
         except Exception as error:
             logger.warning("W&B %s did not start: %s", attempt, " ".join(str(error).split()))
