@@ -3,6 +3,7 @@
 Slurm is asked once for all runs, and not at all where none of them was sent to it.
 """
 
+import os
 import signal
 import sys
 import time
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> int:
     """Print the table, once or until Ctrl-C; returns the exit code."""
     description = "Show runs in one table: state, nodes, lives used, steps, speed, accuracy, time left."
     parser = Parser(prog="python -m launch.status", description=description, allow_abbrev=False)
-    where = "run folders, or folders of them (default: runs)"
+    where = "run folders, or folders of them (default: $RUNS_ROOT, or runs)"
     parser.add_argument("places", nargs="*", type=Path, metavar="RUN_OR_FOLDER", help=where)
     parser.add_argument("--watch", action="store_true", help="draw the table again and again until Ctrl-C")
     pause = "with --watch: time between two tables (default: 5)"
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if not 1 <= args.interval <= 86400:
         raise UserError(f"--interval is {args.interval:g} and must be between 1 and 86400 seconds.")
-    places = args.places or [Path("runs")]
+    places = args.places or [Path(os.environ.get("RUNS_ROOT", "runs"))]  # as slurm/site.env says
     if args.watch:
         watch(places, args.interval)
     else:

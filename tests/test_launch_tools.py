@@ -569,3 +569,10 @@ def test_help_is_there_without_torch(tool: str) -> None:
     done = python("-c", code)
     assert f"usage: python -m launch.{tool} " in done.stdout
     assert done.stdout.endswith("False False\n")
+
+
+def test_without_a_name_status_shows_the_runs_of_the_site(make_run, tmp_path, capsys, monkeypatch) -> None:
+    make_run("only_here")
+    monkeypatch.setenv("RUNS_ROOT", str(tmp_path / "runs"))
+    assert status.main([]) == 0
+    assert "only_here" in capsys.readouterr().out
