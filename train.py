@@ -13,14 +13,15 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from tinyimnet import commandline, distributed, errors, preflight, prepare, report, runfolder, tracking
+from tinyimnet import commandline, distributed, errors, facts, preflight, prepare, report, runfolder
 from tinyimnet.checkpoint import Saver
 from tinyimnet.config import Config
 from tinyimnet.data import Dataset
 from tinyimnet.engine import Trainer
 from tinyimnet.lock import RunLock
 from tinyimnet.meeting import Meeting
-from tinyimnet.preemption import StopRequest, job_deadline
+from tinyimnet.preemption import StopRequest, job_deadline, wants_requeue
+from tinyimnet.tracking import Tracker
 
 
 def main(argv: list[str]) -> int:
@@ -41,14 +42,14 @@ def main(argv: list[str]) -> int:
         dataset = prepare.ready_dataset(settings.data, meeting)
         accelerator = distributed.start(settings.train, meeting)
         preflight.measure(accelerator, found)
-        fit(settings, run_dir, dataset, accelerator, meeting.nodes)
+        fit(settings, run_dir, dataset, accelerator, found)
     # The DDP model went with the end of `fit`, as it has to before the group does.
     distributed.close(accelerator)
     return 0
 
 
 def fit(
-    settings: Config, run_dir: Path, dataset: Dataset, accelerator: Accelerator, nodes: list[str]
+    settings: Config, run_dir: Path, dataset: Dataset, accelerator: Accelerator, found: list[preflight.Facts]
 ) -> None:
     """Train until the end or until asked to stop, with the run folder locked."""
     is_main, from_main = accelerator.is_main_process, partial(distributed.from_main, accelerator)
@@ -59,32 +60,36 @@ def fit(
         if saved := from_main(lambda: runfolder.lock_run(run_dir, settings, lock)):
             trainer.state.restore(saved)
         # Until here nothing in the folder was changed.
-        life = runfolder.describe_life(nodes, accelerator.num_processes, trainer.step, trainer.total_steps)
-        from_main(lambda: runfolder.open_run(run_dir, settings, life))
+        hosts = list(dict.fromkeys(process["host"] for process in found))
+        life = runfolder.describe_life(hosts, accelerator.num_processes, trainer.step, trainer.total_steps)
+        lives = from_main(lambda: runfolder.open_run(run_dir, settings, life))
         runfolder.log_to(run_dir, accelerator.process_index, accelerator.num_processes)
         if is_main:
             report.started(run_dir, trainer)
-        facts = tracking.facts(settings, accelerator.num_processes, str(accelerator.device))
-        tracker = tracking.Tracker(run_dir, settings.tracking, facts, enabled=is_main)
+            facts.write(run_dir, trainer, found)
+        tracker = Tracker(run_dir, settings.tracking, rank=accelerator.process_index, life=lives)
 
         def before_save() -> None:
             lock.check()
             tracker.sync()
 
         saver = Saver(run_dir / "checkpoints", keep=settings.run.keep_checkpoints, before=before_save)
-        exit_code = 1
+        exit_code, reason = 1, ""
         try:
             reason = trainer.fit(tracker, saver)
             with runfolder.writable(run_dir):
-                results = {} if reason else trainer.finish()
+                results = {} if reason else report.finish(run_dir, trainer)
                 if is_main and reason:
-                    report.stopped(run_dir, reason, trainer.step, life)
+                    report.stopped(run_dir, tracker, reason, trainer.step, life)
                 elif is_main:
-                    report.finished(run_dir, results)
+                    report.finished(run_dir, tracker, results)
             exit_code = 0
+        except errors.UserError:
+            exit_code = errors.USER_ERROR
+            raise
         finally:
             saver.close()
-            tracker.close(exit_code)
+            tracker.close(exit_code, preempted=bool(reason) and wants_requeue(reason))
 
 
 if __name__ == "__main__":

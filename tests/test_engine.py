@@ -33,7 +33,7 @@ def trainer(arguments, tmp_path: Path):
         made = Trainer(
             settings, distributed.start(settings.train, Meeting()), dataset, run_dir, StopRequest(run_dir)
         )
-        made.tracker = tracking.Tracker(run_dir, settings.tracking, {}, enabled=True)
+        made.tracker = tracking.Tracker(run_dir, settings.tracking)
         if saved:
             made.state.restore(saved)
         made.saver = Saver(run_dir / "checkpoints", keep=2, before=made.tracker.sync)

@@ -4,7 +4,6 @@ Imports are made in the commands: the worker processes of `prepare` import this 
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -45,9 +44,7 @@ def main(argv: list[str]) -> int:
     command(
         "summary", summary, "parameters, multiply-accumulates and shapes by stage; takes train.py's options"
     )
-    _evaluate_arguments(
-        command("evaluate", evaluate, "accuracy, per-class accuracy and confusion matrix of a run")
-    )
+    _evaluate_arguments(command("evaluate", evaluate, "accuracy, calibration and confused classes of a run"))
     command(
         "preflight",
         preflight,
@@ -113,72 +110,36 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", type=Path, help="prepared folder (default: the run's data.root)")
     parser.add_argument(
-        "--out", type=Path, help="folder for the tables and the picture (default: RUN/evaluation)"
+        "--out", type=Path, help="folder for the tables and pictures (default: RUN/evaluation)"
     )
 
 
 def evaluate(args: argparse.Namespace, rest: list[str]) -> int:
-    """Print top-1, top-5 and loss; write per-class accuracy and the confusion matrix."""
-    import numpy as np
-    import torch
-    import torch.nn.functional as F
-
-    from tinyimnet import console, plots
+    """Print top-1, top-5, loss and calibration error; write the tables and pictures of RUN/evaluation."""
+    from tinyimnet import analysis, console
 
     trained = _load_trained(args.run)
     dataset = _dataset_of(trained, args.run, args.data)
-    labels = torch.from_numpy(dataset.labels[args.split])
-    log_probabilities = _log_probabilities(
-        trained, torch.from_numpy(dataset.images[args.split]), args.tta == "flip"
-    )
-    ranked = log_probabilities.topk(min(5, len(trained.classes)), dim=1).indices
-    hits = ranked == labels[:, None]
-    k, predicted = len(trained.classes), ranked[:, 0]
-    confusion = np.bincount((labels * k + predicted).numpy(), minlength=k * k).reshape(k, k)
-    results = {
-        "top1": 100 * hits[:, 0].double().mean().item(),
-        "top5": 100 * hits.sum(1).double().mean().item(),
-        "loss": F.nll_loss(log_probabilities.double(), labels).item(),
-        "images": len(labels),
-        "split": args.split,
-        "tta": args.tta,
-        "weights": str(trained.origin),
-        "step": trained.step,
-    }
+    images, labels = dataset.images[args.split], dataset.labels[args.split]
     out = args.out or (args.run.parent if args.run.is_file() else args.run) / "evaluation"
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps(results, indent=1))
-    _write_tables(out, trained, confusion)
-    plots.confusion(confusion, out / "confusion.png")
+    log_probabilities = analysis.log_probabilities(trained, images, flip=args.tta == "flip")
+    try:
+        results = analysis.write(
+            out, trained, images, labels, log_probabilities, split=args.split, tta=args.tta
+        )
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written ({error.strerror}); choose another folder.") from None
     rows = [
         ("top-1", f"{results['top1']:.2f} %"),
         ("top-5", f"{results['top5']:.2f} %"),
         ("loss", f"{results['loss']:.4f}"),
-        ("images", f"{len(labels):,} ({args.split}, tta {args.tta})"),
+        ("calibration error (ECE)", f"{results['ece']:.2f} %"),
+        ("images", f"{results['images']:,} ({args.split}, tta {args.tta})"),
         ("weights", f"{trained.origin}, step {trained.step:,}"),
-        ("written", f"{out}: results.json, per_class.csv, confusion.csv, confusion.png"),
+        ("written", f"{out}: {', '.join(sorted(file.name for file in out.iterdir()))}"),
     ]
     console.table(f"evaluation of {args.run}", rows)
     return 0
-
-
-def _write_tables(out: Path, trained: "Trained", confusion) -> None:
-    import csv
-
-    with (out / "per_class.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["class", "name", "images", "correct", "top1_percent", "most_often_taken_for"])
-        for i, (row, wnid, name) in enumerate(zip(confusion, trained.classes, trained.names, strict=True)):
-            wrong = row.copy()
-            wrong[i] = 0
-            mistaken = trained.names[wrong.argmax()] if wrong.any() else ""
-            writer.writerow(
-                [wnid, name, row.sum(), row[i], f"{100 * row[i] / max(1, row.sum()):.2f}", mistaken]
-            )
-    with (out / "confusion.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["true \\ predicted", *trained.classes])
-        writer.writerows([wnid, *row] for wnid, row in zip(trained.classes, confusion, strict=True))
 
 
 # ---- predict ------------------------------------------------------------------------------------------------
@@ -202,7 +163,7 @@ def predict(args: argparse.Namespace, rest: list[str]) -> int:
     """Write filename,label, one row an image, in file order."""
     import csv
 
-    import torch
+    from tinyimnet import analysis
 
     trained = _load_trained(args.run)
     if args.images:
@@ -214,7 +175,8 @@ def predict(args: argparse.Namespace, rest: list[str]) -> int:
         images = dataset.images[args.split]
         numbered = [f"{args.split}_{i}" for i in range(len(images))]
         files = list(dataset.test_files) if args.split == "test" and dataset.test_files else numbered
-    predicted = _log_probabilities(trained, torch.from_numpy(images), args.tta == "flip").argmax(1).tolist()
+    flip = args.tta == "flip"
+    predicted = analysis.log_probabilities(trained, images, flip=flip).argmax(1).tolist()
     label = {"wnid": trained.classes, "index": range(len(trained.classes)), "name": trained.names}[args.label]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with args.out.open("w", newline="") as file:
@@ -247,17 +209,3 @@ def _dataset_of(trained: "Trained", run: Path, root: Path | None) -> "Dataset":
     if dataset.classes != trained.classes:
         raise UserError(f"{root} has other classes than {trained.origin} was trained on; choose --data.")
     return dataset
-
-
-def _log_probabilities(trained: "Trained", images, flip: bool):
-    """(N, K) float32 log-probabilities of (N, 64, 64, 3) uint8 images, on the CPU."""
-    import torch
-
-    from tinyimnet.augment import Normalise
-    from tinyimnet.inference import batched_log_probabilities
-
-    normalise = Normalise(trained.mean, trained.std, next(trained.model.parameters()).device)
-    pieces = batched_log_probabilities(
-        trained.model, images, range(len(images)), normalise, precision=trained.precision, flip=flip
-    )
-    return torch.cat([log_probabilities.cpu() for _, log_probabilities in pieces])

@@ -147,10 +147,14 @@ class TrainConfig:
 class TrackingConfig:
     """Weights & Biases; metrics.jsonl in the run folder is written in any case."""
 
-    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto: online with a key, else offline; never asks, never stops the run."""
+    wandb: Literal["online", "offline", "disabled"] = "online"
+    """online: offline by itself without a key or a network. It never asks and never stops the run; WANDB_MODE goes first."""
     project: str = "tiny-imagenet-1m"
     """W&B project."""
+    per_rank: bool = False
+    """Send the system metrics of every process, not of the main one alone."""
+    finish_timeout: int = 60
+    """Seconds that W&B has at the end of the run to send what it has."""
 
 
 @dataclass(frozen=True)
@@ -230,6 +234,7 @@ def check(config: Config) -> None:
         ("train.device_batch_size", train.device_batch_size >= 0, "0 or more"),
         ("train.max_bad_steps", train.max_bad_steps >= 1, "1 or more"),
         ("train.timeout", train.timeout >= 1, "1 second or more"),
+        ("tracking.finish_timeout", config.tracking.finish_timeout >= 1, "1 second or more"),
     ]  # fmt: skip
     values = flatten(asdict(config))
     for key, holds, expected in rules:

@@ -25,3 +25,11 @@ class Ema:
 def averaged(model: nn.Module) -> list[torch.Tensor]:
     """Parameters and BatchNorm statistics, without the integer counter num_batches_tracked, which nothing reads."""
     return [*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point())]
+
+
+@torch.no_grad()
+def distance(model: nn.Module, average: nn.Module) -> torch.Tensor:
+    """|model - average| / |model| over all parameters, (), on their device: how far the average lags behind."""
+    weights, averages = tuple(model.parameters()), tuple(average.parameters())
+    apart = torch._foreach_norm(torch._foreach_sub(weights, averages))
+    return torch.stack(apart).norm() / torch.stack(torch._foreach_norm(weights)).norm()

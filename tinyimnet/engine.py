@@ -21,13 +21,14 @@ from tinyimnet.config import Config
 from tinyimnet.console import Progress
 from tinyimnet.data import Dataset
 from tinyimnet.distributed import from_main
-from tinyimnet.ema import Ema
+from tinyimnet.ema import Ema, distance
 from tinyimnet.errors import UserError
 from tinyimnet.evaluation import Evaluator
-from tinyimnet.model import build_model, count_parameters
+from tinyimnet.model import build_model
 from tinyimnet.preemption import StopRequest
 from tinyimnet.runfolder import writable
 from tinyimnet.state import TrainState
+from tinyimnet.timing import StepClock
 from tinyimnet.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ class Trainer:
         self.kept_statistics = [statistic.clone() for statistic in self.state.statistics]
         self.settle_gradient_order()
         self.progress = Progress(self.total_steps, self.steps_per_epoch, enabled=accelerator.is_main_process)
-        self.timed_from, self.timed_images, self.save_seconds = time.perf_counter(), 0, 0.0
+        self.clock, self.save_seconds = StepClock(device), 0.0
 
     def settle_gradient_order(self) -> None:
         """Let DDP find the order in which gradients arrive, before the first step of each life of the run.
@@ -130,7 +131,7 @@ class Trainer:
             self.progress.resumed(self.step)
         reason = ""
         with self.progress:
-            self.restart_clock()
+            self.clock.restart()
             while self.step < self.total_steps and not reason:
                 if reason := self.stop.agreed(self.accelerator):
                     self.save(best=False)
@@ -144,27 +145,31 @@ class Trainer:
         """One optimizer step over the global batch."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
-        drawn = self.batches.draw(self.step)
+        with self.clock.part("data"):
+            drawn = self.batches.draw(self.step)
         self.model.train()
         torch._foreach_copy_(self.kept_statistics, self.state.statistics)
         loss = self.backward(drawn)
-        grad_norm = self.accelerator.clip_grad_norm_(
-            self.bare.parameters(), self.config.optim.clip_grad_norm or float("inf")
-        )
-        self.step_unless_bad(loss, grad_norm)
-        self.optimizer.zero_grad()
-        self.ema.update(self.bare, optim.ema_decay_at(self.step, self.config.optim.ema_decay))
+        with self.clock.part("optimizer"):
+            grad_norm = self.accelerator.clip_grad_norm_(
+                self.bare.parameters(), self.config.optim.clip_grad_norm or float("inf")
+            )
+            self.step_unless_bad(loss, grad_norm)
+            self.optimizer.zero_grad()
+            self.ema.update(self.bare, optim.ema_decay_at(self.step, self.config.optim.ema_decay))
         self.state.step += 1
-        self.timed_images += self.config.train.global_batch_size
+        self.clock.steps += 1
 
     def backward(self, drawn: batches.Draw) -> Tensor:
         """Gradients of the mean loss over the global batch, in as many passes as it takes; returns this rank's loss."""
         total, passes = torch.zeros((), device=self.accelerator.device), len(self.micro_batches)
         for i, rows in enumerate(self.micro_batches):
-            images, targets = self.batches.load(drawn, rows, self.step)
+            with self.clock.part("data"):
+                images, targets = self.batches.load(drawn, rows, self.step)
             torch.manual_seed(batches.model_seed(self.config.run.seed, self.step, rows.start))
             # DDP averages gradients over ranks in the last pass only.
-            with self.accelerator.no_sync(self.model) if i + 1 < passes else nullcontext():
+            averaging = self.accelerator.no_sync(self.model) if i + 1 < passes else nullcontext()
+            with self.clock.part("forward_backward"), averaging:
                 loss = F.cross_entropy(self.model(images), targets) / passes
                 self.accelerator.backward(loss)
             total += loss.detach()
@@ -197,7 +202,9 @@ class Trainer:
             metrics = self.train_metrics()
         best = False
         if evaluate_now:
+            started = time.perf_counter()
             metrics |= self.validate()
+            metrics["perf/eval_s"] = time.perf_counter() - started
             best = metrics["val/ema_top1"] > self.state.best_top1
             self.state.best_top1 = max(self.state.best_top1, metrics["val/ema_top1"])
         if metrics:
@@ -207,21 +214,7 @@ class Trainer:
         if evaluate_now or self.step % self.config.run.save_every == 0:
             self.save(best=best)
         if evaluate_now:
-            self.restart_clock()
-
-    def finish(self) -> dict[str, float | int]:
-        """Export the averaged weights; returns what is not in the metrics: size, length, accuracy with flip averaging."""
-        flipped = self.evaluator.measure(self.ema.module, "val/ema_", flip=True)
-        network = self.evaluator.consolidated(self.ema.module)
-        if self.accelerator.is_main_process:
-            export.save_final(self.run_dir, network, self.step, self.about)
-        return {
-            "parameters": count_parameters(network),
-            "steps": self.step,
-            "epochs": self.config.train.epochs,
-            "val/ema_top1_flip": flipped["val/ema_top1"],
-            "best_ema_top1": self.state.best_top1,
-        }
+            self.clock.restart()  # evaluations do not count, checkpoints do
 
     # ---- numbers --------------------------------------------------------------------------------------------
 
@@ -237,36 +230,33 @@ class Trainer:
 
     def train_metrics(self) -> dict[str, float]:
         """Means since the last log line; the one place where the training waits for the device."""
-        loss_sum, loss_steps, grad_norm, bad_in_a_row, bad_steps = self.accelerator.reduce(
-            torch.stack(self.state.tallies), "mean"
+        tallies = [*self.state.tallies, distance(self.bare, self.ema.module)]
+        loss_sum, loss_steps, grad_norm, bad_in_a_row, bad_steps, ema_distance = self.accelerator.reduce(
+            torch.stack(tallies), "mean"
         ).tolist()
-        speed = {
-            "perf/images_per_s": self.timed_images / (time.perf_counter() - self.timed_from),
-            "perf/save_s": self.save_seconds,
-            "perf/failed_saves": self.saver.failed,
-        }
-        self.restart_clock()
+        speed = self.clock.read(self.config.train.global_batch_size)
+        speed |= {"perf/save_s": self.save_seconds, "perf/failed_saves": self.saver.failed}
+        self.clock.restart()
         self.save_seconds = 0.0
         self.state.loss_sum.zero_()
         self.state.loss_steps.zero_()
         if bad_in_a_row >= self.config.train.max_bad_steps:
-            raise UserError(
+            reason = (
                 f"the gradient was not finite in {bad_in_a_row:.0f} steps in a row up to step {self.step} "
                 f"(train.max_bad_steps is {self.config.train.max_bad_steps}); the last checkpoint is kept: "
                 "lower optim.lr or set optim.clip_grad_norm, in another --run.dir."
             )
+            self.tracker.alert("Training diverged", reason)
+            raise UserError(reason)
         return {
             "epoch": self.step / self.steps_per_epoch,
             "train/loss": loss_sum / loss_steps if loss_steps else float("nan"),
             "train/lr": optim.lr_at(self.step - 1, self.config.optim, self.total_steps, self.steps_per_epoch),
             "train/grad_norm": grad_norm,
+            "train/ema_distance": ema_distance,
             "train/bad_steps": bad_steps,
             **speed,
         }
-
-    def restart_clock(self) -> None:
-        """Measure images/s from here: evaluations do not count, checkpoints do."""
-        self.timed_from, self.timed_images = time.perf_counter(), 0
 
     def validate(self) -> dict[str, float]:
         """Metrics of the raw weights and of their average on the validation set."""

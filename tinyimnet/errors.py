@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
+USER_ERROR = 2  # exit code
 
 
 class UserError(Exception):
@@ -36,12 +37,12 @@ def run(main: Callable[[list[str]], int], argv: list[str]) -> int:
     except UserError as error:
         if debug:
             traceback.print_exc()
-            return 2
+            return USER_ERROR
         logger.info("ended by an error: %s", error)  # for the log of the rank; below is for the person
         if rank == "0" or error.every_rank:
             where = f" (rank {rank})" if error.every_rank else ""
             print(f"error{where}: {error}", file=sys.stderr, flush=True)
-        return 2
+        return USER_ERROR
     except LostProcess as error:
         logger.error("rank %s: %s", rank, error)
         return 1

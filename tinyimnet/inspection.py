@@ -4,12 +4,17 @@ Imports are made in the functions: the worker processes of `prepare` import this
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinyimnet.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from tinyimnet.batches import TrainBatches
+    from tinyimnet.config import Config
     from tinyimnet.data import Dataset
 
 
@@ -31,7 +36,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     """Write a PNG grid of images, from the prepared arrays or as the network sees them."""
     import numpy as np
 
-    from tinyimnet import commandline, data, plots
+    from tinyimnet import commandline, data, pictures
 
     settings = commandline.load(rest, prog="python -m tinyimnet inspect")
     dataset = data.open_dataset(Path(settings.data.root))
@@ -40,7 +45,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     if args.count < 1 or args.step < 0:
         raise UserError(f"--count is {args.count} and --step is {args.step}; they must be at least 1 and 0.")
     if args.augmented:
-        images, titles = _augmented_batch(settings, dataset, args.step, args.count)
+        images, titles = augmented(_batches(settings, dataset), dataset.names, args.step, args.count)
     else:
         n = len(dataset.images[args.split])
         rows = np.random.default_rng(settings.run.seed).permutation(n)[: args.count]
@@ -49,27 +54,42 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         titles = [
             dataset.names[labels[row]] if labels is not None else dataset.test_files[row] for row in rows
         ]
-    plots.image_grid(images, titles, args.out)
+    pictures.image_grid(images, titles, args.out)
     print(f"{len(images)} images of {settings.data.root} ({args.split}): {args.out}")
     return 0
 
 
-def _augmented_batch(settings, dataset: "Dataset", step: int, count: int):
-    """Images in [0, 1], (n, S, S, 3), and titles with the share of each class, of the first rows of a step."""
+def augmented(
+    batches: "TrainBatches", names: Sequence[str], step: int, count: int
+) -> tuple["np.ndarray", list[str]]:
+    """The first images of the global batch of a step as the network sees them.
+
+    Args:
+        batches: the training set.
+        names: of the K classes.
+        step: the optimizer step; S is the resolution of its epoch.
+        count: images, at most; a global batch may have fewer.
+
+    Returns:
+        (n, S, S, 3) uint8, and for each image the share of each of its classes, one or two lines.
+    """
+    images, targets = batches.load(batches.draw(step), slice(0, count), step)
+    pixels = images.permute(0, 2, 3, 1) / batches.normalise.scale + batches.normalise.mean
+    titles = []
+    for target in targets.cpu():
+        shares, classes = target.topk(2)
+        parts = [f"{s:.2f} {names[c]}" for s, c in zip(shares, classes, strict=True) if s > 0.02]
+        titles.append("\n".join(parts))
+    return pixels.round().clamp(0, 255).byte().cpu().numpy(), titles
+
+
+def _batches(settings: "Config", dataset: "Dataset") -> "TrainBatches":
     import torch
 
     from tinyimnet.batches import TrainBatches
 
-    batches = TrainBatches(
+    return TrainBatches(
         torch.from_numpy(dataset.images["train"]), torch.from_numpy(dataset.labels["train"]), len(dataset.classes),
         mean=dataset.mean, std=dataset.std, config=settings.augment, seed=settings.run.seed,
         epochs=settings.train.epochs, global_batch_size=settings.train.global_batch_size,
     )  # fmt: skip
-    images, targets = batches.load(batches.draw(step), slice(0, count), step)
-    pixels = images.permute(0, 2, 3, 1) * torch.tensor(dataset.std) + torch.tensor(dataset.mean)
-    titles = []
-    for target in targets:
-        shares, classes = target.topk(2)
-        parts = [f"{s:.2f} {dataset.names[c][:16]}" for s, c in zip(shares, classes, strict=True) if s > 0.02]
-        titles.append("\n".join(parts))
-    return pixels.clamp(0, 1).numpy(), titles

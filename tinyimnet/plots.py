@@ -1,4 +1,4 @@
-"""Pictures for people: curves of a run, a grid of images, a confusion matrix. Figures without pyplot: no display."""
+"""Diagrams: curves of a run, a confusion matrix, calibration. Figures without pyplot: no display."""
 
 from pathlib import Path
 
@@ -30,18 +30,6 @@ def curves(lines: list[dict[str, float]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def image_grid(images: np.ndarray, titles: list[str], path: Path, columns: int = 8) -> None:
-    """Write a PNG of (N, S, S, 3) images in [0, 255] or [0, 1] with a title above each."""
-    rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.5 * columns, 1.75 * rows), layout="constrained")
-    for panel in (panels := figure.subplots(rows, columns, squeeze=False)).flat:
-        panel.axis("off")
-    for panel, image, title in zip(panels.flat, images, titles, strict=False):
-        panel.imshow(image)
-        panel.set_title(title, fontsize=7)
-    figure.savefig(path, dpi=110)
-
-
 def confusion(matrix: np.ndarray, path: Path) -> None:
     """Write a PNG of a (K, K) count matrix: rows are true classes, columns predictions; shares of each row."""
     shares = matrix / np.maximum(1, matrix.sum(1, keepdims=True))
@@ -54,4 +42,24 @@ def confusion(matrix: np.ndarray, path: Path) -> None:
         [f"{100 * tick**2:.0f}" for tick in ticks]
     )
     panel.set(title="confusion matrix", xlabel="predicted class", ylabel="true class")
+    figure.savefig(path, dpi=110)
+
+
+def reliability(bins: np.ndarray, path: Path) -> None:
+    """Write a PNG of `analysis.calibration` (B, 5): accuracy over confidence, and how many images are behind it."""
+    low, high, images, _, accuracy = bins[bins[:, 2] > 0].T
+    width = high - low
+    figure = Figure(figsize=(5.5, 6.5), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    above.bar(low, accuracy, width, align="edge", edgecolor="white", label="accuracy")
+    above.plot([0, 100], [0, 100], "--", color="gray", label="as sure as right")
+    above.set(
+        title="reliability of the top-1 prediction", ylabel="accuracy [%]", xlim=(0, 100), ylim=(0, 100)
+    )
+    above.legend(loc="upper left")
+    below.bar(low, 100 * images / images.sum(), width, align="edge", edgecolor="white", color="gray")
+    below.set(xlabel="confidence [%]", ylabel="share of images [%]")
+    for panel in (above, below):
+        panel.grid(alpha=0.3)
+        panel.set_axisbelow(True)
     figure.savefig(path, dpi=110)

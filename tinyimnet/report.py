@@ -1,17 +1,19 @@
 """How a run starts and ends: a few words for the person, the marker for the job script."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tinyimnet import console, plots, runfolder, tracking
+from tinyimnet import console, export, plots, runfolder
 from tinyimnet.engine import Trainer
 from tinyimnet.errors import UserError
 from tinyimnet.export import FINAL
 from tinyimnet.model import count_parameters
 from tinyimnet.preemption import wants_requeue
+from tinyimnet.tracking import Tracker, read_metrics
 
 
 def started(run_dir: Path, trainer: Trainer) -> None:
@@ -27,19 +29,40 @@ def started(run_dir: Path, trainer: Trainer) -> None:
     )
 
 
-def stopped(run_dir: Path, reason: str, step: int, life: dict[str, Any]) -> None:
+def stopped(run_dir: Path, tracker: Tracker, reason: str, step: int, life: dict[str, Any]) -> None:
     """A run that was asked to stop and saved; the marker REQUEUE where its scheduler asked, and not a person."""
     if wants_requeue(reason):
         marker = {"reason": reason, "life": [life["job"], life["restart"]], "steps": step - life["step"]}
         runfolder.mark(run_dir, "REQUEUE", json.dumps(marker))
+        if not marker["steps"]:
+            tracker.alert("No progress", f"stopped by {reason} before one step was done, at step {step}")
     console.console.print(f"stopped by {reason}: saved at step {step}; the same command goes on from there")
 
 
-def finished(run_dir: Path, results: dict[str, float | int]) -> None:
+def finish(run_dir: Path, trainer: Trainer) -> dict[str, float | int]:
+    """Export the averaged weights; every process calls it.
+
+    Returns what is not in the metrics: size, length, accuracy with flip averaging.
+    """
+    flipped = trainer.evaluator.measure(trainer.ema.module, "val/ema_", flip=True)
+    network = trainer.evaluator.consolidated(trainer.ema.module)
+    if trainer.accelerator.is_main_process:
+        export.save_final(run_dir, network, trainer.step, trainer.about)
+    return {
+        "parameters": count_parameters(network),
+        "steps": trainer.step,
+        "epochs": trainer.config.train.epochs,
+        "val/ema_top1_flip": flipped["val/ema_top1"],
+        "best_ema_top1": trainer.state.best_top1,
+    }
+
+
+def finished(run_dir: Path, tracker: Tracker, results: dict[str, float | int]) -> None:
     """A run that reached its last step: curves, DONE, table."""
-    lines = tracking.read_metrics(run_dir / "metrics.jsonl")
+    lines = read_metrics(run_dir / "metrics.jsonl")
     plots.curves(lines, run_dir / "curves.png")
     runfolder.mark(run_dir, "DONE", json.dumps({**lines[-1], **results}, indent=1))
+    tracker.alert("Finished", f"EMA top-1 {lines[-1]['val/ema_top1']:.2f} %", level=logging.INFO)
     show(run_dir)
 
 

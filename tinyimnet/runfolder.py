@@ -64,8 +64,10 @@ def lock_run(run_dir: Path, config: Config, lock: RunLock) -> dict[str, Any] | N
     return checkpoint.load_newest(run_dir / "checkpoints")
 
 
-def open_run(run_dir: Path, config: Config, life: dict[str, Any]) -> None:
+def open_run(run_dir: Path, config: Config, life: dict[str, Any]) -> int:
     """Write the configuration, add this life to the list and clear the markers of the last stop; after lock_run, on rank 0.
+
+    Returns the number of lives with this one.
 
     Raises:
         UserError: the folder cannot be written.
@@ -79,6 +81,7 @@ def open_run(run_dir: Path, config: Config, life: dict[str, Any]) -> None:
             lives.write(json.dumps(life) + "\n")
         for marker in ("STOP", "REQUEUE", "DONE"):
             (run_dir / marker).unlink(missing_ok=True)
+        return (run_dir / "lives.jsonl").read_bytes().count(b"\n")
 
 
 def describe_life(nodes: list[str], processes: int, step: int, total_steps: int) -> dict[str, Any]:

@@ -1,26 +1,33 @@
-"""Metrics: metrics.jsonl in the run folder, always, and Weights & Biases, which never asks and never stops a run.
+"""Metrics of a run: metrics.jsonl in the run folder, always, and its mirror on Weights & Biases.
 
-The only file that imports wandb.
+W&B is spoken to by another process (mirror.py), which follows the run folder. So nothing that happens there, a server
+that hangs, a service process that dies, a slow import, reaches a training step.
 """
 
 import json
 import logging
-import netrc
 import os
 import secrets
+import signal
 import subprocess
+import sys
 import threading
+import time
 from contextlib import suppress
-from dataclasses import asdict
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from tinyimnet.config import Config, TrackingConfig
+from tinyimnet.config import TrackingConfig
+from tinyimnet.console import console
 from tinyimnet.files import write_atomically
 
 logger = logging.getLogger(__name__)
 STEP = "trainer/global_step"
+RESTARTS = 3  # of a mirror that ends by itself
+MARGIN = (
+    45  # seconds beside tracking.finish_timeout that a mirror may need: one that just tries to start (31 s)
+)
 
 
 class Tracker:
@@ -29,33 +36,31 @@ class Tracker:
     Args:
         run_dir: the run folder.
         config: where W&B goes.
-        facts: what W&B stores as the run's configuration.
-        enabled: this process is the main one.
+        rank: of this process.
+        life: starts of this run, with this one.
     """
 
-    def __init__(self, run_dir: Path, config: TrackingConfig, facts: dict[str, Any], *, enabled: bool):
+    def __init__(self, run_dir: Path, config: TrackingConfig, *, rank: int = 0, life: int = 1):
         self.file = run_dir / "metrics.jsonl"
-        self.enabled = enabled
-        self._wandb = _start_wandb(run_dir, config, facts) if enabled else None
-        self._in_wandb = 0.0
+        self.run_dir, self.config, self.rank, self.life = run_dir, config, rank, life
+        self._mirror: Mirror | None = None
         self._lines: FileIO | None = None
         self._unwritten = b""
         self._writing = threading.Lock()  # the thread that saves checkpoints calls `sync`
 
     def rewind(self, step: int) -> None:
-        """Drop what was logged after `step`: a resumed run replays those steps, with the same values.
+        """Drop what was logged after `step`, which a resumed run replays with the same values, and start the mirror.
 
         Raises:
             OSError: the file cannot be written.
         """
-        if not self.enabled:
-            return
-        lines = read_metrics(self.file)
-        # Replayed steps are in W&B already; rows can be added there, not replaced.
-        self._in_wandb = max((line[STEP] for line in lines), default=0)
-        kept = [json.dumps(line) + "\n" for line in lines if line[STEP] <= step]
-        write_atomically(self.file, "".join(kept).encode())
-        self._lines = self.file.open("ab", buffering=0)
+        if self.rank == 0:
+            kept = [json.dumps(line) + "\n" for line in read_metrics(self.file) if line[STEP] <= step]
+            write_atomically(self.file, "".join(kept).encode())
+            self._lines = self.file.open("ab", buffering=0)
+        mode = wandb_mode(self.config)
+        if mode != "disabled" and (self.rank == 0 or self.config.per_rank):
+            self._mirror = Mirror(self.run_dir, mode, self.rank)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Record values under a global step; calls come in the order of the steps.
@@ -64,13 +69,11 @@ class Tracker:
         """
         if not self._lines:
             return
-        line = {STEP: step, **values}
+        line = {STEP: step, **values, "perf/life": self.life}
         with self._writing:
             self._unwritten += json.dumps(line).encode() + b"\n"
         with suppress(OSError):  # the next checkpoint fails on it too, which is reported
             self._write()
-        if self._wandb and step > self._in_wandb:
-            self._call_wandb("log", line)
 
     def sync(self) -> None:
         """Put the lines on disk, before a checkpoint that they belong to; safe in another thread.
@@ -82,16 +85,19 @@ class Tracker:
             self._write()
             os.fsync(self._lines.fileno())
 
-    def alert(self, title: str, text: str) -> None:
+    def alert(self, title: str, text: str, *, level: int = logging.WARNING) -> None:
         """Send a W&B alert, at most one of a title in five minutes; the log has it in any case."""
-        logger.warning("%s: %s", title, text)
-        self._call_wandb("alert", title=title, text=text, level="WARN", wait_duration=300)
+        logger.log(level, "%s: %s", title, text)
+        if self._mirror and self.rank == 0:
+            name = "INFO" if level == logging.INFO else "WARN"
+            self._mirror.tell(alert={"title": title, "text": text, "level": name, "wait_duration": 300})
 
-    def close(self, exit_code: int) -> None:
-        """End the W&B run (it waits for the upload at most a minute) and close the file."""
+    def close(self, exit_code: int, *, preempted: bool = False) -> None:
+        """Close the file and end the mirror, which has tracking.finish_timeout seconds to send what it has."""
         if self._lines:
             self._lines.close()
-        self._call_wandb("finish", exit_code=exit_code)
+        if self._mirror:
+            self._mirror.close(self.config.finish_timeout + MARGIN, exit_code=exit_code, preempted=preempted)
 
     def _write(self) -> None:
         with self._writing:
@@ -99,14 +105,96 @@ class Tracker:
                 written = self._lines.write(self._unwritten)
                 self._unwritten = self._unwritten[written:]
 
-    def _call_wandb(self, method: str, *arguments: Any, **options: Any) -> None:
-        if not self._wandb:
-            return
+
+class Mirror:
+    """The process that follows the run folder; it is started again when it ends by itself.
+
+    Args:
+        run_dir: the run folder, with config.yaml.
+        mode: online or offline.
+        rank: of this process; beyond 0 only system metrics are sent.
+    """
+
+    def __init__(self, run_dir: Path, mode: str, rank: int):
+        if rank == 0:
+            run_id(run_dir)  # on disk before anything of the run is anywhere else
+        self.run_dir = run_dir
+        self.command = [
+            sys.executable, "-m", "tinyimnet.mirror", str(run_dir), f"--mode={mode}", f"--rank={rank}", f"--pid={os.getpid()}"
+        ]  # fmt: skip
+        self._closing = False
+        self._start()
+        threading.Thread(target=self._listen, name="W&B mirror", daemon=True).start()
+
+    def tell(self, **order: Any) -> None:
+        """Say something to it; not waited for, and lost where it is not there."""
+        with suppress(OSError, ValueError):
+            self.process.stdin.write(json.dumps(order).encode() + b"\n")  # type: ignore[union-attr]
+
+    def close(self, timeout: float, **end: Any) -> None:
+        """Have it send what it has, and end it after so many seconds."""
+        self._closing = True
+        self.tell(end=end)
         try:
-            getattr(self._wandb, method)(*arguments, **options)
-        except Exception as error:  # OSError from a killed wandb-core, wandb.Error and more
-            logger.warning("W&B stopped (%s); metrics go on in %s.", " ".join(str(error).split()), self.file)
-            self._wandb = None
+            self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            logger.warning(
+                "W&B did not end within %.0f s; send what is missing: %s",
+                timeout,
+                how_to_sync(self.run_dir, online=True),
+            )
+
+    def _start(self) -> None:
+        # A session of its own: Ctrl-C and what a launcher sends to the group are for the training alone.
+        self.process = subprocess.Popen(
+            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, start_new_session=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH"))))},
+        )  # fmt: skip
+        os.set_blocking(self.process.stdin.fileno(), False)  # type: ignore[union-attr]
+
+    def _listen(self) -> None:
+        """Print what it says; a line is a sentence for the person."""
+        for _ in range(1 + RESTARTS):
+            for line in self.process.stdout:  # type: ignore[union-attr]
+                console.print(line.decode(errors="replace").rstrip(), markup=False)
+            if self._closing:
+                return
+            logger.warning("the W&B mirror ended (exit code %d)", self.process.wait())
+            time.sleep(1)
+            self._start()
+
+
+_ROOT = str(Path(__file__).resolve().parent.parent)
+
+
+def wandb_mode(config: TrackingConfig) -> str:
+    """online, offline or disabled: WANDB_MODE, else tracking.wandb."""
+    return os.environ.get("WANDB_MODE") or config.wandb
+
+
+def run_id(run_dir: Path) -> str:
+    """Id of the W&B run: WANDB_RUN_ID, else that of the run folder, else a new one; it is in wandb_run.json then."""
+    file = run_dir / "wandb_run.json"
+    try:
+        kept = json.loads(file.read_text())["id"]
+    except (OSError, ValueError, KeyError, TypeError):
+        kept = ""
+    wanted = os.environ.get("WANDB_RUN_ID") or kept or secrets.token_hex(4)
+    if wanted != kept:
+        write_atomically(file, json.dumps({"id": wanted}).encode())
+    return wanted
+
+
+def how_to_sync(run_dir: Path, *, online: bool = False) -> str:
+    """The command that sends what was recorded of a run; `online`: by a life that was connected."""
+    place = run_dir.relative_to(Path.cwd()) if run_dir.is_relative_to(Path.cwd()) else run_dir
+    return (
+        f"wandb sync --include-online {place}/wandb/run-*"
+        if online
+        else f"wandb sync {place}/wandb/offline-run-*"
+    )
 
 
 def read_metrics(file: Path) -> list[dict[str, float]]:
@@ -118,77 +206,3 @@ def read_metrics(file: Path) -> list[dict[str, float]]:
         except json.JSONDecodeError:
             break
     return lines
-
-
-def facts(config: Config, processes: int, device: str) -> dict[str, Any]:
-    """What is worth knowing about a run besides its metrics."""
-    return {**asdict(config), "git_commit": git_commit(), "world_size": processes, "device": device}
-
-
-def git_commit() -> str:
-    """Commit of the code that runs: of the copy that launch.submit made, or of the checkout; else empty."""
-    snapshot = Path(__file__).parent.parent / "COMMIT"
-    if snapshot.exists():
-        return snapshot.read_text().strip()
-    try:
-        command = ["git", "rev-parse", "HEAD"]
-        return subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True
-        ).stdout.strip()
-    except OSError:
-        return ""
-
-
-def _start_wandb(run_dir: Path, config: TrackingConfig, facts: dict[str, Any]) -> Any:
-    """A W&B run, or None. Tries the wanted mode, then offline, then goes without."""
-    mode = os.environ.get("WANDB_MODE") or config.wandb
-    if mode == "disabled":
-        return None
-    import wandb
-
-    if mode in ("auto", "online") and not _has_key():
-        if mode == "online":
-            logger.warning(
-                "tracking.wandb is online and there is no W&B key: going offline (`wandb login` sets one)."
-            )
-        mode = "offline"  # without a key wandb would ask on a terminal, and wait for ever
-    identity = run_dir / "wandb_run.json"
-    try:
-        run_id = json.loads(identity.read_text())["id"]
-    except (OSError, ValueError, KeyError):
-        run_id = secrets.token_hex(4)
-        write_atomically(identity, json.dumps({"id": run_id}).encode())
-    settings = {
-        "init_timeout": 20,
-        "finish_timeout": 60,
-        "x_transaction_log_flush_interval": 2.0,
-        "silent": True,
-    }
-    attempts: Any = dict.fromkeys(["online" if mode == "auto" else mode, "offline"])
-    for attempt in attempts:
-        try:
-            run = wandb.init(
-                project=config.project, name=run_dir.name, id=run_id, resume="allow", dir=run_dir, config=facts,
-                mode=attempt, settings=settings,
-            )  # fmt: skip
-            run.define_metric(STEP)
-            run.define_metric("*", step_metric=STEP)
-            if run.url:  # none offline; launch.status shows it
-                write_atomically(identity, json.dumps({"id": run_id, "url": run.url}).encode())
-            return run
-        except Exception as error:
-            logger.warning("W&B %s did not start: %s", attempt, " ".join(str(error).split()))
-            try:
-                wandb.teardown()  # else the next init says that the id is in use
-            except Exception as teardown_error:
-                logger.debug("wandb.teardown: %s", teardown_error)
-    return None
-
-
-def _has_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return any("wandb" in host or "coreweave" in host for host in netrc.netrc().hosts)
-    except (OSError, netrc.NetrcParseError):
-        return False

@@ -1,0 +1,72 @@
+"""facts.json: what is worth knowing about a run besides its configuration and metrics; W&B shows it with both."""
+
+import json
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinyimnet import preflight, slurm
+from tinyimnet.engine import Trainer
+from tinyimnet.files import write_atomically
+from tinyimnet.model import count_parameters, summarise
+
+REPO = Path(__file__).resolve().parent.parent
+PACKAGES = ("torch", "accelerate", "numpy", "wandb", "submitit")
+
+
+def write(run_dir: Path, trainer: Trainer, processes: list[preflight.Facts]) -> None:
+    """Write facts.json for this life of the run: chosen values, never the environment, which may hold secrets."""
+    write_atomically(run_dir / "facts.json", json.dumps(describe(trainer, processes), indent=1).encode())
+
+
+def describe(trainer: Trainer, processes: list[preflight.Facts]) -> dict[str, Any]:
+    """Size and cost of the network, how the batch is cut, where and with what it runs, which code.
+
+    Args:
+        trainer: of this process.
+        processes: what each process said of itself (preflight.check).
+    """
+    commit, modified = git_state()
+    return {
+        "parameters": count_parameters(trainer.bare),
+        "macs": sum(stage.macs for stage in summarise(trainer.bare)),  # of one image of 64x64
+        "train_images": len(trainer.batches.images),
+        "val_images": len(trainer.evaluator.images),
+        "steps_per_epoch": trainer.steps_per_epoch,
+        "total_steps": trainer.total_steps,
+        "world_size": trainer.accelerator.num_processes,
+        "device_batch_size": trainer.state.pass_size,
+        "passes": len(trainer.micro_batches),
+        "device": trainer.accelerator.device.type,
+        "gpus": [process["device"] for process in processes if process["gpus"]],
+        "nodes": list(dict.fromkeys(process["host"] for process in processes)),
+        "versions": {
+            "python": platform.python_version(),
+            "cuda": torch.version.cuda,
+            **{p: version(p) for p in PACKAGES},
+        },
+        "git_commit": commit,
+        "git_modified": modified,
+        "job": slurm.job_name(),
+        "restart": slurm.restarts(),
+    }
+
+
+def git_state() -> tuple[str, bool]:
+    """Commit of the code that runs and whether it was changed since: of the copy that launch.submit made, or of the checkout."""
+    snapshot, changes = REPO / "COMMIT", REPO / "UNCOMMITTED.diff"
+    if snapshot.exists():
+        return snapshot.read_text().strip(), bool(changes.exists() and changes.read_text().strip())
+    return _git("rev-parse", "HEAD"), bool(_git("status", "--porcelain", "--untracked-files=no"))
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=REPO, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()

@@ -1,0 +1,62 @@
+"""Where the time of a step goes, without waiting for the device."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+PARTS = ("data", "forward_backward", "optimizer")
+
+
+class StepClock:
+    """Time of the parts of a step: by CUDA events on a GPU, which record on its own time line, else by the host's clock.
+
+    Args:
+        device: where the arithmetic runs.
+
+    Attributes:
+        steps: steps since the last `restart`; who steps counts them.
+    """
+
+    def __init__(self, device: torch.device):
+        self.on_gpu = device.type == "cuda"
+        self.device = device
+        self.restart()
+
+    def restart(self) -> None:
+        """Measure from here."""
+        self.steps, self.started = 0, time.perf_counter()
+        self._seconds = dict.fromkeys(PARTS, 0.0)
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count what runs inside as this part of the step; 2 us on a CPU."""
+        if self.on_gpu:
+            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            before.record()
+            yield
+            after.record()
+            self._events.append((name, before, after))
+            return
+        started = time.perf_counter()
+        yield
+        self._seconds[name] += time.perf_counter() - started
+
+    def read(self, global_batch_size: int) -> dict[str, float]:
+        """Images/s and the parts of a mean step in ms since `restart`; call it where the device was waited for anyway.
+
+        `wait` is the rest: agreeing on stops, logging, copying a checkpoint, and on a GPU all time in which none of the
+        parts ran there.
+        """
+        seconds = time.perf_counter() - self.started
+        parts = {name: 1000 * part for name, part in self._seconds.items()}
+        for name, before, after in self._events:
+            parts[name] += before.elapsed_time(after)
+        whole = {"step": 1000 * seconds, **parts, "wait": max(0.0, 1000 * seconds - sum(parts.values()))}
+        values = {f"perf/{name}_ms": ms / self.steps for name, ms in whole.items()}
+        values["perf/images_per_s"] = self.steps * global_batch_size / seconds
+        if self.on_gpu:
+            values["perf/gpu_memory_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
+        return values
