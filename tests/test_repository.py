@@ -11,7 +11,7 @@ PACKAGE = sorted((REPO / "tinyimnet").glob("*.py"))
 # Imports go one way: a module may import those in earlier rows only (its own row too, if not in a circle).
 LAYERS = [
     {"errors", "files", "slurm", "timing"},
-    {"config", "data", "console", "lock", "meeting", "staging", "pictures"},
+    {"config", "data", "console", "lock", "meeting", "staging", "pictures", "card"},
     {"commandline"},
     {"prepared", "augment", "optim", "ema", "model", "distributed", "preemption", "checkpoint", "download"},
     {"batches", "inference", "official", "arrays", "tracking", "runfolder", "export", "plots", "synthetic"},

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,10 @@ def finished(tmp_path_factory, tiny_data: Path) -> Path:
 
 def test_a_finished_run_leaves_what_the_readme_promises(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
-    assert {"config.yaml", "metrics.jsonl", "checkpoints", "final.safetensors", "curves.png", "DONE"} <= names
+    assert {
+        "config.yaml", "metrics.jsonl", "checkpoints", "final.safetensors", "best.safetensors", "curves.png", "DONE",
+        "facts.json", "augmented.png", "evaluation", "MODEL_CARD.md",
+    } <= names  # fmt: skip
     lines = read_metrics(finished / "metrics.jsonl")
     assert [line[STEP] for line in lines] == [2, 4, 6, 8, 10, 12]
     promised = {"epoch", "train/loss", "train/lr", "perf/images_per_s"}
@@ -47,6 +51,42 @@ def test_a_finished_run_leaves_what_the_readme_promises(finished: Path) -> None:
     stdout = (finished / "stdout.txt").read_text()
     assert "epoch 2.00 step 12/12" in stdout
     assert "val top-1 / top-5, EMA weights" in stdout
+
+
+def test_the_model_card_says_how_good_it_is_and_its_way_of_loading_works(
+    finished: Path, tmp_path: Path
+) -> None:
+    card, results = (finished / "MODEL_CARD.md").read_text(), json.loads((finished / "DONE").read_text())
+    assert (
+        f"| final.safetensors, moving average of the weights | 12 | {results['val/ema_top1']:.2f} %" in card
+    )
+    assert f"{results['ece']:.2f} %" in card and "| **optim.lr** | **0.1** |" in card
+    program = card.partition("```python\n")[2].partition("```")[0] + "assert trained.step == 12"
+    for name in ("final", "best"):
+        shutil.copy(finished / f"{name}.safetensors", tmp_path)
+    done = launch(
+        [sys.executable, "-c", f"import os; os.chdir('{tmp_path}')\n{program}"], PYTHONPATH=str(REPO)
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_best_safetensors_has_the_weights_of_the_best_checkpoint(finished: Path) -> None:
+    results, best = (
+        json.loads((finished / "DONE").read_text()),
+        export.load_trained(finished / "best.safetensors"),
+    )
+    lines = {line[STEP]: line for line in read_metrics(finished / "metrics.jsonl")}
+    assert best.step == results["best_step"]
+    assert lines[best.step]["val/ema_top1"] == max(line.get("val/ema_top1", 0) for line in lines.values())
+
+
+def test_a_damaged_best_checkpoint_does_not_cost_the_end_of_the_run(arguments, tmp_path: Path) -> None:
+    log, run = tmp_path / "log", tmp_path / "run"
+    assert live(arguments(), log, death=Death("step", 9)) == [-9]
+    (run / "checkpoints" / "best.pt").write_bytes(b"damaged")
+    assert live(arguments(), log) == [0]
+    assert (run / "DONE").exists() and not (run / "best.safetensors").exists()
+    assert "best.safetensors is not written: checkpoint" in log.read_text()
 
 
 def test_the_weights_are_the_same_bytes_every_time(finished: Path, arguments, tmp_path: Path) -> None:

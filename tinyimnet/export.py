@@ -1,4 +1,4 @@
-"""Weights with what is needed to rebuild and use the network: final.safetensors, or a checkpoint of a running run."""
+"""Weights with what is needed to rebuild and use the network: .safetensors files, or a checkpoint of a running run."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -17,14 +17,15 @@ from tinyimnet.files import write_atomically
 from tinyimnet.model import build_model, resolve_width
 
 FINAL = "final.safetensors"
+BEST = "best.safetensors"
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A network in eval mode and what its outputs mean.
+    """A network in eval mode, on the CPU but for one in training, and what its outputs mean.
 
     Attributes:
-        model: the network, on the CPU.
+        model: the network.
         origin: the file that it came from.
         step: optimizer steps behind it.
         classes: class ids in label order.
@@ -56,15 +57,26 @@ def description(config: Config, dataset: Dataset) -> dict:
     }
 
 
-def save_final(run_dir: Path, model: nn.Module, step: int, about: dict) -> Path:
-    """Write final.safetensors: the weights, and `about` with the step as JSON in its metadata.
+def save_weights(file: Path, model: nn.Module, step: int, about: dict) -> None:
+    """Write a .safetensors file: the weights, and `about` with the step as JSON in its metadata.
 
     The same run gives the same bytes: one key of metadata, because safetensors writes several in random order.
     """
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     metadata = {"about": json.dumps({**about, "step": step})}
-    write_atomically(run_dir / FINAL, save(tensors, metadata))
-    return run_dir / FINAL
+    write_atomically(file, save(tensors, metadata))
+
+
+def save_best(run_dir: Path) -> int:
+    """Write best.safetensors, the averaged weights of checkpoints/best.pt; returns their step.
+
+    Raises:
+        UserError: the checkpoint is damaged.
+    """
+    state = checkpoint.load(run_dir / "checkpoints" / "best.pt")
+    best = _from_checkpoint(run_dir / "checkpoints", state)
+    save_weights(run_dir / BEST, best.model, best.step, json.loads(state["about"]))
+    return best.step
 
 
 def load_trained(run: Path) -> Trained:
@@ -81,13 +93,17 @@ def load_trained(run: Path) -> Trained:
     state = checkpoint.load_newest(run / "checkpoints")
     if state is None:
         raise UserError(f"{run} has no checkpoint yet; let the run reach its first evaluation.")
+    return _from_checkpoint(run / "checkpoints", state)
+
+
+def _from_checkpoint(origin: Path, state: dict[str, Any]) -> Trained:
     tensors = dict(state["ema"])
     statistics = [name for name in tensors if tensors[name].is_floating_point() and "running_" in name]
     flat, start = state["by_rank"]["ema"].mean(0), 0
     for name in statistics:  # averaged over the ranks of the run, as in its own evaluations
         stop = start + tensors[name].numel()
         tensors[name], start = flat[start:stop].view_as(tensors[name]), stop
-    return _rebuild(run / "checkpoints", state["step"], json.loads(state["about"]), tensors)
+    return _rebuild(origin, state["step"], json.loads(state["about"]), tensors)
 
 
 def _from_safetensors(file: Path) -> Trained:
@@ -107,8 +123,13 @@ def _rebuild(origin: Path, step: int, about: dict, tensors: dict[str, Tensor]) -
     config = ModelConfig(**{**shape, "widths": tuple(shape["widths"]), "depths": tuple(shape["depths"])})
     model = build_model(config, len(about["classes"]))
     model.load_state_dict(tensors)
+    return trained(model.eval().requires_grad_(False), origin, step, about)
+
+
+def trained(model: nn.Module, origin: Path, step: int, about: dict) -> Trained:
+    """A network with what `description` says of it."""
     return Trained(
-        model=model.eval().requires_grad_(False),
+        model=model,
         origin=origin,
         step=step,
         classes=tuple(about["classes"]),

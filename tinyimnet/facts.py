@@ -34,6 +34,8 @@ def describe(trainer: Trainer, processes: list[preflight.Facts]) -> dict[str, An
     return {
         "parameters": count_parameters(trainer.bare),
         "macs": sum(stage.macs for stage in summarise(trainer.bare)),  # of one image of 64x64
+        "data": Path(trainer.config.data.root).name,
+        "classes": len(trainer.about["classes"]),
         "train_images": len(trainer.batches.images),
         "val_images": len(trainer.evaluator.images),
         "steps_per_epoch": trainer.steps_per_epoch,

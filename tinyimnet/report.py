@@ -7,17 +7,22 @@ from typing import Any
 
 import torch
 
-from tinyimnet import console, export, plots, runfolder
+from tinyimnet import analysis, console, export, inspection, pictures, plots, runfolder
+from tinyimnet.card import CARD, model_card
 from tinyimnet.engine import Trainer
 from tinyimnet.errors import UserError
 from tinyimnet.export import FINAL
+from tinyimnet.files import write_atomically
 from tinyimnet.model import count_parameters
 from tinyimnet.preemption import wants_requeue
 from tinyimnet.tracking import Tracker, read_metrics
 
+logger = logging.getLogger(__name__)
+AUGMENTED = "augmented.png"
+
 
 def started(run_dir: Path, trainer: Trainer) -> None:
-    """What is about to run, and where."""
+    """Say what is about to run, and where; a picture of images as the network sees them, once."""
     config, world_size = trainer.config.train, trainer.accelerator.num_processes
     passes = len(trainer.micro_batches)
     console.console.print(
@@ -27,6 +32,9 @@ def started(run_dir: Path, trainer: Trainer) -> None:
         f"(processes x passes x images: {world_size} x {passes} x {trainer.state.pass_size}) in {config.precision} on {trainer.accelerator.device}, "
         f"{torch.get_num_threads()} CPU threads a process"
     )
+    if not (run_dir / AUGMENTED).exists():
+        images, titles = inspection.augmented(trainer.batches, trainer.about["names"], step=0, count=32)
+        pictures.image_grid(images, titles, run_dir / AUGMENTED)
 
 
 def stopped(run_dir: Path, tracker: Tracker, reason: str, step: int, life: dict[str, Any]) -> None:
@@ -40,28 +48,45 @@ def stopped(run_dir: Path, tracker: Tracker, reason: str, step: int, life: dict[
 
 
 def finish(run_dir: Path, trainer: Trainer) -> dict[str, float | int]:
-    """Export the averaged weights; every process calls it.
+    """Export the averaged weights and look at what they get wrong; every process calls it.
 
-    Returns what is not in the metrics: size, length, accuracy with flip averaging.
+    Returns on the main process what is not in the metrics: size, length, accuracy with flip averaging, calibration.
     """
     flipped = trainer.evaluator.measure(trainer.ema.module, "val/ema_", flip=True)
     network = trainer.evaluator.consolidated(trainer.ema.module)
-    if trainer.accelerator.is_main_process:
-        export.save_final(run_dir, network, trainer.step, trainer.about)
+    if not trainer.accelerator.is_main_process:
+        return {}
+    export.save_weights(run_dir / FINAL, network, trainer.step, trainer.about)
+    best: dict[str, float | int] = {"best_ema_top1": trainer.state.best_top1}
+    try:
+        best["best_step"] = export.save_best(run_dir)
+    except UserError as error:  # no reason to lose the run at its end
+        logger.warning("%s is not written: %s", export.BEST, error)
     return {
         "parameters": count_parameters(network),
         "steps": trainer.step,
         "epochs": trainer.config.train.epochs,
         "val/ema_top1_flip": flipped["val/ema_top1"],
-        "best_ema_top1": trainer.state.best_top1,
+        **best,
+        "ece": _analyse(run_dir, trainer, network)["ece"],
     }
 
 
+def _analyse(run_dir: Path, trainer: Trainer, network: torch.nn.Module) -> dict[str, Any]:
+    trained = export.trained(network, run_dir / FINAL, trainer.step, trainer.about)
+    images, labels = (tensor.cpu().numpy() for tensor in (trainer.evaluator.images, trainer.evaluator.labels))
+    found = analysis.log_probabilities(trained, images)
+    return analysis.write(run_dir / "evaluation", trained, images, labels, found, split="val", tta="none")
+
+
 def finished(run_dir: Path, tracker: Tracker, results: dict[str, float | int]) -> None:
-    """A run that reached its last step: curves, DONE, table."""
+    """A run that reached its last step: curves, model card, DONE, table."""
     lines = read_metrics(run_dir / "metrics.jsonl")
     plots.curves(lines, run_dir / "curves.png")
-    runfolder.mark(run_dir, "DONE", json.dumps({**lines[-1], **results}, indent=1))
+    results = {**lines[-1], **results}
+    facts = json.loads((run_dir / "facts.json").read_text())
+    write_atomically(run_dir / CARD, model_card(runfolder.read_config(run_dir), facts, results).encode())
+    runfolder.mark(run_dir, "DONE", json.dumps(results, indent=1))
     tracker.alert("Finished", f"EMA top-1 {lines[-1]['val/ema_top1']:.2f} %", level=logging.INFO)
     show(run_dir)
 
