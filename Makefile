@@ -2,6 +2,7 @@
 # make train CONFIG=configs/tiny1m.yaml ARGS=...   the real thing, on all GPUs of this machine; ARGS go to train.py
 # make test                                        lint, then the tests: minutes, no root, no cluster
 # make test-faults                                 the long form: 100 kills, every signal, a full disk; the smoke run
+# make test-wandb                                  the tests of W&B and of pages in Chromium; installs Chromium as root
 # make test-cluster                                the tests on a real Slurm of three nodes on this machine; root
 # make install                                     .venv with the requirements, nothing else
 # make bench                                       images/s of the loop against bare arithmetic
@@ -12,7 +13,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train install test test-faults test-cluster lint bench clean
+.PHONY: train install test test-wandb test-faults test-cluster lint bench clean
 
 # Precision is train.precision of the configuration: what is passed here only keeps the launcher quiet.
 train: $(VENV)/.installed
@@ -22,7 +23,12 @@ train: $(VENV)/.installed
 install: $(VENV)/.installed
 
 test: lint
-	$(BIN)/python -m pytest -m "not long and not cluster"
+	$(BIN)/python -m pytest -m "not long and not cluster and not wandb"
+
+# Against a W&B server of our own; pages in Chromium, which Debian has.
+test-wandb: $(VENV)/.installed-dev
+	command -v chromium >/dev/null || { apt-get update; apt-get install --yes --no-install-recommends chromium fonts-dejavu-core; }
+	$(BIN)/python -m pytest -m wandb -n 3 --dist loadfile  # they wait more than they compute
 
 # As root: it installs Slurm's Debian packages, starts the cluster and ends it.
 test-cluster: $(VENV)/.installed-dev
@@ -50,6 +56,6 @@ $(VENV)/.installed: requirements.txt
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
 	touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+$(VENV)/.installed-dev: requirements-dev.txt requirements-dashboard.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
 	touch $@

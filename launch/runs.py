@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,9 @@ from typing import Any
 
 import yaml
 
+from tinyimnet import lock
 from tinyimnet.config import flatten
 from tinyimnet.errors import UserError
-from tinyimnet.lock import LEASE
 from tinyimnet.tracking import STEP
 
 ANSWER = 60  # seconds that a command of Slurm may take: a busy controller is slow, a lost one never answers
@@ -103,7 +102,7 @@ def read_run(path: Path) -> Run:
         lives=lives,
         lines=[line for line in lines if isinstance(line.get(STEP), int)],
         finished=os.path.exists(path / "DONE"),
-        alive=_is_fresh(path / "LOCK"),
+        alive=lock.is_held(path),
         stopped=any(os.path.exists(path / marker) for marker in ("REQUEUE", "STOP")),
         url=str(read_json(path / "wandb_run.json").get("url") or ""),
     )
@@ -162,14 +161,6 @@ def _newest_job(submission: dict[str, Any], lives: list[Life]) -> str:
     if lives and not later:
         return lives[-1].job
     return str(submission.get("job") or "") if submission.get("cluster") == "slurm" else ""
-
-
-def _is_fresh(lock: Path) -> bool:
-    try:
-        with lock.open() as file:  # opened, because NFS asks its server anew only then
-            return time.time() - os.fstat(file.fileno()).st_mtime < LEASE
-    except OSError:
-        return False
 
 
 # ---- Slurm --------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 
 from tinyimnet import synthetic
 
-pytest_plugins = ["slurm_cluster"]
+pytest_plugins = ["slurm_cluster", "wandb_server"]
 REPO = Path(__file__).resolve().parent.parent
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

@@ -17,6 +17,7 @@ from tinyimnet import config as configuration
 from tinyimnet.config import Config, TrackingConfig
 from tinyimnet.tracking import STEP, Tracker
 
+pytestmark = pytest.mark.wandb
 SECRET = "planted-4f1c8e"
 
 
@@ -87,7 +88,7 @@ def test_without_a_key_it_is_offline_by_itself_and_says_so_in_one_line_with_the_
     log.close(0)
     assert rows(run_dir) == [5]
     said = [line for line in within(5, lambda: capsys.readouterr().out).splitlines() if "W&B" in line]
-    assert len(said) == 1 and "No API key" in said[0] and f"wandb sync {run_dir}" in said[0]
+    assert len(said) == 1 and "No API key" in said[0] and f"tinyimnet sync {run_dir}" in said[0]
 
 
 def test_rows_that_are_replayed_after_a_resume_are_recorded_once_and_under_one_id(run_dir: Path) -> None:

@@ -1,4 +1,5 @@
-"""Everything besides the training: python -m tinyimnet prepare | inspect | summary | preflight | evaluate | predict.
+"""Everything besides the training: python -m tinyimnet prepare | inspect | summary | preflight | evaluate | predict, and
+report | sync | dashboard for watching it.
 
 Imports are made in the commands: the worker processes of `prepare` import this module and need no torch.
 """
@@ -8,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from tinyimnet import inspection, prepare
+from tinyimnet import dashboard, inspection, page, prepare, sync
 from tinyimnet.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,6 +52,21 @@ def main(argv: list[str]) -> int:
         "check the nodes of a job: under srun or accelerate launch; takes train.py's options",
     )
     _predict_arguments(command("predict", predict, "write filename,label for images without labels"))
+    page.add_arguments(
+        command(
+            "report", lambda args, rest: page.main(args), "a run, or several side by side, as one HTML page"
+        )
+    )
+    sync.add_arguments(
+        command("sync", lambda args, rest: sync.main(args), "send to W&B what it does not have yet of runs")
+    )
+    dashboard.add_arguments(
+        command(
+            "dashboard",
+            lambda args, rest: dashboard.main(args),
+            "a view of the project on W&B, a report of runs",
+        )
+    )
     args, rest = parser.parse_known_args(argv)
     if rest and args.command not in (
         "summary",

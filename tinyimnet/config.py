@@ -153,6 +153,8 @@ class TrackingConfig:
     """W&B project."""
     per_rank: bool = False
     """Send the system metrics of every process, not of the main one alone."""
+    log_code: bool = False
+    """Send the source files too: those of the program and its configurations, nothing else that lies beside them."""
     finish_timeout: int = 60
     """Seconds that W&B has at the end of the run to send what it has."""
 

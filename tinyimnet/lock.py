@@ -124,6 +124,14 @@ class RunLock:
                 return
 
 
+def is_held(run_dir: Path) -> bool:
+    """Whether somebody renews the lock of a run folder."""
+    try:
+        return time.time() - _renewed(run_dir / "LOCK") / 1e9 < LEASE
+    except OSError:
+        return False
+
+
 def _read(path: Path) -> dict[str, Any]:
     """The holder, empty where there is none or the file is being written."""
     try:

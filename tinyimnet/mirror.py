@@ -13,7 +13,6 @@ import json
 import os
 import queue
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -26,14 +25,15 @@ from typing import Any
 import wandb
 import yaml
 
+from tinyimnet import artifacts, records
 from tinyimnet.config import TrackingConfig
 from tinyimnet.files import write_atomically
+from tinyimnet.records import KILLED, rows_of, steps_of
 from tinyimnet.tracking import STEP, how_to_sync, run_id
 
 INIT_TIMEOUT = 20  # seconds; a server that refuses or hangs costs 10 more (wandb 0.31)
 POLL = 1.0  # seconds between two looks at metrics.jsonl
 AGAIN = 10.0  # seconds between two tries to connect
-KILLED = 137  # exit code of a training that ended without a word, as a shell counts SIGKILL
 AXES = (
     "train/*",
     "val/*",
@@ -49,16 +49,18 @@ class Mirror:
         run_dir: the run folder, with config.yaml.
         mode: online or offline.
         rank: of the training process; beyond 0 only its system metrics are sent.
-        pid: of the training process.
+        pid: of the training process, whose system metrics are sent; 0 where there is none.
+        fallback: record offline where the server does not answer.
     """
 
-    def __init__(self, run_dir: Path, mode: str, rank: int, pid: int):
-        self.run_dir, self.mode, self.rank, self.pid = run_dir, mode, rank, pid
+    def __init__(self, run_dir: Path, mode: str, *, rank: int = 0, pid: int = 0, fallback: bool = True):
+        self.run_dir, self.mode, self.rank, self.pid, self.fallback = run_dir, mode, rank, pid, fallback
         self.settings: dict[str, Any] = yaml.safe_load((run_dir / "config.yaml").read_text())
         self.tracking = TrackingConfig(**self.settings["tracking"])
         self.id = run_id(run_dir)
         self.run: Any = None
         self.sent: set[float] = set()  # steps that W&B has
+        self.keys: set[str] = set()  # and what else
         self.offset = 0  # bytes of metrics.jsonl read
         self.tried = -AGAIN
 
@@ -106,26 +108,37 @@ class Mirror:
         """
         if self.mode == "online":
             try:
-                self.run = self.start("online")
-                self.sent = steps_on_server(self.run) if self.run.resumed else set()
+                self.connect_online()
             except Exception as error:
                 self.disconnect()
+                if not self.fallback:
+                    raise
                 say(f"{short(error)} Recording offline; send it later with: {how_to_sync(self.run_dir)}")
                 self.mode = "offline"
         if self.mode == "offline":
-            self.sent = steps_recorded(self.run_dir / "wandb", self.id)
+            rows = [row for record in records.records(self.run_dir, self.id) for row in rows_of(record)]
+            self.sent, self.keys = steps_of(rows), {key.partition(".")[0] for row in rows for key in row}
             self.run = self.start("offline")
         self.offset = 0
+        if self.rank == 0:
+            self.send_once()
+
+    def connect_online(self) -> None:
+        """Start or resume the run on the server."""
+        self.run = self.start("online")
+        if self.run.resumed:
+            self.sent, self.keys = steps_on_server(self.run), set(self.run.summary.keys())
 
     def start(self, mode: str) -> Any:
         """wandb.init."""
         shared = self.tracking.per_rank and mode == "online"
         settings: dict[str, Any] = {
-            "init_timeout": INIT_TIMEOUT,
+            "init_timeout": float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_TIMEOUT)),
             "finish_timeout": self.tracking.finish_timeout,
             "finish_timeout_raises": True,
             "x_transaction_log_flush_interval": 2.0,
-            "x_stats_pid": self.pid,
+            "x_stats_pid": self.pid or os.getpid(),
+            "x_disable_stats": not self.pid,
             "stop_fn": (
                 self.run_dir / "STOP"
             ).touch,  # the stop button; the training looks for it every second
@@ -155,6 +168,13 @@ class Mirror:
             )
             say(run.url)
         return run
+
+    def send_once(self) -> None:
+        """Send what does not change in the life of a run."""
+        if self.tracking.log_code:
+            artifacts.send_code(self.run)
+        if (self.run_dir / "augmented.png").exists() and artifacts.INPUT not in self.keys:
+            artifacts.send_input(self.run, self.run_dir)
 
     def send_rows(self) -> None:
         """Log the lines of metrics.jsonl that W&B does not have, under the global step as an axis of its own.
@@ -187,6 +207,9 @@ class Mirror:
     def finish(self, exit_code: int, preempted: bool) -> None:
         """Send the last rows and end the run: finished, failed, or preempted, which is a state to come back from."""
         self.send_rows()
+        results = read_json(self.run_dir / "DONE")
+        if results and self.rank == 0 and artifacts.RESULTS not in self.keys:
+            artifacts.send_results(self.run, self.run_dir, results)
         if preempted and self.rank == 0:
             self.run.mark_preempting()
         # W&B takes exit code 0 for finished even then. A sweep would hand a preempted trial to another agent, while the
@@ -196,7 +219,7 @@ class Mirror:
             self.run.finish(exit_code=exit_code or int(comes_back))
         except TimeoutError:
             say(
-                f"not all was sent within {self.tracking.finish_timeout} s; send it later with: {how_to_sync(self.run_dir, online=True)}"
+                f"not all was sent within {self.tracking.finish_timeout} s; send it later with: {how_to_sync(self.run_dir)}"
             )
 
     def disconnect(self) -> None:
@@ -209,27 +232,7 @@ class Mirror:
 def steps_on_server(run: Any) -> set[float]:
     """Global steps of the rows that the server has of a run that was resumed."""
     stored = wandb.Api(timeout=INIT_TIMEOUT).run(f"{run.entity}/{run.project}/{run.id}")
-    steps = {row[STEP] for row in stored.scan_history(keys=[STEP])}
-    # The client scans up to the last step that the server names and can miss the newest row; starting_step counts them.
-    if len(steps) < run.starting_step and (newest := run.summary.get(STEP)) is not None:
-        steps.add(newest)
-    return steps
-
-
-def steps_recorded(folder: Path, run: str) -> set[float]:
-    """Global steps of the rows in the local records of a run, one for each life, also of one that was killed."""
-    steps: set[float] = set()
-    for record in folder.glob(f"*run-*-{run}"):
-        rows = (line["history"]["item"] for line in inspect(record) if line["type"] == "history")
-        steps |= {row[STEP] for row in rows if STEP in row}
-    return steps
-
-
-def inspect(record: Path) -> list[dict]:
-    """The records of a .wandb file as the client's own reader shows them."""
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(record)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return steps_of(stored.scan_history(keys=[STEP]))
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -269,7 +272,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     orders: queue.Queue[dict] = queue.Queue()
     threading.Thread(target=listen, args=(orders,), daemon=True).start()
-    Mirror(args.run, args.mode, args.rank, args.pid).follow(orders)
+    Mirror(args.run, args.mode, rank=args.rank, pid=args.pid).follow(orders)
     sys.stdout.flush()
     os._exit(0)  # wandb's own exit hooks have waited for ever (1 of 16)
 

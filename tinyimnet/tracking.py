@@ -143,7 +143,7 @@ class Mirror:
             logger.warning(
                 "W&B did not end within %.0f s; send what is missing: %s",
                 timeout,
-                how_to_sync(self.run_dir, online=True),
+                how_to_sync(self.run_dir),
             )
 
     def _start(self) -> None:
@@ -187,14 +187,10 @@ def run_id(run_dir: Path) -> str:
     return wanted
 
 
-def how_to_sync(run_dir: Path, *, online: bool = False) -> str:
-    """The command that sends what was recorded of a run; `online`: by a life that was connected."""
+def how_to_sync(run_dir: Path) -> str:
+    """The command that sends what W&B does not have yet of a run."""
     place = run_dir.relative_to(Path.cwd()) if run_dir.is_relative_to(Path.cwd()) else run_dir
-    return (
-        f"wandb sync --include-online {place}/wandb/run-*"
-        if online
-        else f"wandb sync {place}/wandb/offline-run-*"
-    )
+    return f"python -m tinyimnet sync {place}"
 
 
 def read_metrics(file: Path) -> list[dict[str, float]]:

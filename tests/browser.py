@@ -1,0 +1,137 @@
+"""Headless Chromium by the Chrome DevTools protocol over two pipes: no port, no driver, no package."""
+
+import base64
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ANSWER = 60  # seconds for one command
+INSTALL = "apt-get install -y --no-install-recommends chromium fonts-dejavu-core"
+SWITCHES = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--remote-debugging-pipe",
+)  # fmt: skip
+
+
+class Browser:
+    """One page in Chromium.
+
+    Attributes:
+        requests: addresses that the page asked for since `open`.
+        complaints: errors in its console, and exceptions of its scripts.
+    """
+
+    def __init__(self, to: int, answers: int):
+        self.to, self.answers = to, answers
+        self.number, self.unread = 0, b""
+        self.session: dict[str, str] = {}
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        self.loaded = False
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.session = {"sessionId": session}
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def open(self, page: Path, *, width: int, height: int = 900, dark: bool = False) -> None:
+        """Show a file in a window of so many CSS pixels; up to 600 wide it is a phone with a touch screen."""
+        phone = width <= 600
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1 + phone, mobile=phone
+        )  # fmt: skip
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.requests.clear()
+        self.complaints.clear()
+        self.loaded = False
+        self.call("Page.navigate", url=page.absolute().as_uri())
+        while not self.loaded:
+            self.receive()
+
+    def evaluate(self, expression: str) -> Any:
+        """The value of a JavaScript expression in the page."""
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def point_at(self, x: float, y: float) -> None:
+        """Move the mouse there, in CSS pixels of the window."""
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    def screenshot(self, file: Path, *, whole: bool = True) -> None:
+        """Write a PNG of the page or, without `whole`, of what the window shows."""
+        picture = self.call("Page.captureScreenshot", captureBeyondViewport=whole)
+        file.write_bytes(base64.b64decode(picture["data"]))
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        """Send a command and wait for its answer; events that come meanwhile are noted."""
+        self.number += 1
+        command = {"id": self.number, "method": method, "params": params, **self.session}
+        os.write(self.to, json.dumps(command).encode() + b"\0")
+        while (message := self.receive()).get("id") != self.number:
+            pass
+        assert "error" not in message, (method, message["error"])
+        return message["result"]
+
+    def receive(self) -> dict[str, Any]:
+        """The next message; an event is noted."""
+        deadline = time.monotonic() + ANSWER
+        while b"\0" not in self.unread:
+            ready, _, _ = select.select([self.answers], [], [], deadline - time.monotonic())
+            assert ready, f"Chromium did not answer within {ANSWER} s"
+            piece = os.read(self.answers, 1 << 20)
+            assert piece, "Chromium ended"
+            self.unread += piece
+        text, _, self.unread = self.unread.partition(b"\0")
+        message = json.loads(text)
+        self.note(message.get("method", ""), message.get("params", {}))
+        return message
+
+    def note(self, event: str, params: dict[str, Any]) -> None:
+        """Keep what an event says."""
+        if event == "Page.loadEventFired":
+            self.loaded = True
+        elif event == "Network.requestWillBeSent":
+            self.requests.append(params["request"]["url"])
+        elif event == "Runtime.exceptionThrown":
+            self.complaints.append(json.dumps(params["exceptionDetails"]))
+        elif event == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"):
+            self.complaints.append(json.dumps(params["args"]))
+        elif event == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
+            self.complaints.append(params["entry"]["text"])
+
+
+@contextmanager
+def chromium(profile: Path) -> Iterator[Browser]:
+    """A running Chromium that keeps its files in `profile`.
+
+    Raises:
+        AssertionError: it is not installed; it says how to do that.
+    """
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    assert program, f"the report is tested in Chromium, which is not installed: {INSTALL}"
+    (commands, to), (answers, back) = os.pipe(), os.pipe()
+    process = subprocess.Popen(
+        # Chromium reads commands from descriptor 3 and answers on 4.
+        ["bash", "-c", f'exec "$@" 3<&{commands} 4>&{back}', "bash", program, *SWITCHES, f"--user-data-dir={profile}"],
+        pass_fds=(commands, back), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        env={**os.environ, "HOME": str(profile)},
+    )  # fmt: skip
+    os.close(commands)
+    os.close(back)
+    try:
+        yield Browser(to, answers)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        os.close(to)
+        os.close(answers)

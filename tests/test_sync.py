@@ -1,0 +1,164 @@
+"""python -m tinyimnet sync: what offline lives and lost connections left behind, sent once."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import REPO, launch
+from test_mirror import within
+from wandb_server import WandbServer
+
+from tinyimnet import config as configuration
+from tinyimnet.config import Config, TrackingConfig
+from tinyimnet.lock import RunLock
+from tinyimnet.tracking import STEP, Tracker, read_metrics
+
+pytestmark = pytest.mark.wandb
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, wandb_server: WandbServer) -> Path:
+    """A run folder as a start leaves it."""
+    folder = tmp_path / "tiny-seed3"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(configuration.dump(Config(tracking=TrackingConfig(finish_timeout=5))))
+    return folder
+
+
+def life(run_dir: Path, steps: range, *, at: int = 0, mode: str = "offline", exit_code: int = 0) -> None:
+    """A life of a run that resumes at a step and logs some."""
+    tracker = Tracker(run_dir, TrackingConfig(wandb=mode, finish_timeout=5))  # type: ignore[arg-type]
+    tracker.rewind(at)
+    for step in steps:
+        tracker.log(step, {"train/loss": 1 / step})
+    tracker.close(exit_code)
+
+
+def sync(*arguments: Any) -> subprocess.CompletedProcess:
+    return launch([sys.executable, "-m", "tinyimnet", "sync", *map(str, arguments)])
+
+
+def steps(server: WandbServer, run_dir: Path) -> list[float]:
+    """The axis of the rows that the server has, in their order."""
+    run = server.run(json.loads((run_dir / "wandb_run.json").read_text())["id"])
+    return [row[STEP] for row in run.history if STEP in row]
+
+
+@pytest.fixture
+def offline(run_dir: Path, monkeypatch) -> Path:
+    """Two offline lives, the second one from before the end of the first."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    life(run_dir, range(1, 11), exit_code=1)
+    life(run_dir, range(6, 16), at=5)
+    monkeypatch.delenv("WANDB_MODE")
+    return run_dir
+
+
+def test_offline_lives_become_one_run_with_each_row_once_and_in_order(
+    offline: Path, wandb_server: WandbServer
+) -> None:
+    done = sync(offline)
+    assert done.returncode == 0, done.stderr
+    assert "sent 15 of 15 rows; W&B has them all: http" in done.stdout
+    assert steps(wandb_server, offline) == list(range(1, 16))
+    [run] = wandb_server.store.runs.values()
+    assert run.state == "finished" and run.events  # with the system metrics of its nodes
+
+
+def test_a_second_sync_sends_nothing(offline: Path, wandb_server: WandbServer) -> None:
+    sync(offline)
+    again = sync(offline)
+    assert again.returncode == 0 and "W&B has all 15 rows already" in again.stdout
+    assert steps(wandb_server, offline) == list(range(1, 16))
+
+
+def test_what_a_sync_that_broke_off_did_not_send_is_sent_by_the_next(
+    offline: Path, wandb_server: WandbServer
+) -> None:
+    """Half of the rows of a record are there, and no marker beside it says so."""
+    sync(offline)
+    [run] = wandb_server.store.runs.values()
+    kept = run.lines["wandb-history.jsonl"]
+    run.lines["wandb-history.jsonl"] = {number: line for number, line in kept.items() if number < 7}
+    for marker in (offline / "wandb").glob("*/*.synced"):
+        marker.unlink()
+    done = sync(offline)
+    assert done.returncode == 0, done.stderr
+    assert sorted(steps(wandb_server, offline)) == list(range(1, 16))
+
+
+def test_rows_that_a_lost_connection_left_behind_are_sent(run_dir: Path, wandb_server: WandbServer) -> None:
+    life(run_dir, range(1, 4), mode="online")
+    wandb_server.break_with("reset", "file_stream")
+    life(run_dir, range(4, 8), at=3, mode="online")
+    wandb_server.heal()
+    before = steps(wandb_server, run_dir)
+    done = sync(run_dir)
+    assert done.returncode == 0, done.stderr
+    assert before == [1, 2, 3] and steps(wandb_server, run_dir) == list(range(1, 8))
+
+
+def test_a_run_that_trains_is_refused(offline: Path) -> None:
+    with RunLock(offline) as lock:
+        lock.acquire()
+        refused = sync(offline)
+    assert refused.returncode == 2
+    assert "is being trained; follow it with --live" in refused.stderr
+
+
+def test_a_run_that_trains_offline_is_followed_until_its_end(
+    run_dir: Path, wandb_server: WandbServer
+) -> None:
+    program = (
+        "import sys, time; from pathlib import Path; from tinyimnet.lock import RunLock; from tinyimnet.tracking import *;"
+        "run = Path(sys.argv[1]); lock = RunLock(run); lock.acquire();"
+        "log = Tracker(run, TrackingConfig(wandb='offline')); log.rewind(0);"
+        "steps = iter(range(1, 1000));"
+        "[time.sleep(log.log(next(steps), {'train/loss': 1.0}) or 0.5) for _ in iter((run / 'seen').exists, True)];"
+        "log.close(0); lock.release()"
+    )
+    training = subprocess.Popen(
+        [sys.executable, "-c", program, str(run_dir)], cwd=REPO, env={**os.environ, "WANDB_MODE": "offline"}
+    )
+    within(20, (run_dir / "wandb_run.json").exists)
+    followed = subprocess.Popen(
+        [sys.executable, "-m", "tinyimnet", "sync", "--live", str(run_dir)], cwd=REPO, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    within(40, lambda: wandb_server.store.runs and len(steps(wandb_server, run_dir)) > 3)
+    (run_dir / "seen").touch()
+    output, _ = followed.communicate(timeout=60)
+    assert (followed.returncode, training.wait()) == (0, 0), output
+    assert steps(wandb_server, run_dir) == [row[STEP] for row in read_metrics(run_dir / "metrics.jsonl")]
+    [run] = wandb_server.store.runs.values()
+    assert run.state == "finished"
+
+
+@pytest.mark.parametrize("fault", ["reset", "hang", 500, 404])
+def test_a_server_that_does_not_take_it_costs_a_bounded_time_and_is_told(
+    fault: Any, offline: Path, wandb_server: WandbServer
+) -> None:
+    wandb_server.break_with(fault, "file_stream")
+    started = time.monotonic()
+    done = sync("--timeout", 12, offline)
+    assert done.returncode == 2 and time.monotonic() - started < 30
+    assert str(offline) in done.stderr
+    wandb_server.heal()
+    assert sync(offline).returncode == 0
+    assert sorted(steps(wandb_server, offline)) == list(range(1, 16))
+
+
+def test_without_a_key_it_says_so(offline: Path, monkeypatch) -> None:
+    monkeypatch.delenv("WANDB_API_KEY")
+    refused = sync(offline)
+    assert refused.returncode == 2 and "WANDB_API_KEY" in refused.stderr
+
+
+def test_a_folder_that_was_never_tracked_is_named(tmp_path: Path) -> None:
+    refused = sync(tmp_path)
+    assert refused.returncode == 2 and "has no wandb_run.json" in refused.stderr

@@ -1,0 +1,72 @@
+"""What a W&B run gets from its run folder besides rows: pictures, tables, weights and code."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import wandb
+
+from tinyimnet.card import CARD
+from tinyimnet.export import BEST, FINAL
+
+REPO = Path(__file__).resolve().parent.parent
+# Named one by one: slurm/site.env and what else lies beside the code is nobody's business.
+CODE = (
+    "train.py", "tinyimnet/*.py", "launch/*.py", "slurm/*.sbatch", "configs/*.yaml", "configs/*/*.yaml", "requirements.txt"
+)  # fmt: skip
+INPUT = "media/augmented"
+RESULTS = "evaluation/confusion"  # the key that tells whether the results are there
+
+
+def send_input(run: Any, run_dir: Path) -> None:
+    """The images as the network sees them."""
+    run.log({INPUT: wandb.Image(str(run_dir / "augmented.png"))})
+
+
+def send_code(run: Any) -> None:
+    """The source files as an artifact; W&B keeps one version of the same files."""
+    files = {str(path) for pattern in CODE for path in REPO.glob(pattern)}
+    run.log_code(str(REPO), name=f"source-{run.project}", include_fn=lambda path: path in files)
+
+
+def send_results(run: Any, run_dir: Path, results: dict[str, Any]) -> None:
+    """The pictures and tables of RUN/evaluation, the numbers of DONE as the run's summary, and the weights.
+
+    The weights are versions of the artifact model-<run id>: the alias `final` is the end of the run, `best` its best epoch.
+    """
+    folder = run_dir / "evaluation"
+    pictures: dict[str, Any] = {
+        f"evaluation/{path.stem}": wandb.Image(str(path)) for path in folder.glob("*.png")
+    }
+    tables = {
+        f"evaluation/{path.stem}_table": table(path)
+        for path in folder.glob("*.csv")
+        if path.stem != "confusion"
+    }
+    run.log(pictures | tables)
+    run.summary.update(results)
+    for file, alias in ((BEST, "best"), (FINAL, "final")):
+        if (run_dir / file).exists():
+            model = wandb.Artifact(
+                f"model-{run.id}", "model", description=(run_dir / CARD).read_text(), metadata=results
+            )
+            for name in (file, CARD, "config.yaml"):
+                model.add_file(str(run_dir / name), skip_cache=True)
+            run.log_artifact(model, aliases=[alias])
+
+
+def table(path: Path) -> wandb.Table:
+    """A .csv file; what looks like a number is one."""
+    with path.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    return wandb.Table(columns=[*header], data=[[number(cell) for cell in row] for row in rows])
+
+
+def number(cell: str) -> Any:
+    """3, 2.5 or the text itself."""
+    try:
+        value = json.loads(cell)
+    except ValueError:
+        return cell
+    return value if isinstance(value, int | float) else cell

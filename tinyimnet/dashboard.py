@@ -1,0 +1,303 @@
+"""Views on W&B, from code: python -m tinyimnet dashboard [RUN ...] [--project P] [--entity E]
+
+A workspace view of the project, "Tiny ImageNet 1M", and for the runs that are named a report. Given again, the command
+renews both, so changes made in them by hand are lost: make those in a copy of the view. It needs one package more:
+pip install -r requirements-dashboard.txt
+"""
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import textwrap
+import time
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from tinyimnet.config import MAY_CHANGE, Config, TrackingConfig, flatten
+from tinyimnet.errors import UserError
+from tinyimnet.tracking import STEP, how_to_sync, read_metrics
+
+TITLE = "Tiny ImageNet 1M"
+TITLE_LENGTH = 128  # most characters of a report's title
+MAX_RUNS = 50  # curves in a panel; W&B draws 10 where nothing is said
+ANSWER = 120  # seconds for everything; wandb gives each of its requests 19 (WANDB_HTTP_TIMEOUT)
+# Sections of the view: the title of a panel and what it draws over the global step.
+CURVES: dict[str, dict[str, tuple[str, ...]]] = {
+    "Accuracy": {
+        "Top-1, EMA and raw weights": ("val/ema_top1", "val/top1"),
+        "Top-5, EMA and raw weights": ("val/ema_top5", "val/top5"),
+    },
+    "Loss": {"Training": ("train/loss",), "Validation, EMA and raw weights": ("val/ema_loss", "val/loss")},
+    "Learning rate": {"Learning rate": ("train/lr",)},
+    "Throughput": {
+        "Images per second": ("perf/images_per_s",),
+        "Parts of a step, ms": ("perf/data_ms", "perf/forward_backward_ms", "perf/optimizer_ms", "perf/wait_ms"),
+        "Step, ms": ("perf/step_ms",),
+    },
+    "Health": {
+        "Gradient norm": ("train/grad_norm",),
+        "Distance of the EMA": ("train/ema_distance",),
+        "Skipped steps": ("train/bad_steps",),
+        "Lives: a step up is a requeue": ("perf/life",),
+        "Failed saves": ("perf/failed_saves",),
+        "Waiting for a save, s": ("perf/save_s",),
+        "Evaluation, s": ("perf/eval_s",),
+        "GPU memory, GB": ("perf/gpu_memory_gb",),
+    },
+}  # fmt: skip
+PICTURES = ("media/augmented", "evaluation/confusion", "evaluation/reliability", "evaluation/most_confused")
+COLUMNS = ("run:state", "summary:val/ema_top1", "summary:val/ema_top5", "summary:val/top1", "summary:epoch",
+           "summary:perf/images_per_s", "summary:perf/life", "config:parameters.value", "config:run.value.seed")  # fmt: skip
+RESULTS = ("val/ema_top1", "val/ema_top5", "val/top1", "val/top5", "val/ema_loss", "epoch")  # in a report
+
+
+@dataclass(frozen=True)
+class SentRun:
+    """What a run folder says of a run that W&B has."""
+
+    path: Path
+    id: str  # of the W&B run
+    settings: dict[str, Any]  # {"optim.lr": 0.5}
+    rows: list[dict[str, float]]  # lines of metrics.jsonl
+    lives: list[dict[str, Any]]  # lines of lives.jsonl
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders of a report")
+    parser.add_argument("--project", help="W&B project (default: tracking.project of the first RUN)")
+    parser.add_argument("--entity", help="W&B user or team (default: WANDB_ENTITY, else that of the API key)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Make or renew the view and the report and print where they are.
+
+    Raises:
+        UserError: the package is missing, W&B does not have a run, or W&B does not answer or refuses.
+    """
+    if not find_spec("wandb_workspaces"):
+        raise UserError("the dashboard needs wandb-workspaces: pip install -r requirements-dashboard.txt.")
+    runs = [read_run(path) for path in args.runs]
+    project = args.project or (runs[0].settings["tracking.project"] if runs else TrackingConfig().project)
+    # In a process of its own: wandb's exit hook waits for a request that hangs (over 80 s), and on a terminal wandb asks
+    # for a key; a child of multiprocessing runs no exit hooks and has no standard input. Leaving the block ends it.
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        try:
+            urls = pool.apply_async(publish, (args.entity, project, runs)).get(ANSWER)
+        except multiprocessing.TimeoutError:
+            raise UserError(
+                f"W&B did not answer within {ANSWER} s; look at the network and WANDB_BASE_URL, then give the same "
+                "command again."
+            ) from None
+    for what, url in urls.items():
+        print(f"{what}: {url}")
+    return 0
+
+
+def read_run(path: Path) -> SentRun:
+    """Read a run folder.
+
+    Raises:
+        UserError: it is none, or its run was never sent to W&B.
+    """
+    from tinyimnet.runfolder import read_config  # imports torch
+
+    settings = flatten(read_config(path))
+    try:
+        run = json.loads((path / "wandb_run.json").read_text())["id"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path} was never tracked on W&B: it has no wandb_run.json with an id.") from None
+    metrics, lives = read_metrics(path / "metrics.jsonl"), read_metrics(path / "lives.jsonl")
+    return SentRun(path.absolute(), run, settings, metrics, lives)
+
+
+# ---- in the process that speaks to W&B ----------------------------------------------------------------------
+
+
+def publish(entity: str | None, project: str, runs: list[SentRun]) -> dict[str, str]:
+    """Save the view and, with runs, the report; returns their addresses.
+
+    Raises:
+        UserError: there is no key, no such project, W&B does not have a run, or it does not answer or refuses.
+    """
+    import wandb
+    from wandb.sdk.lib.service.service_connection import WandbApiFailedError
+
+    wandb.setup(wandb.Settings(silent=True))
+    try:
+        api = wandb.Api()
+        entity = str(entity or api.settings["entity"] or api.default_entity)
+        views, reports = (saved(entity, project, kind) for kind in ("project-view", "runs"))
+        urls = {}
+        if runs:
+            check_sent(api, entity, project, runs)
+            urls["report"] = save_report(entity, project, reports, runs)
+        return {"view": save_view(entity, project, views), **urls}
+    except (wandb.Error, WandbApiFailedError, OSError) as error:
+        raise UserError(
+            f"W&B failed ({_reason(error)}); look at the network, WANDB_BASE_URL and WANDB_API_KEY, then give the same "
+            "command again."
+        ) from None
+
+
+def saved(entity: str, project: str, kind: str) -> list[Any]:
+    """What a project has: "project-view", or "runs", which are reports; each with id, name, display_name, description.
+
+    Raises:
+        UserError: there is no such project.
+    """
+    import wandb
+
+    listed = wandb.Api().reports(f"{entity}/{project}")
+    listed.variables["viewType"] = kind  # the client lists reports only, its query any kind
+    try:
+        return list(listed)
+    except ValueError as error:
+        raise UserError(f"W&B: {_reason(error)}; choose --project and --entity.") from None
+
+
+def check_sent(api: Any, entity: str, project: str, runs: list[SentRun]) -> None:
+    """Raise a UserError for the first run that W&B does not have."""
+    chosen = {"name": {"$in": [run.id for run in runs]}}
+    sent = {run.id for run in api.runs(f"{entity}/{project}", chosen)}
+    for run in runs:
+        if run.id not in sent:
+            raise UserError(
+                f"W&B has no run {run.id} of {run.path.name} in {entity}/{project}; choose --project and --entity, or send "
+                f"it with: {how_to_sync(run.path)}"
+            )
+
+
+def save_view(entity: str, project: str, views: list[Any]) -> str:
+    """Make or renew the view of a project; returns its address."""
+    import wandb_workspaces.workspaces as ws
+
+    def section(name: str, panels: list[Any]) -> ws.Section:
+        page = ws.SectionLayoutSettings(columns=3, rows=-(-len(panels) // 3))  # all panels on one page
+        axis = ws.SectionPanelSettings(x_axis=STEP)
+        return ws.Section(name=name, panels=panels, is_open=True, layout_settings=page, panel_settings=axis)
+
+    view = ws.Workspace(
+        entity=entity,
+        project=project,
+        name=TITLE,
+        sections=[section(name, panels) for name, panels in all_panels().items()],
+        settings=ws.WorkspaceSettings(x_axis=STEP, max_runs=MAX_RUNS),
+        runset_settings=ws.RunsetSettings(pinned_columns=list(COLUMNS)),
+    )
+    for old in views:
+        if old.display_name == TITLE:  # without its names, `save` would add another view
+            view._internal_name, view._internal_id = old.name, old.id
+    view.save()
+    return view.url
+
+
+def save_report(entity: str, project: str, reports: list[Any], runs: list[SentRun]) -> str:
+    """Make or renew the report of some runs; returns its address."""
+    import wandb_workspaces.expr as expr
+    import wandb_workspaces.reports.v2 as wr
+
+    ids = [run.id for run in runs]
+    drawn = [panel for panels in all_panels().values() for panel in panels]
+    names = ", ".join(run.path.name for run in runs)
+    these = wr.Runset(
+        entity=entity,
+        project=project,
+        name="These runs",
+        filters=[expr.Metric("ID").isin(ids)],
+        visible_columns=list(COLUMNS),
+    )
+    report = wr.Report(
+        entity=entity,
+        project=project,
+        title=textwrap.shorten(f"{TITLE}: {names}", TITLE_LENGTH, placeholder=" ..."),
+        description=f"W&B runs {', '.join(sorted(ids))}",  # what it is found by
+        width="fluid",
+        blocks=[
+            wr.H1("Results"),
+            wr.MarkdownBlock(markdown(results(runs))),
+            wr.H1("Recipe: what differs"),
+            wr.MarkdownBlock(markdown(recipe(runs))),
+            wr.H1("Curves"),
+            wr.PanelGrid(runsets=[these], panels=drawn),
+            wr.H1("Lives"),
+            wr.MarkdownBlock(markdown(lives(runs))),
+        ],
+    )
+    for old in reports:
+        if old.description == report.description:
+            report.id = old.id
+    report.save()
+    return report.url
+
+
+def all_panels() -> dict[str, list[Any]]:
+    """The panels of each section; new ones at each call."""
+    import wandb_workspaces.reports.v2 as wr
+
+    def plot(title: str, metrics: tuple[str, ...], **grouping: Any) -> wr.LinePlot:
+        return wr.LinePlot(title=title, x=STEP, y=list(metrics), max_runs_to_show=MAX_RUNS, **grouping)
+
+    def over_seeds(spread: str) -> wr.LinePlot:  # a group is the seeds of one configuration (mirror.py)
+        grouping = {"groupby": "Group", "groupby_aggfunc": "mean", "groupby_rangefunc": spread}
+        return plot(f"Top-1, EMA: mean and {spread} over seeds", ("val/ema_top1",), **grouping)
+
+    return {
+        **{name: [plot(*titled) for titled in section.items()] for name, section in CURVES.items()},
+        "Seeds": [over_seeds("stddev"), over_seeds("minmax")],
+        "Pictures": [wr.MediaBrowser(title=key, media_keys=[key], num_columns=1) for key in PICTURES],
+        "Runs": [wr.RunComparer(diff_only="split")],
+    }
+
+
+# ---- tables -------------------------------------------------------------------------------------------------
+
+
+def results(runs: list[SentRun]) -> list[list[str]]:
+    """The last evaluation of each run, under a heading."""
+    rows = [["run", "id", *RESULTS, "images/s", "lives"]]
+    for run in runs:
+        evaluated = [row for row in run.rows if "val/ema_top1" in row]
+        last = evaluated[-1] if evaluated else {}
+        speeds = [row["perf/images_per_s"] for row in run.rows if "perf/images_per_s" in row]
+        numbers = [f"{last[key]:.2f}" if key in last else "-" for key in RESULTS]
+        speed = f"{statistics.median(speeds):.0f}" if speeds else "-"
+        rows.append([run.path.name, run.id, *numbers, speed, str(len(run.lives))])
+    return rows
+
+
+def recipe(runs: list[SentRun]) -> list[list[str]]:
+    """Settings that differ between the runs, or of a single one those that are not the defaults, under a heading."""
+    columns = [(run.path.name, run.settings) for run in runs]
+    if len(runs) == 1:
+        columns.insert(0, ("default", flatten(asdict(Config()))))
+    rows = [["key", *(name for name, _ in columns)]]
+    for key in columns[-1][1]:
+        values = [json.dumps(settings.get(key)) for _, settings in columns]  # a tuple as a list
+        if len(set(values)) > 1 and not key.startswith(MAY_CHANGE):
+            rows.append([key, *values])
+    return rows
+
+
+def lives(runs: list[SentRun]) -> list[list[str]]:
+    """Each start of each run, under a heading."""
+    rows = [["run", "life", "started (UTC)", "job", "nodes", "processes", "from step"]]
+    for run in runs:
+        for number, life in enumerate(run.lives, 1):
+            started = time.strftime("%Y-%m-%d %H:%M", time.gmtime(life["started"]))
+            about = [life["job"] or "-", ", ".join(life["nodes"]), str(life["processes"]), str(life["step"])]
+            rows.append([run.path.name, str(number), started, *about])
+    return rows
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """A heading and rows as Markdown."""
+    ruled = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join("| " + " | ".join(row) + " |" for row in ruled)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join((str(error) or type(error).__name__).split())[:200]

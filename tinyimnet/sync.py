@@ -1,0 +1,236 @@
+"""Send to W&B what it does not have yet of runs: python -m tinyimnet sync [RUN ...] [--live]
+
+For runs on nodes without a network, from one that has it, and for what a lost connection left behind. Records of lives that
+were offline are sent as they are, in their order, with system metrics; rows that are missing then come from metrics.jsonl.
+At the end the server is asked whether it has every row.
+"""
+
+import argparse
+import fcntl
+import multiprocessing
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tinyimnet import lock, records
+from tinyimnet.errors import UserError
+from tinyimnet.records import KILLED, exit_code_of, rows_of, steps_of
+from tinyimnet.tracking import STEP, read_metrics
+
+if TYPE_CHECKING:
+    from tinyimnet.mirror import Mirror
+
+SETTLE = 30  # seconds that a server has to show rows that it took
+LOOK = 5.0  # seconds between two looks whether a run still lives
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument(
+        "runs",
+        nargs="*",
+        type=Path,
+        metavar="RUN",
+        help="run folders (default: those in runs/ that W&B shall have)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=int,
+        default=600,
+        metavar="SECONDS",
+        help="for each run; not for following one (600)",
+    )
+    parser.add_argument(
+        "--live",
+        action="store_true",
+        help="follow one run that is training on a node without a network, until it ends",
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """Send each run and print what became of it.
+
+    Raises:
+        UserError: there is nothing to send, a run is being trained, or W&B does not have every row afterwards.
+    """
+    runs = args.runs or sorted(file.parent for file in Path("runs").glob("*/wandb_run.json"))
+    if not runs or (args.live and len(runs) > 1):
+        raise UserError(
+            "name the run folder to follow: --live takes one."
+            if runs
+            else "no run in runs/; name run folders."
+        )
+    for run in runs:
+        if not (run / "wandb_run.json").exists():
+            raise UserError(
+                f"{run} has no wandb_run.json: it is no run folder, or its training did not use W&B."
+            )
+        if lock.is_held(run) and not args.live:
+            raise UserError(f"{run} is being trained; follow it with --live, or send it when it has ended.")
+    if args.live:
+        bounded(follow, runs[0], None)
+    failed = [str(error) for error in (attempt(run, args.timeout) for run in runs) if error]
+    if failed:
+        raise UserError(" ".join(failed))
+    return 0
+
+
+def attempt(run: Path, timeout: int) -> UserError | None:
+    """Send one run; the other ones do not wait for its mistake."""
+    try:
+        print(f"{run}: {bounded(send, run, timeout)}", flush=True)
+        return None
+    except UserError as error:
+        return error
+
+
+def bounded(call: Callable[[Path, Any], Any], run: Path, timeout: int | None) -> Any:
+    """What `call` returns in a process of its own, which is ended after so many seconds; one at a time for a run.
+
+    wandb's own calls and exit hooks have waited for ever for a server that hangs.
+    """
+    with one_at_a_time(run), multiprocessing.get_context("spawn").Pool(1) as pool:
+        try:
+            return pool.apply_async(call, (run, timeout)).get(timeout)
+        except multiprocessing.TimeoutError:
+            raise UserError(
+                f"{run} was not sent within {timeout} s; the same command goes on, with a longer --timeout if need be."
+            ) from None
+
+
+@contextmanager
+def one_at_a_time(run: Path) -> Iterator[None]:
+    """Two that send the same rows would double them."""
+    with (run / "wandb_run.json").open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{run} is being sent by another command; wait for its end.") from None
+        yield
+
+
+# ---- in the process that speaks to W&B ----------------------------------------------------------------------
+
+
+class Stored(NamedTuple):
+    """What the server has of a run: global steps of its rows, names of what it has else, its address."""
+
+    steps: Set[float] = frozenset()
+    keys: Set[str] = frozenset()
+    url: str = ""
+
+
+def send(run_dir: Path, timeout: int) -> str:
+    """Send what is missing of a run that has ended; returns what was done.
+
+    Raises:
+        UserError: W&B does not take it.
+    """
+    from tinyimnet.mirror import Mirror, short
+
+    mirror = Mirror(run_dir, "online", fallback=False)
+    rows = steps_of(read_metrics(run_dir / "metrics.jsonl"))
+    ended = how_it_ended(run_dir, records.records(run_dir, mirror.id))  # before there is a record of this
+    try:
+        before = stored(mirror)
+        if is_complete(run_dir, rows, before):
+            return f"W&B has all {len(rows):,} rows already: {before.url}"
+        send_records(mirror, before, timeout / 2)
+        if not is_complete(run_dir, rows, stored(mirror)):
+            mirror.connect()
+            mirror.finish(ended, preempted=False)
+        after = wait_for(mirror, rows)
+    except Exception as error:
+        raise UserError(
+            f"{run_dir} was not sent ({short(error)}); look at the network, WANDB_BASE_URL and WANDB_API_KEY."
+        ) from None
+    if missing := rows - after.steps:
+        raise UserError(
+            f"W&B lacks {len(missing):,} of {len(rows):,} rows of {run_dir}; give the same command again."
+        )
+    return f"sent {len(rows - before.steps):,} of {len(rows):,} rows; W&B has them all: {after.url}"
+
+
+def stored(mirror: "Mirror") -> Stored:
+    """Ask the server."""
+    import wandb
+
+    from tinyimnet.mirror import INIT_TIMEOUT
+
+    api = wandb.Api(timeout=INIT_TIMEOUT)
+    entity = api.settings["entity"] or api.default_entity
+    try:
+        run = api.run(f"{entity}/{mirror.tracking.project}/{mirror.id}")
+    except wandb.errors.CommError as error:
+        if "not find run" in str(error):
+            return Stored()
+        raise
+    return Stored(steps_of(run.scan_history(keys=[STEP])), set(run.summary.keys()), run.url)
+
+
+def is_complete(run_dir: Path, rows: set[float], has: Stored) -> bool:
+    """Whether every row is there, and of a finished run the results too."""
+    from tinyimnet.artifacts import RESULTS
+
+    return rows <= has.steps and (RESULTS in has.keys or not (run_dir / "DONE").exists())
+
+
+def send_records(mirror: "Mirror", has: Stored, timeout: float) -> None:
+    """Send the records of offline lives of which the server has nothing; wandb puts them in the order of the lives.
+
+    One of which it has a part would be sent from its beginning, and its rows would be there twice.
+    """
+    offline = records.records(mirror.run_dir, mirror.id, offline=True)
+    new = [
+        record
+        for record in offline
+        if not list(record.glob("*.synced")) and not steps_of(rows_of(record)) & has.steps
+    ]
+    if new:
+        command = [sys.executable, "-m", "wandb", "sync", *(str(record.absolute()) for record in new)]
+        with suppress(subprocess.TimeoutExpired):
+            subprocess.run(
+                command,
+                cwd=mirror.run_dir,
+                timeout=timeout,
+                capture_output=True,
+                stdin=subprocess.DEVNULL,
+            )
+
+
+def wait_for(mirror: "Mirror", rows: set[float]) -> Stored:
+    """What the server has, as soon as that is everything; a row that it took may show later."""
+    until = time.monotonic() + SETTLE
+    while not is_complete(mirror.run_dir, rows, has := stored(mirror)) and time.monotonic() < until:
+        time.sleep(1)
+    return has
+
+
+def how_it_ended(run_dir: Path, recorded: list[Path]) -> int:
+    """Exit code of the last life."""
+    if (run_dir / "DONE").exists():
+        return 0
+    return exit_code_of(recorded[-1]) if recorded else KILLED
+
+
+def follow(run_dir: Path, _timeout: None) -> None:
+    """Send the rows of a run while it trains, until nobody holds its lock any more."""
+    from tinyimnet.mirror import Mirror
+
+    orders: queue.Queue[dict] = queue.Queue()
+    mirror = Mirror(run_dir, "online", fallback=False)
+
+    def watch() -> None:
+        while lock.is_held(run_dir):
+            time.sleep(LOOK)
+        lives = records.records(run_dir, mirror.id, offline=True)
+        orders.put({"end": {"exit_code": how_it_ended(run_dir, lives), "preempted": False}})
+
+    threading.Thread(target=watch, daemon=True).start()
+    mirror.follow(orders)
