@@ -1,49 +1,106 @@
 """One trial of a W&B sweep in a run folder of its own, which an agent starts: the command of a sweep's YAML.
 
-command: [python, -m, launch.trial, --config, configs/tiny1m.yaml, "${args}"]
+command: ["${env}", "${interpreter}", -m, launch.trial, --config, configs/tiny1m.yaml, "${args}"]
 
-The trial is written down, so that the job that began it can go on with it after a requeue (slurm/sweep.sbatch):
+With SWEEP_TRIAL=FILE the trial is written down there, for slurm/sweep.sbatch, which goes on with it after a requeue and
+asks what follows when it has ended:
 
 python -m launch.trial --again FILE
+python -m launch.trial --ended FILE
 """
 
 import json
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from tinyimnet import errors
+from launch import requeue
+from tinyimnet import errors, slurm
+from tinyimnet.config import RunConfig
 from tinyimnet.errors import UserError
 from tinyimnet.files import write_atomically
 
-REPO = Path(__file__).resolve().parent.parent
+KILLED = 137  # exit code of a trial that left none
+# Where the run belongs, in lives that no agent starts too: with WANDB_SWEEP_ID wandb takes no other word for it.
+FROM_AGENT = ("WANDB_ENTITY", "WANDB_PROJECT", "WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
 
 
 def main(argv: list[str]) -> int:
-    """Become train.py for this trial."""
+    """Train a trial, or say what follows it; the exit code."""
+    if argv[:1] == ["--ended"]:
+        return ended(Path(argv[1]))
     if argv[:1] == ["--again"]:
-        train(json.loads(Path(argv[1]).read_text()))
-    sweep, run = os.environ.get("WANDB_SWEEP_ID"), os.environ.get("WANDB_RUN_ID")
+        train(json.loads(Path(argv[1]).read_text()), argv[1])
+    train(new_trial(argv), os.environ.get("SWEEP_TRIAL", ""))
+
+
+def new_trial(arguments: list[str]) -> dict[str, Any]:
+    """The trial that an agent asks for; `arguments` are train.py's.
+
+    Raises:
+        UserError: no agent started this process.
+    """
+    environment = {name: os.environ[name] for name in FROM_AGENT if name in os.environ}
+    sweep, run = environment.get("WANDB_SWEEP_ID"), environment.get("WANDB_RUN_ID")
     if not sweep or not run:
         raise UserError(
             "WANDB_SWEEP_ID or WANDB_RUN_ID is not set: `wandb agent` starts trials, not a person."
         )
     run_dir = Path(os.environ.get("RUNS_ROOT", "runs"), f"sweep-{sweep}", run).absolute()
-    run_dir.mkdir(parents=True, exist_ok=True)
-    # The run of the agent, also in a life that no agent starts.
-    write_atomically(run_dir / "wandb_run.json", json.dumps({"id": run}).encode())
-    trial = {"run_dir": str(run_dir), "sweep": sweep, "run": run, "arguments": argv}
-    if file := os.environ.get("SWEEP_TRIAL"):
-        write_atomically(Path(file), json.dumps(trial).encode())
-    train(trial)
+    return {"run_dir": str(run_dir), "environment": environment, "arguments": arguments}
 
 
-def train(trial: dict) -> NoReturn:
-    """Replace this process by the training."""
-    os.environ |= {"WANDB_SWEEP_ID": trial["sweep"], "WANDB_RUN_ID": trial["run"]}
-    command = [sys.executable, str(REPO / "train.py"), *trial["arguments"], f"--run.dir={trial['run_dir']}"]
-    os.execv(sys.executable, command)
+def train(trial: dict[str, Any], file: str) -> NoReturn:
+    """Be train.py for this trial; the file (empty: none) gets its exit code, and keeps null where it is killed."""
+
+    def write_down(exit_code: int | None) -> None:
+        if file:
+            write_atomically(Path(file), json.dumps(trial | {"exit_code": exit_code}).encode())
+
+    write_down(None)  # ahead of imports that take seconds
+    os.environ |= trial["environment"]
+    import train as program
+    from tinyimnet import distributed
+
+    places = {"data.root": "DATA_ROOT", "data.stage": "STAGE_TO"}  # slurm/site.env
+    site = [f"--{key}={os.environ[name]}" for key, name in places.items() if os.environ.get(name)]
+    exit_code = errors.run(program.main, [*site, *trial["arguments"], f"--run.dir={trial['run_dir']}"])
+    write_down(exit_code)
+    distributed.leave(exit_code)
+
+
+def ended(file: Path) -> int:
+    """Decide what follows a trial, and say it: the next one (the file is gone then), a requeue, the end of the job.
+
+    Returns the exit code of the trial, or of the job where it ends.
+    """
+    trial = json.loads(file.read_text())
+    run_dir, exit_code = Path(trial["run_dir"]), trial["exit_code"]
+    job, reason = requeue.show_job(slurm.job_name()), requeue.read_marker(run_dir, os.environ).get("reason")
+    undisturbed = job.get("JobState") == "RUNNING" and job.get("PreemptTime", "None") == "None"
+    if (run_dir / "DONE").exists():
+        return over(file, run_dir, "finished", 0)
+    if undisturbed and reason == "SIGTERM":
+        # Not from Slurm, hence from its agent: W&B stops the trial early. It is not to be started again.
+        os.replace(run_dir / "REQUEUE", run_dir / "STOP")
+        return over(file, run_dir, "stopped by W&B", 0)
+    if undisturbed and not reason and exit_code is not None:
+        return over(file, run_dir, "failed" if exit_code else "stopped by a person", exit_code)
+    verdict = requeue.decide(
+        RunConfig(dir=str(run_dir)), KILLED if exit_code is None else exit_code, job, os.environ
+    )
+    print(f"trial {run_dir.name}: {verdict.sentence}", flush=True)
+    if verdict.requeue:
+        requeue.requeue(slurm.job_name())
+    return verdict.exit_code
+
+
+def over(file: Path, run_dir: Path, how: str, exit_code: int) -> int:
+    """Leave a trial for good."""
+    print(f"trial {run_dir.name}: {how}; on to the next", flush=True)
+    file.unlink()
+    return exit_code
 
 
 if __name__ == "__main__":

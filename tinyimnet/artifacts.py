@@ -16,7 +16,6 @@ CODE = (
     "train.py", "tinyimnet/*.py", "launch/*.py", "slurm/*.sbatch", "configs/*.yaml", "configs/*/*.yaml", "requirements.txt"
 )  # fmt: skip
 INPUT = "media/augmented"
-RESULTS = "evaluation/confusion"  # the key that tells whether the results are there
 
 
 def send_input(run: Any, run_dir: Path) -> None:

@@ -25,15 +25,18 @@ from typing import Any
 import wandb
 import yaml
 
-from tinyimnet import artifacts, records
+from tinyimnet import artifacts
 from tinyimnet.config import TrackingConfig
 from tinyimnet.files import write_atomically
-from tinyimnet.records import KILLED, rows_of, steps_of
+from tinyimnet.records import KILLED, Known, final_step, on_server, recorded
 from tinyimnet.tracking import STEP, how_to_sync, run_id
 
 INIT_TIMEOUT = 20  # seconds; a server that refuses or hangs costs 10 more (wandb 0.31)
 POLL = 1.0  # seconds between two looks at metrics.jsonl
 AGAIN = 10.0  # seconds between two tries to connect
+# wandb 0.31 sends every variable of Slurm, and one, SLURM_JWT, is a token.
+SLURM = ("SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_JOB_NODELIST", "SLURM_JOB_NUM_NODES", "SLURM_ARRAY_JOB_ID",
+         "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")  # fmt: skip
 AXES = (
     "train/*",
     "val/*",
@@ -57,10 +60,9 @@ class Mirror:
         self.run_dir, self.mode, self.rank, self.pid, self.fallback = run_dir, mode, rank, pid, fallback
         self.settings: dict[str, Any] = yaml.safe_load((run_dir / "config.yaml").read_text())
         self.tracking = TrackingConfig(**self.settings["tracking"])
-        self.id = run_id(run_dir)
+        self.id, self.project = run_id(run_dir) if rank == 0 else "", self.tracking.project
         self.run: Any = None
-        self.sent: set[float] = set()  # steps that W&B has
-        self.keys: set[str] = set()  # and what else
+        self.known = Known()  # what W&B has
         self.offset = 0  # bytes of metrics.jsonl read
         self.tried = -AGAIN
 
@@ -94,9 +96,9 @@ class Mirror:
             call()
             return True
         except Exception as error:  # OSError of a dead wandb-core, wandb.Error and more
-            say(
-                f"interrupted ({short(error)}); it connects again, {self.run_dir / 'metrics.jsonl'} has everything"
-            )
+            if self.rank == 0:
+                lines = self.run_dir / "metrics.jsonl"
+                say(f"interrupted ({short(error)}); it connects again, {lines} has everything")
             self.disconnect()
             return False
 
@@ -106,6 +108,9 @@ class Mirror:
         Raises:
             Exception: neither works.
         """
+        if self.rank:
+            self.join()
+            return
         if self.mode == "online":
             try:
                 self.connect_online()
@@ -116,21 +121,33 @@ class Mirror:
                 say(f"{short(error)} Recording offline; send it later with: {how_to_sync(self.run_dir)}")
                 self.mode = "offline"
         if self.mode == "offline":
-            rows = [row for record in records.records(self.run_dir, self.id) for row in rows_of(record)]
-            self.sent, self.keys = steps_of(rows), {key.partition(".")[0] for row in rows for key in row}
+            self.known = recorded(self.run_dir, self.id)
             self.run = self.start("offline")
         self.offset = 0
-        if self.rank == 0:
-            self.send_once()
+        self.send_once()
 
     def connect_online(self) -> None:
         """Start or resume the run on the server."""
         self.run = self.start("online")
-        if self.run.resumed:
-            self.sent, self.keys = steps_on_server(self.run), set(self.run.summary.keys())
+        self.known = (
+            on_server(f"{self.run.entity}/{self.run.project}/{self.id}") if self.run.resumed else Known()
+        )
+
+    def join(self) -> None:
+        """Join the run of the main process, which makes it.
+
+        Raises:
+            RuntimeError: that is not online yet.
+        """
+        about = read_json(self.run_dir / "wandb_run.json")
+        if "url" not in about:
+            raise RuntimeError("the main process is not online")
+        self.id = about["id"]
+        self.run = self.start("online")
 
     def start(self, mode: str) -> Any:
         """wandb.init."""
+        prepare_environment(self.run_dir)
         shared = self.tracking.per_rank and mode == "online"
         settings: dict[str, Any] = {
             "init_timeout": float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_TIMEOUT)),
@@ -152,7 +169,7 @@ class Mirror:
             settings |= {"x_label": f"rank_{self.rank}", "x_primary": first, "x_update_finish_state": first}
         seeds, _, _seed = self.run_dir.name.rpartition("-seed")
         run = wandb.init(
-            project=self.tracking.project, name=self.run_dir.name, id=self.id, dir=self.run_dir,
+            project=self.project, name=self.run_dir.name, id=self.id, dir=self.run_dir,
             resume=None if shared and self.rank else "allow", mode="shared" if shared else mode,  # type: ignore[arg-type]
             group=os.environ.get("WANDB_RUN_GROUP") or seeds or None, settings=wandb.Settings(**settings),
         )  # fmt: skip
@@ -162,18 +179,17 @@ class Mirror:
         run.define_metric(STEP, hidden=True)
         for names in AXES:
             run.define_metric(names, step_metric=STEP)
-        if mode == "online" and run.url:  # launch.status shows it
-            write_atomically(
-                self.run_dir / "wandb_run.json", json.dumps({"id": self.id, "url": run.url}).encode()
-            )
-            say(run.url)
+        if mode == "online":  # launch.status shows where; a sweep has a project of its own
+            about = {"id": self.id, "url": run.url, "project": run.project}
+            write_atomically(self.run_dir / "wandb_run.json", json.dumps(about).encode())
+            say(str(run.url))
         return run
 
     def send_once(self) -> None:
         """Send what does not change in the life of a run."""
         if self.tracking.log_code:
             artifacts.send_code(self.run)
-        if (self.run_dir / "augmented.png").exists() and artifacts.INPUT not in self.keys:
+        if (self.run_dir / "augmented.png").exists() and artifacts.INPUT not in self.known.keys:
             artifacts.send_input(self.run, self.run_dir)
 
     def send_rows(self) -> None:
@@ -184,9 +200,9 @@ class Mirror:
         if self.rank:
             return
         for row in self.new_rows():
-            if row[STEP] not in self.sent:
+            if row[STEP] not in self.known.steps:
                 self.run.log(row)
-                self.sent.add(row[STEP])
+                self.known.steps.add(row[STEP])
 
     def new_rows(self) -> list[dict[str, float]]:
         """Lines that were added since the last call; half a line waits for its end."""
@@ -207,16 +223,14 @@ class Mirror:
     def finish(self, exit_code: int, preempted: bool) -> None:
         """Send the last rows and end the run: finished, failed, or preempted, which is a state to come back from."""
         self.send_rows()
-        results = read_json(self.run_dir / "DONE")
-        if results and self.rank == 0 and artifacts.RESULTS not in self.keys:
-            artifacts.send_results(self.run, self.run_dir, results)
-        if preempted and self.rank == 0:
-            self.run.mark_preempting()
-        # W&B takes exit code 0 for finished even then. A sweep would hand a preempted trial to another agent, while the
-        # job that has it comes back to it by itself.
+        if self.rank == 0 and self.known.final != final_step(self.run_dir):
+            artifacts.send_results(self.run, self.run_dir, read_json(self.run_dir / "DONE"))
+        # A sweep would hand a preempted trial to another agent, while the job that has it comes back to it by itself.
         comes_back = preempted and not os.environ.get("WANDB_SWEEP_ID")
+        if comes_back and self.rank == 0:
+            self.run.mark_preempting()
         try:
-            self.run.finish(exit_code=exit_code or int(comes_back))
+            self.run.finish(exit_code=exit_code or int(comes_back))  # W&B takes 0 for finished even then
         except TimeoutError:
             say(
                 f"not all was sent within {self.tracking.finish_timeout} s; send it later with: {how_to_sync(self.run_dir)}"
@@ -229,10 +243,12 @@ class Mirror:
             wandb.teardown()
 
 
-def steps_on_server(run: Any) -> set[float]:
-    """Global steps of the rows that the server has of a run that was resumed."""
-    stored = wandb.Api(timeout=INIT_TIMEOUT).run(f"{run.entity}/{run.project}/{run.id}")
-    return steps_of(stored.scan_history(keys=[STEP]))
+def prepare_environment(run_dir: Path) -> None:
+    """Keep from W&B what it has no business with, and from the home directory, which may be small or read-only, files."""
+    for name in [name for name in os.environ if name.startswith("SLURM_") and name not in SLURM]:
+        del os.environ[name]
+    for place in ("DATA", "CACHE"):
+        os.environ.setdefault(f"WANDB_{place}_DIR", str((run_dir / "wandb" / place.lower()).absolute()))
 
 
 def read_json(file: Path) -> dict[str, Any]:

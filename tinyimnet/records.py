@@ -1,4 +1,4 @@
-"""What W&B recorded of a run on this disk, one record for each life, read with the client's own reader.
+"""What W&B has of a run: its server, and the records of its lives on this disk, read with the client's own reader.
 
 RUN/wandb/run-<time>-<id>           of a life that was connected
 RUN/wandb/offline-run-<time>-<id>   of one that was not
@@ -7,13 +7,78 @@ RUN/wandb/offline-run-<time>-<id>   of one that was not
 import json
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tinyimnet.tracking import STEP
+from tinyimnet.tracking import STEP, read_metrics
 
+ANSWER = 20  # seconds that the server has for an answer
 KILLED = 137  # exit code of what ended without a word, as a shell counts SIGKILL
+
+
+@dataclass
+class Known:
+    """What W&B has of a run.
+
+    Attributes:
+        steps: global steps of its rows.
+        keys: names in its summary.
+        final: optimizer steps behind the final weights that it has, 0 where it has none.
+        url: of the run.
+    """
+
+    steps: set[float] = field(default_factory=set)
+    keys: Set[str] = frozenset()
+    final: int = 0
+    url: str = ""
+
+    def is_complete(self, run_dir: Path) -> bool:
+        """Whether it has every row of the run folder, and of a finished run the results."""
+        rows = steps_of(read_metrics(run_dir / "metrics.jsonl"))
+        return rows <= self.steps and self.final == final_step(run_dir)
+
+
+def final_step(run_dir: Path) -> int:
+    """Optimizer steps behind final.safetensors; 0 before the run is finished."""
+    done = run_dir / "DONE"
+    return json.loads(done.read_text())["steps"] if done.exists() else 0
+
+
+def on_server(path: str) -> Known:
+    """What the server has of the run entity/project/id.
+
+    Raises:
+        wandb.errors.CommError: it does not answer.
+    """
+    import wandb
+
+    try:
+        run = wandb.Api(timeout=ANSWER).run(path)
+    except wandb.errors.CommError as error:
+        if "not find run" in str(error):
+            return Known()
+        raise
+    models = [model for model in run.logged_artifacts() if model.type == "model" and "final" in model.aliases]
+    return Known(
+        steps=steps_of(run.scan_history(keys=[STEP])),
+        keys=set(run.summary.keys()),
+        final=max((model.metadata["steps"] for model in models), default=0),
+        url=run.url,
+    )
+
+
+def recorded(run_dir: Path, run: str) -> Known:
+    """What the records on this disk hold of the W&B run with this id."""
+    known = Known()
+    for line in (line for record in records(run_dir, run) for line in inspect(record)):
+        if line["type"] == "history":
+            known.steps |= steps_of([line["history"]["item"]])
+            known.keys |= {name.partition(".")[0] for name in line["history"]["item"]}
+        elif line["type"] == "artifact" and "final" in line["artifact"]["aliases"]:
+            known.final = json.loads(line["artifact"]["metadata"])["steps"]
+    return known
 
 
 def records(run_dir: Path, run: str, *, offline: bool = False) -> list[Path]:

@@ -7,21 +7,22 @@ At the end the server is asked whether it has every row.
 
 import argparse
 import fcntl
+import json
 import multiprocessing
 import queue
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from tinyimnet import lock, records
 from tinyimnet.errors import UserError
-from tinyimnet.records import KILLED, exit_code_of, rows_of, steps_of
-from tinyimnet.tracking import STEP, read_metrics
+from tinyimnet.records import KILLED, Known, exit_code_of, rows_of, steps_of
+from tinyimnet.tracking import read_metrics
 
 if TYPE_CHECKING:
     from tinyimnet.mirror import Mirror
@@ -118,70 +119,57 @@ def one_at_a_time(run: Path) -> Iterator[None]:
 # ---- in the process that speaks to W&B ----------------------------------------------------------------------
 
 
-class Stored(NamedTuple):
-    """What the server has of a run: global steps of its rows, names of what it has else, its address."""
-
-    steps: Set[float] = frozenset()
-    keys: Set[str] = frozenset()
-    url: str = ""
-
-
 def send(run_dir: Path, timeout: int) -> str:
     """Send what is missing of a run that has ended; returns what was done.
 
     Raises:
         UserError: W&B does not take it.
     """
-    from tinyimnet.mirror import Mirror, short
+    from tinyimnet.mirror import short
 
-    mirror = Mirror(run_dir, "online", fallback=False)
+    mirror = mirror_of(run_dir)
     rows = steps_of(read_metrics(run_dir / "metrics.jsonl"))
     ended = how_it_ended(run_dir, records.records(run_dir, mirror.id))  # before there is a record of this
     try:
         before = stored(mirror)
-        if is_complete(run_dir, rows, before):
+        if before.is_complete(run_dir):
             return f"W&B has all {len(rows):,} rows already: {before.url}"
         send_records(mirror, before, timeout / 2)
-        if not is_complete(run_dir, rows, stored(mirror)):
+        if not stored(mirror).is_complete(run_dir):
             mirror.connect()
             mirror.finish(ended, preempted=False)
-        after = wait_for(mirror, rows)
+        after = wait_for(mirror)
     except Exception as error:
         raise UserError(
             f"{run_dir} was not sent ({short(error)}); look at the network, WANDB_BASE_URL and WANDB_API_KEY."
         ) from None
-    if missing := rows - after.steps:
+    if not after.is_complete(run_dir):
         raise UserError(
-            f"W&B lacks {len(missing):,} of {len(rows):,} rows of {run_dir}; give the same command again."
+            f"W&B has {len(rows & after.steps):,} of {len(rows):,} rows of {run_dir} and final weights of step "
+            f"{after.final}; give the same command again."
         )
     return f"sent {len(rows - before.steps):,} of {len(rows):,} rows; W&B has them all: {after.url}"
 
 
-def stored(mirror: "Mirror") -> Stored:
-    """Ask the server."""
+def mirror_of(run_dir: Path) -> "Mirror":
+    """One that sends to the project that has the run."""
+    from tinyimnet.mirror import Mirror
+
+    mirror = Mirror(run_dir, "online", fallback=False)
+    mirror.project = json.loads((run_dir / "wandb_run.json").read_text()).get("project", mirror.project)
+    return mirror
+
+
+def stored(mirror: "Mirror") -> Known:
+    """Ask the server, without starting the run there."""
     import wandb
 
-    from tinyimnet.mirror import INIT_TIMEOUT
-
-    api = wandb.Api(timeout=INIT_TIMEOUT)
+    api = wandb.Api(timeout=records.ANSWER)
     entity = api.settings["entity"] or api.default_entity
-    try:
-        run = api.run(f"{entity}/{mirror.tracking.project}/{mirror.id}")
-    except wandb.errors.CommError as error:
-        if "not find run" in str(error):
-            return Stored()
-        raise
-    return Stored(steps_of(run.scan_history(keys=[STEP])), set(run.summary.keys()), run.url)
+    return records.on_server(f"{entity}/{mirror.project}/{mirror.id}")
 
 
-def is_complete(run_dir: Path, rows: set[float], has: Stored) -> bool:
-    """Whether every row is there, and of a finished run the results too."""
-    from tinyimnet.artifacts import RESULTS
-
-    return rows <= has.steps and (RESULTS in has.keys or not (run_dir / "DONE").exists())
-
-
-def send_records(mirror: "Mirror", has: Stored, timeout: float) -> None:
+def send_records(mirror: "Mirror", has: Known, timeout: float) -> None:
     """Send the records of offline lives of which the server has nothing; wandb puts them in the order of the lives.
 
     One of which it has a part would be sent from its beginning, and its rows would be there twice.
@@ -204,10 +192,10 @@ def send_records(mirror: "Mirror", has: Stored, timeout: float) -> None:
             )
 
 
-def wait_for(mirror: "Mirror", rows: set[float]) -> Stored:
-    """What the server has, as soon as that is everything; a row that it took may show later."""
+def wait_for(mirror: "Mirror") -> Known:
+    """What the server has, as soon as that is everything; what it took may show later."""
     until = time.monotonic() + SETTLE
-    while not is_complete(mirror.run_dir, rows, has := stored(mirror)) and time.monotonic() < until:
+    while not (has := stored(mirror)).is_complete(mirror.run_dir) and time.monotonic() < until:
         time.sleep(1)
     return has
 
@@ -221,10 +209,8 @@ def how_it_ended(run_dir: Path, recorded: list[Path]) -> int:
 
 def follow(run_dir: Path, _timeout: None) -> None:
     """Send the rows of a run while it trains, until nobody holds its lock any more."""
-    from tinyimnet.mirror import Mirror
-
     orders: queue.Queue[dict] = queue.Queue()
-    mirror = Mirror(run_dir, "online", fallback=False)
+    mirror = mirror_of(run_dir)
 
     def watch() -> None:
         while lock.is_held(run_dir):

@@ -59,7 +59,7 @@ class Tracker:
             write_atomically(self.file, "".join(kept).encode())
             self._lines = self.file.open("ab", buffering=0)
         mode = wandb_mode(self.config)
-        if mode != "disabled" and (self.rank == 0 or self.config.per_rank):
+        if mode != "disabled" and (self.rank == 0 or (mode == "online" and self.config.per_rank)):
             self._mirror = Mirror(self.run_dir, mode, self.rank)
 
     def log(self, step: int, values: dict[str, float]) -> None:

@@ -277,19 +277,25 @@ def test_preflight_by_hand_shows_a_row_for_each_node(cluster, tiny_config) -> No
 
 # ---- sweeps ----------------------------------------------------------------------------------------------------
 
-# In the place of `wandb agent`, which needs a server: gives out two trials, then says that there are no more.
+# In the place of `wandb agent`, which needs a server: gives out three trials, stops the second one early as hyperband
+# does, then says that there are no more. The real one: tests/test_sweep.py.
 AGENT = """\
 #!/bin/bash
 [[ $* == "agent --count 1 --forward-signals me/tiny/abc" ]] || exit 9
 export WANDB_SWEEP_ID=abc WANDB_RUN_ID=trial$(ls {folder}/given | wc -l)
-[[ $WANDB_RUN_ID != trial2 ]] || exit 0
+[[ $WANDB_RUN_ID != trial3 ]] || exit 0
 touch {folder}/given/$WANDB_RUN_ID
-exec python -m launch.trial --config {config} --run.seed=${{WANDB_RUN_ID#trial}}
+trial=(python -m launch.trial --config {config} --run.seed=${{WANDB_RUN_ID#trial}})
+[[ $WANDB_RUN_ID == trial1 ]] || exec "${{trial[@]}}"
+"${{trial[@]}}" &
+until [[ -s {folder}/sweep-abc/trial1/metrics.jsonl ]]; do sleep 0.1; done
+kill $!
+wait
 """
 
 
-def test_a_sweep_element_comes_back_to_the_trial_that_it_had_begun(
-    cluster, tiny_config, untouched, tmp_path
+def test_a_sweep_element_comes_back_to_the_trial_that_it_had_begun_and_not_to_one_that_was_stopped(
+    cluster, tiny_config, tmp_path
 ) -> None:
     (tmp_path / "given").mkdir()
     agent = tmp_path / "bin" / "wandb"
@@ -302,12 +308,13 @@ def test_a_sweep_element_comes_back_to_the_trial_that_it_had_begun(
         VIRTUAL_ENV="active",  # or .venv/bin would come first, with the real wandb in it
     )  # fmt: skip
     job += "_3"
-    trials = [tmp_path / "sweep-abc" / name for name in ("trial0", "trial1")]
+    trials = [tmp_path / "sweep-abc" / name for name in ("trial0", "trial1", "trial2")]
     cluster.until_step(trials[0], 40, job)
     cluster.ends_soon(job)
     cluster.until_requeued(job)
     assert cluster.end(job) == "COMPLETED", (tmp_path / "log").read_text()
-    assert [len(lives(trial)) for trial in trials] == [2, 1]
-    assert all((trial / "DONE").exists() for trial in trials)
-    assert json.loads((trials[0] / "wandb_run.json").read_text()) == {"id": "trial0"}
-    assert "no trial was given out" in (tmp_path / "log").read_text()
+    assert [len(lives(trial)) for trial in trials] == [2, 1, 1]
+    assert [(trial / "DONE").exists() for trial in trials] == [True, False, True]
+    said = (tmp_path / "log").read_text()
+    assert "trial0: stopped by SIGUSR1 and saved; requeued for life 2" in said
+    assert "trial1: stopped by W&B; on to the next" in said and "no trial was given out" in said

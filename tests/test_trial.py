@@ -1,0 +1,137 @@
+"""What an element of slurm/sweep.sbatch does when a trial has ended; scontrol and the agent are stubs on PATH.
+
+The real agent: tests/test_sweep.py. The real Slurm: tests/cluster.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import REPO, launch
+
+from launch import trial
+from tinyimnet import commandline
+from tinyimnet.errors import UserError
+
+RUNNING = "JobState=RUNNING PreemptTime=None"
+PREEMPTED = "JobState=RUNNING PreemptTime=2026-11-24T17:10:14"
+CANCELLED = "JobState=CANCELLED PreemptTime=None"
+
+
+def program(folder: Path, name: str, text: str) -> None:
+    """Put a stub on PATH."""
+    (folder / "bin").mkdir(exist_ok=True)
+    (folder / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+    (folder / "bin" / name).chmod(0o755)
+
+
+@pytest.fixture
+def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """`trial --ended` of a trial that left these files in its folder, in job 7_0 in its first life."""
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    for name, value in {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_ID": "70"}.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "run").mkdir()
+
+    def end(exit_code: int | None, job: str, reason: str = "", *files: str) -> int:
+        program(tmp_path, "scontrol", f"echo \"$*\" >> '{tmp_path}/asked'; echo {job}")
+        for file in files:
+            (tmp_path / "run" / file).touch()
+        if reason:
+            marker = {"reason": reason, "life": ["7_0", 0], "steps": 5}
+            (tmp_path / "run" / "REQUEUE").write_text(json.dumps(marker))
+        (tmp_path / "trial").write_text(
+            json.dumps({"run_dir": str(tmp_path / "run"), "exit_code": exit_code})
+        )
+        return trial.main(["--ended", str(tmp_path / "trial")])
+
+    return end
+
+
+@pytest.mark.parametrize(
+    ("left", "exit_code"),
+    [
+        ((0, RUNNING, "", "DONE"), 0),
+        ((None, PREEMPTED, "", "DONE"), 0),  # killed after its end
+        ((1, RUNNING), 1),  # its own error
+        ((0, RUNNING, "", "STOP"), 0),  # by a person
+        ((0, RUNNING, "SIGTERM"), 0),  # by its agent
+        ((None, RUNNING, "SIGTERM"), 0),  # the same, killed while it waited for W&B
+    ],
+)
+def test_a_trial_that_is_over_makes_room_for_the_next(left, exit_code, end, tmp_path: Path) -> None:
+    assert end(*left) == exit_code
+    assert not (tmp_path / "trial").exists()
+    assert "requeue" not in (tmp_path / "asked").read_text()
+
+
+def test_a_trial_that_its_agent_stopped_is_marked_as_stopped_for_good(end, tmp_path: Path) -> None:
+    end(0, RUNNING, "SIGTERM")
+    assert (tmp_path / "run" / "STOP").exists() and not (tmp_path / "run" / "REQUEUE").exists()
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        (0, RUNNING, "SIGUSR1"),
+        (0, RUNNING, "the end of the job's time"),
+        (0, RUNNING, "the end of the launcher"),
+        (0, PREEMPTED, "SIGTERM"),
+        (None, PREEMPTED),
+        (0, "", "SIGTERM"),  # Slurm does not answer: rather a trial too long than one lost
+    ],
+)
+def test_a_trial_whose_job_ends_is_kept_and_the_job_requeued(left, end, tmp_path: Path) -> None:
+    assert end(*left) == 0
+    assert (tmp_path / "trial").exists()
+    assert (tmp_path / "asked").read_text().splitlines()[-1] == "requeue 7_0"
+
+
+@pytest.mark.parametrize("left", [(None, RUNNING), (0, CANCELLED, "SIGTERM"), (1, CANCELLED)])
+def test_a_trial_that_was_killed_or_cancelled_is_kept_and_the_job_ends(left, end, tmp_path: Path) -> None:
+    end(*left)
+    assert (tmp_path / "trial").exists()
+    assert "requeue" not in (tmp_path / "asked").read_text()
+
+
+def test_an_element_gives_up_after_three_trials_in_a_row_that_failed(tmp_path: Path) -> None:
+    program(tmp_path, "srun", 'while [[ $1 == --* ]]; do shift; done; exec "$@"')
+    program(tmp_path, "scontrol", f"echo {RUNNING}")
+    agent = "WANDB_SWEEP_ID=abc WANDB_RUN_ID=$RANDOM python -m launch.trial --optim.lr=-1; echo given out"
+    program(tmp_path, "wandb", agent)
+    path = f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_CPUS_ON_NODE": "1"}
+    command = ["bash", "slurm/sweep.sbatch", "lab/t/abc"]
+    done = launch(command, PATH=path, VIRTUAL_ENV="active", RUNS_ROOT=str(tmp_path), **slurm)
+    assert done.returncode == 2 and "3 trials in a row failed" in done.stderr
+    assert done.stdout.count("given out") == 3
+    assert done.stderr.count("optim.lr is -1.0 and must be positive") == 3
+
+
+def test_a_person_who_starts_a_trial_is_told_who_does() -> None:
+    with pytest.raises(UserError, match="`wandb agent` starts trials"):
+        trial.main([])
+
+
+# ---- configs/sweep --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", sorted((REPO / "configs/sweep").glob("*.yaml")), ids=lambda file: file.name)
+def test_every_value_of_a_sweep_file_is_one_that_the_program_takes(file: Path, monkeypatch) -> None:
+    monkeypatch.chdir(REPO)
+    sweep = yaml.safe_load(file.read_text())
+    command = sweep["command"]
+    assert command[:4] == ["${env}", "${interpreter}", "-m", "launch.trial"] and command[-1] == "${args}"
+    assert file.relative_to(REPO).as_posix() in file.read_text().partition("\nprogram:")[0]
+    for key, parameter in sweep["parameters"].items():
+        values = parameter.get("values") or [
+            parameter[bound] for bound in ("value", "min", "max") if bound in parameter
+        ]
+        for value in values:
+            section, _, name = key.partition(".")
+            loaded = commandline.load([*command[4:-1], f"--{key}={value}"])  # as ${args} writes it
+            assert getattr(getattr(loaded, section), name) == value
