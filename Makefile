@@ -28,7 +28,7 @@ test: lint
 # Against a W&B server of our own; pages in Chromium, which Debian has.
 test-wandb: $(VENV)/.installed-dev
 	command -v chromium >/dev/null || { apt-get update; apt-get install --yes --no-install-recommends chromium fonts-dejavu-core; }
-	$(BIN)/python -m pytest -m wandb -n 3 --dist loadfile  # they wait more than they compute
+	$(BIN)/python -m pytest -m wandb -rs -n 3 --dist loadfile  # they wait more than they compute
 
 # As root: it installs Slurm's Debian packages, starts the cluster and ends it.
 test-cluster: $(VENV)/.installed-dev

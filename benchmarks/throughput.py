@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     settings = replace(settings, augment=replace(settings.augment, start_size=64))
     accelerator = distributed.start(settings.train, Meeting())
     with tempfile.TemporaryDirectory() as folder:
-        trainer = _trainer(settings, accelerator, Path(folder))
+        trainer = make_trainer(settings, accelerator, Path(folder))
         bare_step = _bare_step(settings, accelerator)
         steps = {"loop": trainer.train_step, "bare": bare_step}
         batch, device = settings.train.global_batch_size, accelerator.device
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _trainer(settings: config.Config, accelerator, folder: Path) -> Trainer:
+def make_trainer(settings: config.Config, accelerator, folder: Path) -> Trainer:
     """The real trainer, on images that are drawn here."""
     n = 4 * settings.train.global_batch_size
     labels = np.arange(n) % len(synthetic.CLASSES)

@@ -24,7 +24,7 @@ LAYERS = [
         "analysis",
         "dashboard",
         "record",
-        "records",
+        "stored",
     },
     {"state", "comparison", "sync"},
     {"engine", "page"},
@@ -58,7 +58,7 @@ def test_nothing_that_the_training_imports_speaks_to_wandb() -> None:
     users = {
         path.stem for path in PACKAGE if re.search(r"^\s*(import|from) wandb", path.read_text(), re.MULTILINE)
     }
-    assert users == {"mirror", "artifacts", "records", "sync", "dashboard"}
+    assert users == {"mirror", "artifacts", "stored", "sync", "dashboard"}
 
 
 def test_only_the_loop_and_the_process_group_know_accelerate() -> None:

@@ -111,6 +111,24 @@ def test_a_run_that_trains_is_refused(offline: Path) -> None:
     assert "is being trained; follow it with --live" in refused.stderr
 
 
+def test_a_training_that_sends_its_rows_itself_is_left_alone(run_dir: Path) -> None:
+    life(run_dir, range(1, 3), mode="online")
+    with RunLock(run_dir) as lock:
+        lock.acquire()
+        refused = sync("--live", run_dir)
+    assert refused.returncode == 2
+    assert "sends its rows itself" in refused.stderr
+
+
+def test_two_at_once_do_not_send_the_same_rows(offline: Path, wandb_server: WandbServer) -> None:
+    command = [sys.executable, "-m", "tinyimnet", "sync", str(offline)]
+    both = [subprocess.Popen(command, cwd=REPO, text=True, stderr=subprocess.PIPE) for _ in range(2)]
+    errors = [process.communicate(timeout=60)[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 2], errors
+    assert "is being sent by another command" in "".join(errors)
+    assert steps(wandb_server, offline) == list(range(1, 16))
+
+
 def test_a_run_that_trains_offline_is_followed_until_its_end(
     run_dir: Path, wandb_server: WandbServer
 ) -> None:

@@ -53,6 +53,25 @@ def test_a_run_of_two_lives_is_all_there(run_dir: Path, wandb_server: WandbServe
     no_secret(run_dir, wandb_server)
 
 
+def test_an_offline_run_is_all_there_after_a_sync(
+    tmp_path: Path, tiny_data: Path, wandb_server: WandbServer
+) -> None:
+    """Its weights and tables were recorded where the home directory could not be written."""
+    run_dir = tmp_path / "tiny-seed0"
+    arguments = small_run(tiny_data, run_dir, run__save_every=2)
+    offline = {"WANDB_MODE": "offline", "HOME": "/dev/null"}
+    done = launch(
+        ["env", "-u", "WANDB_DATA_DIR", "-u", "WANDB_CACHE_DIR", sys.executable, "train.py", *arguments],
+        **offline,
+    )
+    assert done.returncode == 0, done.stderr
+    sent = launch([sys.executable, "-m", "tinyimnet", "sync", str(run_dir)])
+    assert sent.returncode == 0, sent.stderr
+    [stored] = wandb_server.store.runs.values()
+    drawn(run_dir, stored)
+    weights_with_equal_checksums(run_dir, wandb.Api().run(f"lab/tiny-imagenet-1m/{stored.id}"), tmp_path)
+
+
 def rows_once_and_equal_to_the_file(run_dir: Path, stored: Any) -> None:
     lines = read_metrics(run_dir / "metrics.jsonl")
     assert steps(stored) == [2, 4, 6, 8, 10, 12]

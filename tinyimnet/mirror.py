@@ -28,7 +28,7 @@ import yaml
 from tinyimnet import artifacts
 from tinyimnet.config import TrackingConfig
 from tinyimnet.files import write_atomically
-from tinyimnet.records import KILLED, Known, final_step, on_server, recorded
+from tinyimnet.stored import KILLED, Known, final_step, on_server, recorded
 from tinyimnet.tracking import STEP, how_to_sync, run_id
 
 INIT_TIMEOUT = 20  # seconds; a server that refuses or hangs costs 10 more (wandb 0.31)
@@ -179,10 +179,13 @@ class Mirror:
         run.define_metric(STEP, hidden=True)
         for names in AXES:
             run.define_metric(names, step_metric=STEP)
+        about = {**read_json(self.run_dir / "wandb_run.json"), "id": self.id}
         if mode == "online":  # launch.status shows where; a sweep has a project of its own
-            about = {"id": self.id, "url": run.url, "project": run.project}
-            write_atomically(self.run_dir / "wandb_run.json", json.dumps(about).encode())
+            about |= {"url": run.url, "project": run.project}
             say(str(run.url))
+        if self.pid:  # `sync` keeps away from a training that sends its rows itself
+            about["mode"] = mode
+        write_atomically(self.run_dir / "wandb_run.json", json.dumps(about).encode())
         return run
 
     def send_once(self) -> None:

@@ -9,6 +9,7 @@ import argparse
 import fcntl
 import json
 import multiprocessing
+import os
 import queue
 import subprocess
 import sys
@@ -19,9 +20,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyimnet import lock, records
+from tinyimnet import lock, stored
 from tinyimnet.errors import UserError
-from tinyimnet.records import KILLED, Known, exit_code_of, rows_of, steps_of
+from tinyimnet.stored import KILLED, Known, exit_code_of, rows_of, steps_of
 from tinyimnet.tracking import read_metrics
 
 if TYPE_CHECKING:
@@ -61,25 +62,32 @@ def main(args: argparse.Namespace) -> int:
         UserError: there is nothing to send, a run is being trained, or W&B does not have every row afterwards.
     """
     runs = args.runs or sorted(file.parent for file in Path("runs").glob("*/wandb_run.json"))
-    if not runs or (args.live and len(runs) > 1):
-        raise UserError(
-            "name the run folder to follow: --live takes one."
-            if runs
-            else "no run in runs/; name run folders."
-        )
+    if not runs:
+        raise UserError("no run in runs/; name run folders.")
+    if args.live and len(runs) > 1:
+        raise UserError("--live follows one run; name its folder.")
     for run in runs:
-        if not (run / "wandb_run.json").exists():
-            raise UserError(
-                f"{run} has no wandb_run.json: it is no run folder, or its training did not use W&B."
-            )
-        if lock.is_held(run) and not args.live:
-            raise UserError(f"{run} is being trained; follow it with --live, or send it when it has ended.")
+        check(run, live=args.live)
     if args.live:
         bounded(follow, runs[0], None)
     failed = [str(error) for error in (attempt(run, args.timeout) for run in runs) if error]
     if failed:
         raise UserError(" ".join(failed))
     return 0
+
+
+def check(run: Path, *, live: bool) -> None:
+    """Raise a UserError where a run cannot be sent, or something else sends it."""
+    try:
+        about = json.loads((run / "wandb_run.json").read_text())
+    except (OSError, ValueError):
+        raise UserError(
+            f"{run} has no wandb_run.json: it is no run folder, or its training did not use W&B."
+        ) from None
+    if lock.is_held(run) and about.get("mode") == "online":
+        raise UserError(f"{run} is being trained and sends its rows itself; wait for its end.")
+    if lock.is_held(run) and not live:
+        raise UserError(f"{run} is being trained; follow it with --live, or send it when it has ended.")
 
 
 def attempt(run: Path, timeout: int) -> UserError | None:
@@ -108,12 +116,14 @@ def bounded(call: Callable[[Path, Any], Any], run: Path, timeout: int | None) ->
 @contextmanager
 def one_at_a_time(run: Path) -> Iterator[None]:
     """Two that send the same rows would double them."""
-    with (run / "wandb_run.json").open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{run} is being sent by another command; wait for its end.") from None
+    folder = os.open(run, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+    except BlockingIOError:
+        raise UserError(f"{run} is being sent by another command; wait for its end.") from None
+    finally:
+        os.close(folder)
 
 
 # ---- in the process that speaks to W&B ----------------------------------------------------------------------
@@ -129,13 +139,13 @@ def send(run_dir: Path, timeout: int) -> str:
 
     mirror = mirror_of(run_dir)
     rows = steps_of(read_metrics(run_dir / "metrics.jsonl"))
-    ended = how_it_ended(run_dir, records.records(run_dir, mirror.id))  # before there is a record of this
+    ended = how_it_ended(run_dir, stored.records(run_dir, mirror.id))  # before there is a record of this
     try:
-        before = stored(mirror)
+        before = ask(mirror)
         if before.is_complete(run_dir):
             return f"W&B has all {len(rows):,} rows already: {before.url}"
         send_records(mirror, before, timeout / 2)
-        if not stored(mirror).is_complete(run_dir):
+        if not ask(mirror).is_complete(run_dir):
             mirror.connect()
             mirror.finish(ended, preempted=False)
         after = wait_for(mirror)
@@ -160,13 +170,13 @@ def mirror_of(run_dir: Path) -> "Mirror":
     return mirror
 
 
-def stored(mirror: "Mirror") -> Known:
+def ask(mirror: "Mirror") -> Known:
     """Ask the server, without starting the run there."""
     import wandb
 
-    api = wandb.Api(timeout=records.ANSWER)
+    api = wandb.Api(timeout=stored.ANSWER)
     entity = api.settings["entity"] or api.default_entity
-    return records.on_server(f"{entity}/{mirror.project}/{mirror.id}")
+    return stored.on_server(f"{entity}/{mirror.project}/{mirror.id}")
 
 
 def send_records(mirror: "Mirror", has: Known, timeout: float) -> None:
@@ -174,7 +184,7 @@ def send_records(mirror: "Mirror", has: Known, timeout: float) -> None:
 
     One of which it has a part would be sent from its beginning, and its rows would be there twice.
     """
-    offline = records.records(mirror.run_dir, mirror.id, offline=True)
+    offline = stored.records(mirror.run_dir, mirror.id, offline=True)
     new = [
         record
         for record in offline
@@ -195,7 +205,7 @@ def send_records(mirror: "Mirror", has: Known, timeout: float) -> None:
 def wait_for(mirror: "Mirror") -> Known:
     """What the server has, as soon as that is everything; what it took may show later."""
     until = time.monotonic() + SETTLE
-    while not (has := stored(mirror)).is_complete(mirror.run_dir) and time.monotonic() < until:
+    while not (has := ask(mirror)).is_complete(mirror.run_dir) and time.monotonic() < until:
         time.sleep(1)
     return has
 
@@ -215,7 +225,7 @@ def follow(run_dir: Path, _timeout: None) -> None:
     def watch() -> None:
         while lock.is_held(run_dir):
             time.sleep(LOOK)
-        lives = records.records(run_dir, mirror.id, offline=True)
+        lives = stored.records(run_dir, mirror.id, offline=True)
         orders.put({"end": {"exit_code": how_it_ended(run_dir, lives), "preempted": False}})
 
     threading.Thread(target=watch, daemon=True).start()

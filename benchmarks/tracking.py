@@ -1,0 +1,98 @@
+#!/usr/bin/env python3
+"""What tracking costs a step: the training loop with W&B online and offline against the same loop without it.
+
+    python benchmarks/tracking.py                                    configs/smoke.yaml, a row of metrics after every step
+    python benchmarks/tracking.py --config configs/tiny1m_cpu.yaml
+
+Online is the W&B server of the tests, on this machine (requirements-dev.txt), and it shares the cores with the training; so
+does the process that speaks to it, as everywhere. The three take turns; the medians of the differences are what counts.
+"""
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(REPO), str(REPO / "tests"), str(REPO / "benchmarks")]
+
+from throughput import make_trainer
+from wandb_server import WandbServer
+
+from tinyimnet import commandline, config, console, distributed, errors
+from tinyimnet.engine import Trainer
+from tinyimnet.meeting import Meeting
+from tinyimnet.tracking import Tracker
+
+ROUNDS, SECONDS = 9, 5.0
+MODES = ("disabled", "offline", "online")
+
+
+def main(argv: list[str]) -> int:
+    """Measure and print the time of a step in each mode."""
+    if not any(arg.startswith("--config") for arg in argv):
+        argv = ["--config", str(commandline.CONFIGS / "smoke.yaml"), *argv]
+    settings = commandline.load(argv, prog="benchmarks/tracking.py")
+    settings = replace(settings, augment=replace(settings.augment, start_size=64))
+    accelerator = distributed.start(settings.train, Meeting())
+    taken: dict[str, list[float]] = {mode: [] for mode in MODES}
+    calls: list[float] = []
+    with tempfile.TemporaryDirectory() as home, WandbServer() as server:
+        os.environ.update(server.environment(Path(home)))
+        trainer = make_trainer(settings, accelerator, Path(home))
+        for _ in range(3):
+            trainer.train_step()
+        for round in range(ROUNDS):
+            for mode in MODES:
+                run = Path(home) / f"{mode}-{round}"
+                run.mkdir()
+                (run / "config.yaml").write_text(config.dump(settings))
+                taken[mode].append(_step_seconds(trainer, run, mode, calls))
+    rows = [("without W&B", f"{1000 * statistics.median(taken['disabled']):.2f} ms a step")]
+    for mode in MODES[1:]:
+        pairs = list(zip(taken[mode], taken["disabled"], strict=True))
+        more = [1000 * (tracked - bare) for tracked, bare in pairs]
+        ratio = statistics.median(tracked / bare for tracked, bare in pairs)
+        rows.append(
+            (
+                f"{mode}, more by",
+                f"{statistics.median(more):+.2f} ms ({min(more):+.2f} to {max(more):+.2f}), x {ratio:.4f}",
+            )
+        )
+    calls.sort()
+    rows.append(
+        (
+            "the call itself",
+            f"{1e6 * statistics.median(calls):.0f} us, 99 of 100 in {1e6 * calls[-len(calls) // 100]:.0f} us",
+        )
+    )
+    console.table(f"{accelerator.device}, a row after every step", rows)
+    return 0
+
+
+def _step_seconds(trainer: Trainer, run: Path, mode: str, calls: list[float]) -> float:
+    """Seconds of a step and its row, once the process that follows the run is connected."""
+    os.environ["WANDB_MODE"] = mode
+    tracker = Tracker(run, trainer.config.tracking)
+    tracker.rewind(0)
+    deadline = time.monotonic() + 30
+    while mode != "disabled" and not list(run.glob("wandb/*run-*/*.wandb")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(2)
+    row = {f"train/{i}": 1 / (i + 1) for i in range(16)}  # as many numbers as a row has
+    steps, started = 0, time.perf_counter()
+    while (passed := time.perf_counter() - started) < SECONDS:
+        trainer.train_step()
+        called = time.perf_counter()
+        tracker.log(steps, row)
+        calls.append(time.perf_counter() - called)
+        steps += 1
+    tracker.close(0)
+    return passed / steps
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main, sys.argv[1:]))
