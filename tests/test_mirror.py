@@ -186,6 +186,7 @@ def test_no_secret_reaches_the_run_folder(run_dir: Path, monkeypatch, arguments)
     assert [path for path in searched if SECRET.encode() in path.read_bytes()] == []
 
 
-def test_the_training_does_not_import_wandb() -> None:
-    program = "import sys, train; assert not {'wandb', 'submitit'} & set(sys.modules)"
-    assert launch([sys.executable, "-c", program], PYTHONPATH=str(REPO)).returncode == 0
+def test_the_training_does_not_import_wandb_nor_the_mirror_torch() -> None:
+    for module, foreign in (("train", {"wandb", "submitit"}), ("tinyimnet.mirror", {"torch", "matplotlib"})):
+        program = f"import sys, {module}; assert not {foreign} & set(sys.modules)"
+        assert launch([sys.executable, "-c", program], PYTHONPATH=str(REPO)).returncode == 0, module

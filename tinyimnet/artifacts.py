@@ -8,7 +8,6 @@ from typing import Any
 import wandb
 
 from tinyimnet.card import CARD
-from tinyimnet.export import BEST, FINAL
 
 REPO = Path(__file__).resolve().parent.parent
 # Named one by one: slurm/site.env and what else lies beside the code is nobody's business.
@@ -45,13 +44,13 @@ def send_results(run: Any, run_dir: Path, results: dict[str, Any]) -> None:
     }
     run.log(pictures | tables)
     run.summary.update(results)
-    for file, alias in ((BEST, "best"), (FINAL, "final")):
-        if (run_dir / file).exists():
-            model = wandb.Artifact(
-                f"model-{run.id}", "model", description=(run_dir / CARD).read_text(), metadata=results
-            )
-            for name in (file, CARD, "config.yaml"):
-                model.add_file(str(run_dir / name), skip_cache=True)
+    for alias in ("best", "final"):  # in this order, so that `latest` is the final one
+        file = run_dir / f"{alias}.safetensors"
+        if file.exists():
+            card = run_dir / CARD
+            model = wandb.Artifact(f"model-{run.id}", "model", description=card.read_text(), metadata=results)
+            for part in (file, card, run_dir / "config.yaml"):
+                model.add_file(str(part), skip_cache=True)
             run.log_artifact(model, aliases=[alias])
 
 
