@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def test_a_run_of_two_lives_is_all_there(run_dir: Path, wandb_server: WandbServe
     run = wandb.Api().run(f"lab/tiny-imagenet-1m/{stored.id}")
     rows_once_and_equal_to_the_file(run_dir, stored)
     described(run_dir, run)
+    assert [alert["title"] for alert in wandb_server.alerts] == ["Finished"]
     drawn(run_dir, stored)
     weights_with_equal_checksums(run_dir, run, tmp_path)
     code_without_what_lies_beside_it(wandb_server)
@@ -70,6 +72,32 @@ def test_an_offline_run_is_all_there_after_a_sync(
     [stored] = wandb_server.store.runs.values()
     drawn(run_dir, stored)
     weights_with_equal_checksums(run_dir, wandb.Api().run(f"lab/tiny-imagenet-1m/{stored.id}"), tmp_path)
+
+
+def test_a_run_that_diverges_alerts_and_failed_with_its_exit_code(
+    tmp_path: Path, tiny_data: Path, wandb_server: WandbServer
+) -> None:
+    arguments = small_run(tiny_data, tmp_path / "run", optim__lr=1e12, train__max_bad_steps=2)
+    assert launch([sys.executable, "train.py", *arguments]).returncode == 2
+    [stored] = wandb_server.store.runs.values()
+    assert (stored.state, stored.exit_code) == ("failed", 2)
+    assert [alert["title"] for alert in wandb_server.alerts] == ["Training diverged"]
+
+
+def test_a_job_that_ends_before_its_first_step_alerts_and_is_preempted(
+    tmp_path: Path, tiny_data: Path, wandb_server: WandbServer
+) -> None:
+    arguments = small_run(tiny_data, tmp_path / "run")
+    ends_now = str(int(time.time()) + 30)  # within run.stop_before_end
+    assert (
+        launch(
+            [sys.executable, "train.py", *arguments], SLURM_JOB_ID="7", SLURM_JOB_END_TIME=ends_now
+        ).returncode
+        == 0
+    )
+    [stored] = wandb_server.store.runs.values()
+    assert (stored.state, stored.was_preempting) == ("preempted", True)
+    assert [alert["title"] for alert in wandb_server.alerts] == ["No progress"]
 
 
 def rows_once_and_equal_to_the_file(run_dir: Path, stored: Any) -> None:
