@@ -5,7 +5,6 @@ Every file but config.yaml and metrics.jsonl may be missing: of an older or unfi
 
 import csv
 import json
-import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,9 +12,9 @@ from typing import Any
 
 import yaml
 
+from tinyimnet import lock
 from tinyimnet.config import flatten
 from tinyimnet.errors import UserError
-from tinyimnet.lock import LEASE
 from tinyimnet.tracking import STEP, read_metrics
 
 
@@ -93,12 +92,12 @@ class Record:
         total = self.lives[-1]["total_steps"] if self.lives else self.facts.get("total_steps")
         of = f" of {total:,}" if total else ""
         goes_on = f"the same command goes on from step {saved:,}" if saved else "it has no checkpoint"
-        lock, step = self.path / "LOCK", max(logged, saved)
+        step = max(logged, saved)
         if self.results:
             return "finished", f"{logged:,} steps"
-        if lock.exists() and time.time() - lock.stat().st_mtime < LEASE:
+        if lock.is_held(self.path):
             return "running", f"at step {logged:,}{of}"
-        if lock.exists():
+        if (self.path / "LOCK").exists():
             return "killed", f"after step {logged:,}{of}; {goes_on}"
         if _failed(self.path / "logs" / "rank_0.log"):
             return "failed", f"after step {logged:,}{of}; logs/rank_0.log says why; {goes_on}"
