@@ -167,7 +167,7 @@ def test_two_elements_share_a_grid_and_run_each_trial_once(wandb_server: WandbSe
 def test_a_trial_goes_on_under_its_id_after_a_requeue_and_after_a_lost_node(
     wandb_server: WandbServer, site: Site
 ) -> None:
-    site.create("lr.yaml", {"train.epochs": [20]})
+    site.create("lr.yaml", {"train.epochs": [60]})
     first = site.start()
     run_dir = site.until_step(12)
     (agent,) = site.processes("cli() agent")
@@ -180,6 +180,7 @@ def test_a_trial_goes_on_under_its_id_after_a_requeue_and_after_a_lost_node(
 
     second = site.start(life=2)
     site.until_step(40)
+    wait_until(lambda: run.resumed == 1, seconds=30)
     for pid in site.processes():
         os.kill(pid, signal.SIGKILL)
     second.wait()
