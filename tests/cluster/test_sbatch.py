@@ -80,9 +80,9 @@ def test_without_a_signal_it_stops_ahead_of_the_end_of_its_time(
     cluster, tiny_config, untouched, tmp_path
 ) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    # 48 of the 60 s are lead. URG does nothing, and Slurm may send it a minute early.
-    options = ["--run.stop_before_end=48", "--run.max_lives=9"]
-    job = cluster.sbatch(
+    # 36 of the 60 s are lead. URG does nothing, and Slurm may send it a minute early.
+    options = ["--run.stop_before_end=36", "--run.max_lives=9"]
+    job = cluster.sbatch_slow(
         "--time=1", "--signal=URG@1", TRAIN, tiny_config, f"--run.dir={run}", *options, log=log
     )
     assert cluster.end(job, 200) == "COMPLETED", log.read_text()
