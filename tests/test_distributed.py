@@ -7,8 +7,9 @@ import pytest
 import torch
 from conftest import REPO, launch
 
-from tinyimnet import distributed, slurm
+from tinyimnet import commandline, distributed, slurm
 from tinyimnet.errors import UserError
+from tinyimnet.meeting import Meeting
 
 SRUN = {
     "SLURM_STEP_ID": "0",
@@ -155,3 +156,13 @@ def test_accelerate_launch_that_starts_one_process_of_two_is_refused(arguments, 
     result = accelerate("--quiet", "--cpu", "--num_processes", "2", "train.py", *arguments())
     assert "error: accelerate launch was asked for several processes and started one" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "precision, native, told", [("bf16", False, 1), ("bf16", True, 0), ("fp32", False, 0)]
+)
+def test_a_cpu_that_imitates_bf16_is_named(precision, native, told, arguments, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native)
+    settings = commandline.load(arguments(train__precision=precision))
+    distributed.start(settings.train, Meeting())
+    assert [r.message.count("--train.precision fp32") for r in caplog.records] == [1] * told

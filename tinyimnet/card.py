@@ -26,6 +26,9 @@ def model_card(settings: dict[str, Any], facts: dict[str, Any], results: dict[st
     best = "| best.safetensors, the best epoch; the validation images chose it | {best_step:,} | {best_ema_top1:.2f} % | |\n"
     best = best.format(**results) if "best_step" in results else ""
     code = f"{facts['git_commit'] or 'unknown'}{' with changes' if facts['git_modified'] else ''}"
+    judges = (
+        "training images that data.tune_split held out" if recipe["data.tune_split"] else "validation images"
+    )
     return f"""# {facts["parameters"]:,} parameters on {facts["data"]}
 
 A convolutional network for {facts["classes"]} classes of 64 x 64 pixels, trained from random weights on the images named
@@ -34,7 +37,7 @@ multiply-accumulates an image.
 
 ## Results
 
-On the {facts["val_images"]:,} validation images, which the training never saw:
+On the {facts["val_images"]:,} {judges}, which the training never saw:
 
 | weights | step | top-1 | top-5 |
 |---|---|---|---|

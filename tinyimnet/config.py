@@ -41,6 +41,8 @@ class DataConfig:
     """How to make `root` where it is missing: download the official archive, or draw the embedded data set."""
     stage: str = ""
     """Folder of each node, such as /dev/shm or $SLURM_TMPDIR, to which the arrays are copied once; empty: read in place."""
+    tune_split: bool = False
+    """Hold out a fixed 5 % of the training images of each class and validate on them: for choosing hyperparameters."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class AugmentConfig:
     crop_padding: int = 4
     """Pixels of reflection padding before the random 64x64 crop; 0: no crop."""
     flip: bool = True
-    """Mirror half of the images horizontally."""
+    """Mirror each image horizontally in every other epoch."""
     mixup_probability: float = 0.0
     """Share of the images that are blended with a partner (Mixup)."""
     mixup_alpha: float = 0.2
@@ -94,7 +96,7 @@ class AugmentConfig:
     label_smoothing: float = 0.0
     """Share of each target that is spread evenly over all classes."""
     start_size: int = 64
-    """Resolution in pixels of the first epoch; 64: no progressive resizing."""
+    """Resolution in pixels of the first step; 64: no progressive resizing."""
     full_size_from: float = 0.8
     """Share of the training at which the resolution has reached 64 px, in steps of 8 px."""
 
@@ -103,12 +105,14 @@ class AugmentConfig:
 class OptimConfig:
     """Optimizer and schedule; the learning rate is a function of the step."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
-    """SGD with Nesterov momentum, or AdamW."""
+    name: Literal["sgd", "adamw", "muon"] = "sgd"
+    """SGD with Nesterov momentum, AdamW, or Muon for the filters behind the stem with SGD for the rest."""
     lr: float = 0.5
     """Peak learning rate, for the global batch."""
+    sgd_lr: float = 0.1
+    """Peak learning rate of what Muon leaves to SGD: stem, classifier, depthwise filters, norms, biases (muon)."""
     momentum: float = 0.9
-    """Momentum (sgd)."""
+    """Nesterov momentum (sgd, muon)."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the moment estimates (adamw)."""
     weight_decay: float = 5e-4
@@ -226,6 +230,7 @@ def check(config: Config) -> None:
         ("augment.start_size", augment.start_size in range(16, 65, 8), "a multiple of 8 between 16 and 64 px"),
         ("augment.full_size_from", 0 <= augment.full_size_from <= 1, share),
         ("optim.lr", 0 < optim.lr < float("inf"), "positive"),
+        ("optim.sgd_lr", 0 < optim.sgd_lr < float("inf"), "positive"),
         ("optim.momentum", 0 < optim.momentum < 1, "above 0 and below 1"),
         ("optim.betas", all(0 <= beta < 1 for beta in optim.betas), "two numbers, each at least 0 and below 1"),
         ("optim.weight_decay", 0 <= optim.weight_decay < float("inf"), "0 or more"),

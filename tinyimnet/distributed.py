@@ -25,6 +25,8 @@ from tinyimnet.config import TrainConfig
 from tinyimnet.errors import LostProcess, UserError
 from tinyimnet.meeting import Meeting
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 _START = "start the processes with accelerate launch --multi_gpu, torchrun or srun, or unset RANK."
 PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -152,7 +154,16 @@ def start(config: TrainConfig, meeting: Meeting) -> Accelerator:
             every_rank=True,
         ) from error
     check_world(accelerator.num_processes, os.environ)
+    if accelerator.is_main_process and config.precision == "bf16" and _imitates_bf16(accelerator.device):
+        logger.warning(
+            "train.precision is bf16 and this CPU has no instructions for it: it imitates them, several times slower than "
+            "fp32; --train.precision fp32 is the same recipe."
+        )
     return accelerator
+
+
+def _imitates_bf16(device: torch.device) -> bool:
+    return device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def from_main(accelerator: Accelerator, make: Callable[[], T]) -> T:

@@ -112,6 +112,11 @@ def ready_dataset(settings: DataConfig, meeting: "Meeting") -> data.Dataset:
     Raises:
         UserError: it cannot be made, or one node does not see it or reads something else; on every rank.
     """
+    dataset = _opened_everywhere(settings, meeting)
+    return data.tuning_split(dataset) if settings.tune_split else dataset
+
+
+def _opened_everywhere(settings: DataConfig, meeting: "Meeting") -> data.Dataset:
     root = Path(settings.root)
 
     def make() -> None:
