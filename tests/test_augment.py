@@ -103,7 +103,7 @@ def test_mixup_label_shares_are_the_weights_of_the_pixels() -> None:
 
 def test_each_kind_of_mixing_takes_its_share_of_the_images() -> None:
     config = AugmentConfig(mixup_probability=0.3, cutmix_probability=0.5)
-    drawn = draw(config, np.arange(20_000), seed=0, step=0, mix=True)
+    drawn = draw(config, np.arange(20_000), np.zeros(20_000, int), seed=0, step=0, mix=True)
     boxed = drawn.boxes.any(1)
     assert (drawn.blend < 1).mean() == pytest.approx(0.3, abs=0.02)
     assert boxed.mean() == pytest.approx(0.5, abs=0.02)

@@ -1,5 +1,7 @@
 """Order and augmentation are functions of (seed, step), whatever the number of processes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -63,9 +65,9 @@ def test_a_batch_depends_on_nothing_that_ran_before() -> None:
 
 
 def test_steps_and_seeds_differ() -> None:
-    samples = np.arange(32)
-    first, second = (batches.draw(MIXING, samples, seed=3, step=step, mix=True) for step in (0, 1))
-    reseeded = batches.draw(MIXING, samples, seed=4, step=0, mix=True)
+    samples, mirror = np.arange(32), np.zeros(32, int)
+    first, second = (batches.draw(MIXING, samples, mirror, seed=3, step=step, mix=True) for step in (0, 1))
+    reseeded = batches.draw(MIXING, samples, mirror, seed=4, step=0, mix=True)
     assert not np.array_equal(first.views, second.views)
     assert not np.array_equal(first.views, reseeded.views)
 
@@ -120,8 +122,30 @@ def test_the_networks_own_draws_differ_between_steps_and_passes() -> None:
     assert len({batches.model_seed(*key) for key in keys}) == len(keys)
 
 
+def test_an_image_is_mirrored_in_every_other_epoch_and_half_of_them_in_the_first() -> None:
+    samples = np.arange(10_000)
+    first, second, third = (batches.mirrored(0, epoch, samples, 10_000) for epoch in range(3))
+    assert np.array_equal(first, 1 - second)
+    assert np.array_equal(first, third)
+    assert 0.48 < first.mean() < 0.52
+    assert np.array_equal(batches.mirrored(0, 0, samples[::-1], 10_000), first[::-1])
+    assert not np.array_equal(batches.mirrored(1, 0, samples, 10_000), first)
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_flip_says_whether_anything_is_mirrored(flip: bool) -> None:
+    source = train_batches(config=AugmentConfig(flip=flip))
+    assert source.draw(0).views[:, 3].any() == flip
+
+
 def test_resolution_grows_in_steps_of_8_and_is_full_for_the_last_part() -> None:
     config = AugmentConfig(start_size=40, full_size_from=0.8)
-    sizes = [batches.epoch_size(config, epoch, 10) for epoch in range(10)]
+    sizes = [batches.size_at(config, step / 10) for step in range(10)]
     assert sizes == [40, 40, 40, 48, 48, 48, 56, 56, 64, 64]
-    assert batches.epoch_size(AugmentConfig(), 0, 10) == 64
+    assert batches.size_at(AugmentConfig(), 0) == batches.size_at(replace(config, full_size_from=0), 0) == 64
+
+
+def test_a_batch_has_the_resolution_of_its_step() -> None:
+    source = train_batches(config=AugmentConfig(start_size=32, full_size_from=0.5))
+    shapes = [source.load(source.draw(step), slice(0, 4), step)[0].shape[-1] for step in range(6)]
+    assert shapes == [32, 40, 48, 64, 64, 64] == [source.size(step) for step in range(6)]

@@ -46,12 +46,12 @@ def fit(made: Trainer) -> str:
     return made.fit(made.tracker, made.saver)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision, optimizer", [("fp32", "sgd"), ("bf16", "sgd"), ("fp32", "muon")])
 @pytest.mark.parametrize("stop_at", [3, 6, 7])
 def test_a_resumed_run_equals_one_that_was_never_touched(
-    precision, stop_at, trainer, tmp_path, monkeypatch
+    precision, optimizer, stop_at, trainer, tmp_path, monkeypatch
 ) -> None:
-    overrides = {**EVERYTHING, "train__precision": precision}
+    overrides = {**EVERYTHING, "train__precision": precision, "optim__name": optimizer}
     whole = trainer(**overrides, run__dir=tmp_path / "whole")
     assert fit(whole) == ""
 
@@ -172,6 +172,18 @@ def test_evaluation_leaves_training_as_it_was(trainer) -> None:
     assert first == second
     assert before == json.dumps({name: value.tolist() for name, value in made.bare.state_dict().items()})
     assert set(first) == {f"val/{kind}{name}" for kind in ("", "ema_") for name in ("top1", "top5", "loss")}
+
+
+def test_evaluation_is_at_the_resolution_of_the_last_step_and_at_64_px_in_the_end(
+    trainer, monkeypatch
+) -> None:
+    made = trainer(augment__start_size=32, augment__full_size_from=1.0)
+    sizes = []
+    monkeypatch.setattr(made.evaluator, "measure", lambda *_, size: sizes.append(size) or {})
+    for step in (1, made.total_steps // 2 + 1, made.total_steps):
+        made.state.step = step
+        made.validate()
+    assert sizes == [32, 32, 48, 48, 64, 64]
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyimnet.augment import Normalise
+from tinyimnet.augment import Normalise, resize
 from tinyimnet.config import ModelConfig
 from tinyimnet.inference import batched_log_probabilities, evaluate, rows_of_rank
 from tinyimnet.model import build_model
@@ -36,6 +36,11 @@ def test_flip_averages_the_probabilities_of_the_mirrored_image(model) -> None:
     expected = (log_probabilities(model).exp() + mirrored) / 2
     torch.testing.assert_close(log_probabilities(model, flip=True).exp(), expected, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(log_probabilities(model, flip=True), log_probabilities(model))
+
+
+def test_a_smaller_resolution_is_what_the_network_sees(model) -> None:
+    expected = model.eval()(resize(NORMALISE(IMAGES), 40)).log_softmax(1)
+    torch.testing.assert_close(log_probabilities(model, size=40), expected, atol=1e-5, rtol=1e-5)
 
 
 @given(n=st.integers(0, 1000), world_size=st.integers(1, 64))

@@ -17,7 +17,7 @@ from tinyimnet.config import AugmentConfig
 from tinyimnet.data import IMAGE_SIZE
 from tinyimnet.errors import UserError
 
-_ORDER, _AUGMENT, _MODEL = range(3)  # purposes: streams that never meet
+_ORDER, _AUGMENT, _MODEL, _MIRROR = range(4)  # purposes: streams that never meet
 
 
 def generator(*key: int) -> np.random.Generator:
@@ -46,6 +46,20 @@ def step_samples(seed: int, step: int, n_samples: int, global_batch_size: int) -
     """
     epoch, place = divmod(step, n_samples // global_batch_size)
     return epoch_order(seed, epoch, n_samples)[place * global_batch_size :][:global_batch_size]
+
+
+@lru_cache(maxsize=1)
+def _mirrored_first(seed: int, n_samples: int) -> np.ndarray:
+    return generator(seed, _MIRROR).integers(0, 2, n_samples)
+
+
+def mirrored(seed: int, epoch: int, samples: np.ndarray, n_samples: int) -> np.ndarray:
+    """1 for each of `samples` that epoch `epoch` mirrors, (B,) int64: each sample in every other epoch.
+
+    A random half is mirrored in the first. So two epochs in a row show both sides of every image, which a random choice
+    does for half of them only (alternating flip, Jordan, arXiv 2404.00498).
+    """
+    return (_mirrored_first(seed, n_samples)[samples] + epoch) % 2
 
 
 def micro_batches(global_batch_size: int, device_batch_size: int, world_size: int, rank: int) -> list[slice]:
@@ -102,8 +116,10 @@ class Draw:
         return (self.blend * (1 - box_share)).astype(np.float32)
 
 
-def draw(config: AugmentConfig, samples: np.ndarray, seed: int, step: int, *, mix: bool) -> Draw:
-    """Draw the augmentation of step `step` for the global batch `samples`.
+def draw(
+    config: AugmentConfig, samples: np.ndarray, mirror: np.ndarray, seed: int, step: int, *, mix: bool
+) -> Draw:
+    """Draw the augmentation of step `step` for the global batch `samples`, of which those with `mirror` 1 are mirrored.
 
     Mixup: Zhang et al., arXiv 1710.09412. CutMix: Yun et al., arXiv 1905.04899; the label's weight is that of the
     box after it was cut at the border, not of the lambda that was drawn. Both act per image, not per batch.
@@ -111,7 +127,6 @@ def draw(config: AugmentConfig, samples: np.ndarray, seed: int, step: int, *, mi
     rng, n = generator(seed, _AUGMENT, step), len(samples)
     pad = config.crop_padding
     offsets = rng.integers(-pad, pad, (n, 2), endpoint=True)
-    mirror = rng.integers(0, 2, n) * int(config.flip)
     partners = rng.permutation(n)
     kind = rng.random(n) if mix else np.ones(n)
     mixup = kind < config.mixup_probability
@@ -122,15 +137,14 @@ def draw(config: AugmentConfig, samples: np.ndarray, seed: int, step: int, *, mi
     start = np.clip((centre - side[:, None] / 2).round(), 0, IMAGE_SIZE).astype(np.int64)
     end = np.clip((centre + side[:, None] / 2).round(), 0, IMAGE_SIZE).astype(np.int64)
     boxes = np.stack([start[:, 0], end[:, 0], start[:, 1], end[:, 1]], axis=1) * cutmix[:, None]
-    views = np.column_stack([samples, offsets, mirror]).astype(np.int64)
+    views = np.column_stack([samples, offsets, mirror * int(config.flip)]).astype(np.int64)
     return Draw(views, partners, blend, boxes)
 
 
-def epoch_size(config: AugmentConfig, epoch: int, epochs: int) -> int:
-    """Training resolution of an epoch in pixels: from start_size to 64 in steps of 8, at 64 from full_size_from on."""
-    full_from = max(config.full_size_from * epochs, 1e-9)
-    grown = config.start_size + (IMAGE_SIZE - config.start_size) * min(1.0, epoch / full_from)
-    return int(grown // 8 * 8)
+def size_at(config: AugmentConfig, progress: float) -> int:
+    """Training resolution in pixels when `progress` in [0, 1) of the training is done: in steps of 8 px up to 64."""
+    grown = progress / config.full_size_from if progress < config.full_size_from else 1.0
+    return int((config.start_size + (IMAGE_SIZE - config.start_size) * grown) // 8 * 8)
 
 
 class TrainBatches:
@@ -171,14 +185,21 @@ class TrainBatches:
             )
         self.images, self.labels, self.n_classes = images, labels, n_classes
         self.normalise = augment.Normalise(mean, std, images.device)
-        self.config, self.seed, self.epochs = config, seed, epochs
+        self.config, self.seed = config, seed
+        self.total_steps = epochs * self.steps_per_epoch
         self.global_batch_size = global_batch_size
 
     def draw(self, step: int) -> Draw:
         """What is random about the global batch of `step`."""
-        samples = step_samples(self.seed, step, len(self.images), self.global_batch_size)
-        mix = step // self.steps_per_epoch < self.config.mix_until * self.epochs
-        return draw(self.config, samples, self.seed, step, mix=mix)
+        n_samples = len(self.images)
+        samples = step_samples(self.seed, step, n_samples, self.global_batch_size)
+        mirror = mirrored(self.seed, step // self.steps_per_epoch, samples, n_samples)
+        mix = step < self.config.mix_until * self.total_steps
+        return draw(self.config, samples, mirror, self.seed, step, mix=mix)
+
+    def size(self, step: int) -> int:
+        """Resolution of `step` in pixels."""
+        return size_at(self.config, step / self.total_steps)
 
     def load(self, drawn: Draw, rows: slice, step: int) -> tuple[Tensor, Tensor]:
         """Images (B, 3, S, S) float32 in channels_last and soft targets (B, K) float32 of some rows of a draw."""
@@ -196,8 +217,7 @@ class TrainBatches:
         targets = augment.soft_targets(
             labels, partner_labels, share, self.n_classes, self.config.label_smoothing
         )
-        size = epoch_size(self.config, step // self.steps_per_epoch, self.epochs)
-        return augment.resize(images, size), targets
+        return augment.resize(images, self.size(step)), targets
 
 
 def _to_device(array: np.ndarray, device: torch.device) -> Tensor:

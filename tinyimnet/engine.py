@@ -19,7 +19,7 @@ from tinyimnet import batches, export, optim
 from tinyimnet.checkpoint import Saver
 from tinyimnet.config import Config
 from tinyimnet.console import Progress
-from tinyimnet.data import Dataset
+from tinyimnet.data import IMAGE_SIZE, Dataset
 from tinyimnet.distributed import from_main
 from tinyimnet.ema import Ema, distance
 from tinyimnet.errors import UserError
@@ -143,8 +143,9 @@ class Trainer:
 
     def train_step(self) -> None:
         """One optimizer step over the global batch."""
+        share = self.schedule_at(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr
+            group["lr"] = share * group["peak_lr"]
         with self.clock.part("data"):
             drawn = self.batches.draw(self.step)
         self.model.train()
@@ -223,10 +224,9 @@ class Trainer:
         """Optimizer steps done."""
         return self.state.step
 
-    @property
-    def lr(self) -> float:
-        """Learning rate of the step that comes next."""
-        return optim.lr_at(self.step, self.config.optim, self.total_steps, self.steps_per_epoch)
+    def schedule_at(self, step: int) -> float:
+        """Share of the peak learning rate in a step."""
+        return optim.schedule_at(step, self.config.optim, self.total_steps, self.steps_per_epoch)
 
     def train_metrics(self) -> dict[str, float]:
         """Means since the last log line; the one place where the training waits for the device."""
@@ -251,16 +251,23 @@ class Trainer:
         return {
             "epoch": self.step / self.steps_per_epoch,
             "train/loss": loss_sum / loss_steps if loss_steps else float("nan"),
-            "train/lr": optim.lr_at(self.step - 1, self.config.optim, self.total_steps, self.steps_per_epoch),
+            "train/lr": self.config.optim.lr * self.schedule_at(self.step - 1),
             "train/grad_norm": grad_norm,
             "train/ema_distance": ema_distance,
             "train/bad_steps": bad_steps,
+            "train/size": self.batches.size(self.step - 1),
             **speed,
         }
 
     def validate(self) -> dict[str, float]:
-        """Metrics of the raw weights and of their average on the validation set."""
-        return self.evaluator.measure(self.bare, "val/") | self.evaluator.measure(self.ema.module, "val/ema_")
+        """Metrics of the raw weights and of their average on the validation set.
+
+        At the resolution of the last step: 10 to 15 points are lost at 64 px by a network that has only seen 40 to 56.
+        The end of the run is measured at 64 px.
+        """
+        size = IMAGE_SIZE if self.step == self.total_steps else self.batches.size(self.step - 1)
+        measure = self.evaluator.measure
+        return measure(self.bare, "val/", size=size) | measure(self.ema.module, "val/ema_", size=size)
 
     # ---- checkpoints ----------------------------------------------------------------------------------------
 

@@ -36,13 +36,16 @@ class Evaluator:
         self.images, self.labels = images, labels
         self.normalise, self.precision = normalise, precision
 
-    def measure(self, source: nn.Module, prefix: str, *, flip: bool = False) -> dict[str, float]:
-        """Top-1 and top-5 in percent and the loss of the weights of `source`; every process calls it."""
+    def measure(self, source: nn.Module, prefix: str, **options) -> dict[str, float]:
+        """Top-1 and top-5 in percent and the loss of the weights of `source`; every process calls it.
+
+        `options` are flip and size of inference.batched_log_probabilities.
+        """
         n = len(self.images)
         rows = rows_of_rank(n, self.accelerator.process_index, self.accelerator.num_processes)
         model = self.consolidated(source)
         sums = evaluate(
-            model, self.images, self.labels, rows, self.normalise, precision=self.precision, flip=flip
+            model, self.images, self.labels, rows, self.normalise, precision=self.precision, **options
         )
         loss, top1, top5, count = self.accelerator.reduce(sums, "sum").tolist()
         assert count == n, f"{count} of {n} validation images counted"

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinyimnet.augment import Normalise
+from tinyimnet.augment import Normalise, resize
+from tinyimnet.data import IMAGE_SIZE
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -27,6 +28,7 @@ def batched_log_probabilities(
     *,
     precision: str,
     flip: bool = False,
+    size: int = IMAGE_SIZE,
     batch_size: int = 500,
 ) -> Iterator[tuple[slice, Tensor]]:
     """Log-probabilities (b, K) float32 of images[rows], a batch of consecutive rows at a time.
@@ -38,13 +40,14 @@ def batched_log_probabilities(
         normalise: the training set's normalisation, on the network's device.
         precision: train.precision.
         flip: average the probabilities with those of the mirrored image.
+        size: resolution in pixels at which the network sees them.
         batch_size: images in a forward pass.
     """
     model.eval()
     device = next(model.parameters()).device
     for start in range(rows.start, rows.stop, batch_size):
         batch = slice(start, min(start + batch_size, rows.stop))
-        x = normalise(images[batch].to(device))
+        x = resize(normalise(images[batch].to(device)), size)
         with autocast(device, precision):
             views = [model(x), model(x.flip(3))] if flip else [model(x)]
         log_probabilities = torch.stack([F.log_softmax(view.float(), dim=1) for view in views])

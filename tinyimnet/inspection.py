@@ -67,7 +67,7 @@ def augmented(
     Args:
         batches: the training set.
         names: of the K classes.
-        step: the optimizer step; S is the resolution of its epoch.
+        step: the optimizer step; S is its resolution.
         count: images, at most; a global batch may have fewer.
 
     Returns:
