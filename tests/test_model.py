@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from tinyimnet import commandline
 from tinyimnet.config import ModelConfig
@@ -138,6 +139,15 @@ def test_channels_are_multiples_of_8_and_of_the_group_width() -> None:
 def test_weights_lie_in_channels_last() -> None:
     weight = build_model(SMALL, 10).stage2[0].branch[0].weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_compile_makes_one_graph_of_the_whole_network() -> None:
+    """More than one was compiled block by block, and not at all from the ninth block on."""
+    counter = CompileCounter()
+    model = build_model(replace(SMALL, depths=(6, 6)), 10)
+    model.compile(backend=counter)
+    model(torch.zeros(2, 3, 64, 64))
+    assert counter.frame_count == 1
 
 
 def test_configs_folder_ships_what_the_readme_promises() -> None:

@@ -126,7 +126,7 @@ def test_muon_moves_all_directions_of_a_filter_bank_alike(shape: tuple[int, ...]
 def test_muon_without_orthogonal_groups_is_sgd() -> None:
     """torch.optim.SGD with Nesterov momentum is the reference."""
     models = [build_model(replace(MODEL, se_ratio=0), 10) for _ in range(2)]
-    config = OptimConfig(lr=0.3, weight_decay=0.1)
+    config = OptimConfig(lr=0.3, weight_decay=0.0)
     muon = Muon(parameter_groups(models[0], config), momentum=0.9)
     sgd = build_optimizer(models[1], config)
     for step in range(3):
@@ -136,6 +136,17 @@ def test_muon_without_orthogonal_groups_is_sgd() -> None:
         sgd.step()
     for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_muon_takes_weight_decay_off_the_weights_of_all_but_norms_and_biases() -> None:
+    model = build_model(MODEL, 10)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    config = OptimConfig(name="muon", lr=0.5, sgd_lr=0.2, weight_decay=0.1)
+    fill_gradients(model, seed=0, scale=0.0)
+    build_optimizer(model, config).step()
+    for (name, after), old in zip(model.named_parameters(), before, strict=True):
+        lr = 0.2 if name.startswith(("stem", "classifier")) else 0.5
+        torch.testing.assert_close(after, old * (1 - lr * 0.1) if old.ndim > 1 else old)
 
 
 def test_ema_decay_warms_up_to_its_value() -> None:

@@ -116,7 +116,7 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the moment estimates (adamw)."""
     weight_decay: float = 5e-4
-    """Decay of convolution and linear weights; norms and biases have none."""
+    """Decay of convolution and linear weights (adamw, muon: decoupled, lr * weight_decay); norms and biases have none."""
     warmup_epochs: float = 5.0
     """Epochs of linear warm-up from zero."""
     schedule: Literal["cosine", "linear"] = "cosine"

@@ -133,6 +133,14 @@ class Network(nn.Sequential):
         )
         super().__init__(parts)
 
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of images."""
+        # torch.compile takes a frame of ours as one graph; nn.Sequential's own it skips, and compiles each block alone
+        # until its limit of 8 variants.
+        for part in self:
+            images = part(images)
+        return images
+
 
 def round_channels(channels: float, group_width: int = 0) -> int:
     """The multiple of 8 (and of group_width) next to `channels`, at least one multiple."""

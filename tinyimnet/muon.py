@@ -19,17 +19,15 @@ NEWTON_SCHULZ_STEPS = 3
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum in all groups; in groups with `orthogonal` the update of a filter bank is orthogonalised.
 
-    Weight decay is that of SGD (into the gradient), in orthogonal groups that of AdamW (lr * weight_decay off the
-    weights). A step with `found_inf` set to 1 changes nothing, without the host ever reading it.
+    Weight decay is decoupled as in AdamW: lr * weight_decay off the weights. A step with `found_inf` set to 1 changes nothing, without the host ever reading it.
 
     Args:
         groups: parameter groups, each with `orthogonal`, `weight_decay` and an `lr` that may change between steps.
         momentum: of all groups.
     """
 
-    _step_supports_amp_scaling = (
-        True  # a GradScaler leaves the skipped step to us, as it does with fused kernels
-    )
+    # A GradScaler leaves the skipping to this step, as it does with fused kernels.
+    _step_supports_amp_scaling = True
     found_inf: Tensor | None = None
 
     def __init__(self, groups: list[dict[str, Any]], *, momentum: float):
@@ -45,17 +43,15 @@ class Muon(torch.optim.Optimizer):
             parameters = group["params"]
             device = parameters[0].device
             bad = torch.zeros((), device=device) if self.found_inf is None else self.found_inf
-            keep, none = 1 - bad, torch.zeros((), device=device)
-            gradients = [torch.where(bad == 0, p.grad, none) for p in parameters]
-            if not group["orthogonal"]:
-                torch._foreach_add_(gradients, parameters, alpha=group["weight_decay"])
+            keep, nothing = 1 - bad, torch.zeros((), device=device)
+            gradients = [torch.where(bad == 0, p.grad, nothing) for p in parameters]
             momenta = [self.state[p]["momentum_buffer"] for p in parameters]
-            # A skipped step: momentum times 1 plus 0 times the gradient.
-            torch._foreach_mul_(momenta, bad + keep * group["momentum"])
-            torch._foreach_add_(momenta, torch._foreach_mul(gradients, keep))
+            torch._foreach_mul_(momenta, bad + keep * group["momentum"])  # times 1 where the step is skipped
+            torch._foreach_add_(momenta, gradients)
             updates = list(torch._foreach_add(gradients, momenta, alpha=group["momentum"]))
             if group["orthogonal"]:
                 updates = orthogonalised(updates)
+            if group["weight_decay"]:
                 torch._foreach_mul_(parameters, 1 - keep * (group["lr"] * group["weight_decay"]))
             torch._foreach_mul_(updates, keep * group["lr"])
             torch._foreach_sub_(parameters, updates)
