@@ -19,7 +19,8 @@ NEWTON_SCHULZ_STEPS = 3
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum in all groups; in groups with `orthogonal` the update of a filter bank is orthogonalised.
 
-    Weight decay is decoupled as in AdamW: lr * weight_decay off the weights. A step with `found_inf` set to 1 changes nothing, without the host ever reading it.
+    Weight decay is decoupled as in AdamW: lr * weight_decay off the weights. A step with `found_inf` set to 1 changes
+    nothing, without the host ever reading it.
 
     Args:
         groups: parameter groups, each with `orthogonal`, `weight_decay` and an `lr` that may change between steps.
@@ -58,7 +59,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalised(updates: list[Tensor]) -> list[Tensor]:
-    """The nearly semi-orthogonal matrix for each filter bank (O, I, H, W), seen as O rows of I*H*W columns.
+    """The nearly semi-orthogonal matrix for each filter bank (O, I, H, W), seen as O rows of H*W*I columns.
 
     Scaled by sqrt(max(1, rows / columns)), so that one learning rate suits wide and tall ones.
     """
@@ -67,15 +68,19 @@ def orthogonalised(updates: list[Tensor]) -> list[Tensor]:
         by_shape[update.shape].append(i)
     found: list[Tensor] = [torch.empty(0)] * len(updates)
     for shape, places in by_shape.items():
-        stack = torch.stack([updates[i].flatten(1) for i in places])
+        # Filters lie in channels_last: in the order H, W, I nothing is copied but into the stack.
+        stack = torch.stack([updates[i].permute(0, 2, 3, 1).flatten(1) for i in places])
         scale = max(1.0, stack.shape[1] / stack.shape[2]) ** 0.5
-        for i, matrix in zip(places, newton_schulz(stack).mul(scale).unbind(), strict=True):
-            found[i] = matrix.view(shape)
+        for i, matrix in zip(places, newton_schulz(stack).mul_(scale).unbind(), strict=True):
+            found[i] = matrix.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
     return found
 
 
 def newton_schulz(matrices: Tensor) -> Tensor:
-    """Singular values of (N, R, C) matrices pushed towards 1 by a quintic iteration: between about 0.7 and 1.2."""
+    """Singular values of (N, R, C) matrices pushed towards 1 by a quintic iteration: between about 0.7 and 1.2.
+
+    x <- a x + b (x x') x + c (x x')^2 x, as one product of x with a polynomial of the small square x x'.
+    """
     # The iteration forgives bf16's rounding, and tensor cores want it; CPUs without bf16 imitate it slowly.
     x = matrices.bfloat16() if matrices.is_cuda else matrices
     tall = x.shape[1] > x.shape[2]
@@ -85,5 +90,7 @@ def newton_schulz(matrices: Tensor) -> Tensor:
     a, b, c = NEWTON_SCHULZ
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial.diagonal(dim1=1, dim2=2).add_(a)
+        x = polynomial @ x
     return (x.mT if tall else x).to(matrices.dtype)
