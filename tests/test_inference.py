@@ -39,7 +39,7 @@ def test_flip_averages_the_probabilities_of_the_mirrored_image(model) -> None:
 
 
 def test_a_smaller_resolution_is_what_the_network_sees(model) -> None:
-    expected = model.eval()(resize(NORMALISE(IMAGES), 40)).log_softmax(1)
+    expected = model.eval()(NORMALISE(resize(IMAGES, 40))).log_softmax(1)
     torch.testing.assert_close(log_probabilities(model, size=40), expected, atol=1e-5, rtol=1e-5)
 
 

@@ -95,8 +95,8 @@ def test_the_page_of_a_run_is_whole_and_fits(
         '[...document.querySelectorAll("figure.chart h3")].map(title => title.textContent)'
     )
     assert titles == [
-        "Top-1, validation [%]", "Top-5, validation [%]", "Loss", "Learning rate", "Gradient norm", "Raw to EMA distance",
-        "Throughput [images/s]", "Time of a step [ms]", "Saves and evaluations [s]", "Skipped steps, failed saves",
+        "Top-1, validation [%]", "Top-5, validation [%]", "Loss", "Learning rate", "Resolution [px]", "Gradient norm",
+        "Raw to EMA distance", "Throughput [images/s]", "Time of a step [ms]", "Saves and evaluations [s]", "Skipped steps, failed saves",
     ]  # fmt: skip
     names = (
         "augmented.png",

@@ -205,19 +205,22 @@ class TrainBatches:
         """Images (B, 3, S, S) float32 in channels_last and soft targets (B, K) float32 of some rows of a draw."""
         own = _to_device(drawn.views[rows], self.images.device)
         share = _to_device(drawn.own_share()[rows], self.images.device)
-        images = self.normalise(augment.crop_flip(self.images, *own.unbind(1)))
+        size = self.size(step)
+        images = self._view(own, size)
         labels = partner_labels = self.labels[own[:, 0]]
         if drawn.mixed:
             partner = _to_device(drawn.views[drawn.partners[rows]], self.images.device)
             blend = _to_device(drawn.blend[rows], self.images.device)
             boxes = _to_device(drawn.boxes[rows], self.images.device)
             partner_labels = self.labels[partner[:, 0]]
-            partner_images = self.normalise(augment.crop_flip(self.images, *partner.unbind(1)))
-            images = augment.mix(images, partner_images, augment.weight_map(blend, boxes, IMAGE_SIZE))
+            images = augment.mix(images, self._view(partner, size), augment.weight_map(blend, boxes, size))
         targets = augment.soft_targets(
             labels, partner_labels, share, self.n_classes, self.config.label_smoothing
         )
-        return augment.resize(images, self.size(step)), targets
+        return images, targets
+
+    def _view(self, views: Tensor, size: int) -> Tensor:
+        return self.normalise(augment.resize(augment.crop_flip(self.images, *views.unbind(1)), size))
 
 
 def _to_device(array: np.ndarray, device: torch.device) -> Tensor:

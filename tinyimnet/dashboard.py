@@ -31,7 +31,7 @@ CURVES: dict[str, dict[str, tuple[str, ...]]] = {
         "Top-5, EMA and raw weights": ("val/ema_top5", "val/top5"),
     },
     "Loss": {"Training": ("train/loss",), "Validation, EMA and raw weights": ("val/ema_loss", "val/loss")},
-    "Learning rate": {"Learning rate": ("train/lr",)},
+    "Schedule": {"Learning rate": ("train/lr",), "Resolution, px": ("train/size",)},
     "Throughput": {
         "Images per second": ("perf/images_per_s",),
         "Parts of a step, ms": ("perf/data_ms", "perf/forward_backward_ms", "perf/optimizer_ms", "perf/wait_ms"),

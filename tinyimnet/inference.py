@@ -47,7 +47,7 @@ def batched_log_probabilities(
     device = next(model.parameters()).device
     for start in range(rows.start, rows.stop, batch_size):
         batch = slice(start, min(start + batch_size, rows.stop))
-        x = resize(normalise(images[batch].to(device)), size)
+        x = normalise(resize(images[batch].to(device), size))
         with autocast(device, precision):
             views = [model(x), model(x.flip(3))] if flip else [model(x)]
         log_probabilities = torch.stack([F.log_softmax(view.float(), dim=1) for view in views])

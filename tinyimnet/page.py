@@ -49,6 +49,7 @@ PANELS = (
         zero=False,
     ),
     Panel("Learning rate", {"train/lr": ("learning rate", TRAIN)}),
+    Panel("Resolution [px]", {"train/size": ("training", TRAIN)}),
     Panel("Gradient norm", {"train/grad_norm": ("gradient norm", TRAIN)}),
     Panel("Raw to EMA distance", {"train/ema_distance": ("EMA distance", EMA)}),
     Panel("Throughput [images/s]", {"perf/images_per_s": ("images/s", TRAIN)}),
