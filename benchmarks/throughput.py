@@ -118,7 +118,7 @@ def _bare_step(settings: config.Config, accelerator):
     targets = torch.randn(batch, classes, device=accelerator.device).softmax(1)
     model = build_model(settings.model, classes).to(accelerator.device).train()
     if settings.train.compile:
-        model.compile()
+        model.compile(dynamic=False)
     optimizer = optim.build_optimizer(model, settings.optim)
 
     def step() -> None:

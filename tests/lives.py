@@ -29,6 +29,7 @@ EVERYTHING = {
     "augment__label_smoothing": 0.1,
     "augment__start_size": 48,
     "model__drop_path": 0.2,
+    "model__whiten_stem": True,
     "optim__name": "muon",
     "optim__clip_grad_norm": 1.0,
 }

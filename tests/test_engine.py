@@ -158,6 +158,17 @@ def test_too_many_bad_steps_in_a_row_end_the_run_and_keep_the_checkpoint(trainer
     assert equal(kept, checkpoint.load_newest(tmp_path / "run" / "checkpoints"))
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
+def test_a_whitened_stem_stays_as_it_is(optimizer: str, trainer) -> None:
+    made = trainer(model__whiten_stem=True, optim__name=optimizer)
+    stem, ema = made.bare.stem[0].weight, made.ema.module.stem[0].weight
+    before, other = stem.clone(), made.bare.classifier[2].weight.clone()
+    assert torch.equal(stem[8:], -stem[:8])
+    made.train_step()
+    assert torch.equal(stem, before) and torch.equal(ema, before)
+    assert not torch.equal(made.bare.classifier[2].weight, other)
+
+
 def test_the_logged_learning_rate_is_the_one_the_step_used(trainer) -> None:
     made = trainer()
     made.train_step()

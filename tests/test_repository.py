@@ -10,7 +10,7 @@ from conftest import REPO
 PACKAGE = sorted((REPO / "tinyimnet").glob("*.py"))
 # Imports go one way: a module may import those in earlier rows only (its own row too, if not in a circle).
 LAYERS = [
-    {"errors", "files", "slurm", "timing", "markup", "muon"},
+    {"errors", "files", "slurm", "timing", "markup", "muon", "whitening"},
     {"config", "data", "console", "lock", "meeting", "staging", "pictures", "card", "svg"},
     {"commandline"},
     {"prepared", "augment", "optim", "ema", "model", "distributed", "preemption", "checkpoint", "download"},

@@ -219,6 +219,11 @@ class TrainBatches:
         )
         return images, targets
 
+    def plain(self, count: int) -> Tensor:
+        """About `count` normalised images, evenly spaced in the set, halfway between the first resolution and 64 px."""
+        images = self.images[:: max(1, len(self.images) // count)]
+        return self.normalise(augment.resize(images, (self.size(0) + IMAGE_SIZE) // 2))
+
     def _view(self, views: Tensor, size: int) -> Tensor:
         return self.normalise(augment.resize(augment.crop_flip(self.images, *views.unbind(1)), size))
 

@@ -67,6 +67,8 @@ class ModelConfig:
     """Non-linearity."""
     stem_stride: Literal[1, 2] = 1
     """Stride of the 3x3 stem."""
+    whiten_stem: bool = False
+    """Freeze the stem's filters at those that whiten patches of the training images."""
     head_width: int = 0
     """Channels of a 1x1 convolution before the pool, 0: none; with width auto, the least: spare budget goes here."""
     drop_path: float = 0.0

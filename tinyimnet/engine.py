@@ -30,6 +30,7 @@ from tinyimnet.runfolder import writable
 from tinyimnet.state import TrainState
 from tinyimnet.timing import StepClock
 from tinyimnet.tracking import Tracker
+from tinyimnet.whitening import N_IMAGES, freeze_stem, whitening_filters
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,10 @@ class Trainer:
         self.total_steps = config.train.epochs * self.steps_per_epoch
 
         self.bare = build_model(config.model, len(dataset.classes), config.run.seed).to(device)
+        if config.model.whiten_stem:
+            # Rank 0's: signs and last digits of eigenvectors may differ between machines.
+            filters = from_main(accelerator, lambda: whitening_filters(self.batches.plain(N_IMAGES)))
+            freeze_stem(self.bare.stem[0], filters)
         self.ema = Ema(self.bare)
         self.evaluator = Evaluator(
             accelerator,
@@ -87,7 +92,8 @@ class Trainer:
             precision=config.train.precision,
         )
         if config.train.compile:
-            self.bare.compile()  # in place: the names of the weights stay as they are
+            # In place: the names of the weights stay as they are. One graph for each of at most 7 resolutions.
+            self.bare.compile(dynamic=False)
         self.model, self.optimizer = accelerator.prepare(
             self.bare, optim.build_optimizer(self.bare, config.optim)
         )

@@ -205,7 +205,7 @@ def resolve_width(config: ModelConfig, n_classes: int) -> ModelConfig:
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Trainable parameters; buffers (BatchNorm statistics) and the EMA copy do not count."""
+    """Parameters, frozen ones too; buffers (BatchNorm statistics) and the EMA copy do not count."""
     return sum(p.numel() for p in module.parameters())
 
 

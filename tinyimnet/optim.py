@@ -58,7 +58,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     if config.name == "sgd":
         sgd = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=True, fused=True)
         # torch allocates these uninitialised in the first step; where that one is skipped they stay garbage.
-        for parameter in model.parameters():
+        for parameter in (p for group in groups for p in group["params"]):
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
