@@ -32,7 +32,7 @@ def test_noise_is_not_blown_up() -> None:
 
 def test_a_stem_gets_the_first_filters_and_their_negatives_and_is_frozen() -> None:
     filters, stem = whitening_filters(images()), nn.Conv2d(3, 32, 3)
-    freeze_stem(stem, filters)
+    freeze_stem(stem.weight, filters)
     assert torch.equal(stem.weight, torch.cat([filters[:16], -filters[:16]]))
     assert not stem.weight.requires_grad
 
@@ -40,6 +40,6 @@ def test_a_stem_gets_the_first_filters_and_their_negatives_and_is_frozen() -> No
 def test_filters_beyond_those_there_are_stay_as_they_were_drawn() -> None:
     filters, stem = whitening_filters(images()), nn.Conv2d(3, 64, 3)
     drawn = stem.weight.detach().clone()
-    freeze_stem(stem, filters)
+    freeze_stem(stem.weight, filters)
     assert torch.equal(stem.weight[54:], drawn[54:])
     assert torch.equal(stem.weight[27:54], -filters)

@@ -81,7 +81,7 @@ class Trainer:
         if config.model.whiten_stem:
             # Rank 0's: signs and last digits of eigenvectors may differ between machines.
             filters = from_main(accelerator, lambda: whitening_filters(self.batches.plain(N_IMAGES)))
-            freeze_stem(self.bare.stem[0], filters)
+            freeze_stem(self.bare.get_parameter("stem.0.weight"), filters)
         self.ema = Ema(self.bare)
         self.evaluator = Evaluator(
             accelerator,

@@ -32,11 +32,11 @@ def whitening_filters(images: Tensor, kernel: int = 3) -> Tensor:
 
 
 @torch.no_grad()
-def freeze_stem(stem: nn.Conv2d, filters: Tensor) -> None:
+def freeze_stem(weight: nn.Parameter, filters: Tensor) -> None:
     """Give the stem as many of the first filters as it has room for, each with its negative; it is not trained.
 
     A ReLU loses the negative half of a response: the negative filter keeps it. Rows beyond that stay as they were drawn.
     """
-    pairs = min(len(filters), len(stem.weight) // 2)
-    stem.weight[: 2 * pairs].copy_(torch.cat([filters[:pairs], -filters[:pairs]]))
-    stem.weight.requires_grad_(False)
+    pairs = min(len(filters), len(weight) // 2)
+    weight[: 2 * pairs].copy_(torch.cat([filters[:pairs], -filters[:pairs]]))
+    weight.requires_grad_(False)
