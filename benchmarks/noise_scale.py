@@ -43,7 +43,11 @@ def main(argv: list[str]) -> int:
     large, exact = SMALL * BATCHES, total.square().sum().item()
     signal = (large * exact - SMALL * squares) / (large - SMALL)
     noise = (squares - exact) / (1 / SMALL - 1 / large)
-    rows = [("|gradient|^2", f"{signal:.3g}"), ("noise of one image", f"{noise:.3g}"), ("B_simple", f"{noise / signal:,.0f} images")]
+    rows = [
+        ("|gradient|^2", f"{signal:.3g}"),
+        ("noise of one image", f"{noise:.3g}"),
+        ("B_simple", f"{noise / signal:,.0f} images"),
+    ]
     console.table(f"{argv[0]}, {large:,} images of {data.IMAGE_SIZE} px", rows)
     return 0
 
