@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from conftest import REPO, launch
+from conftest import REPO, launch, python
 
 from tinyimnet import commandline, distributed, slurm
 from tinyimnet.errors import UserError
@@ -156,6 +156,20 @@ def test_accelerate_launch_that_starts_one_process_of_two_is_refused(arguments, 
     result = accelerate("--quiet", "--cpu", "--num_processes", "2", "train.py", *arguments())
     assert "error: accelerate launch was asked for several processes and started one" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_memory_that_tensors_give_back_is_not_cleared_by_the_kernel_again() -> None:
+    code = (
+        "import resource, torch; from tinyimnet import distributed; {}\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(3): torch.zeros(2**24)\n"
+        "before = faults()\n"
+        "for _ in range(5): torch.zeros(2**24)\n"
+        "print((faults() - before) // 5)"
+    )
+    calls = ("distributed.keep_freed_memory()", "pass")
+    kept, given_back = (int(python("-c", code.format(call)).stdout) for call in calls)
+    assert given_back > 20 > kept  # 64 MiB: 16,384 pages of 4 KiB or 32 of 2 MiB
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import REPO
+from conftest import REPO, python
 
 PACKAGE = sorted((REPO / "tinyimnet").glob("*.py"))
 # Imports go one way: a module may import those in earlier rows only (its own row too, if not in a circle).
@@ -59,6 +59,12 @@ def test_nothing_that_the_training_imports_speaks_to_wandb() -> None:
         path.stem for path in PACKAGE if re.search(r"^\s*(import|from) wandb", path.read_text(), re.MULTILINE)
     }
     assert users == {"mirror", "artifacts", "stored", "sync", "dashboard"}
+
+
+def test_a_run_starts_without_what_only_its_end_or_others_need() -> None:
+    slow = "{'matplotlib', 'wandb', 'submitit', 'pandas', 'torch._dynamo'}"
+    result = python("-c", f"import sys, train; print(sorted({slow} & set(sys.modules)))")
+    assert result.stdout.strip() == "[]", result.stderr
 
 
 def test_only_the_loop_and_the_process_group_know_accelerate() -> None:

@@ -26,12 +26,16 @@ def crop_flip(images: Tensor, index: Tensor, down: Tensor, right: Tensor, mirror
         (B, S, S, C) uint8.
     """
     size, channels = images.shape[2], images.shape[3]
-    along = torch.arange(size, device=images.device)
+    # Indices of 32 bits: a batch of 256 has a million pixels, and memory is what this takes its time for.
+    index, down, right, mirror = (t.int() for t in (index, down, right, mirror))
+    along = torch.arange(size, dtype=torch.int32, device=images.device)
     ys = _reflect(along + down[:, None], size)
     xs = _reflect(torch.where(mirror[:, None] == 1, size - 1 - along, along) + right[:, None], size)
     rows = images.view(-1, size * channels).index_select(0, (index[:, None] * size + ys).flatten())
-    row_starts = size * torch.arange(len(index) * size, device=images.device).view(-1, size, 1)
-    pixels = rows.view(-1, channels).index_select(0, (row_starts + xs[:, None, :]).flatten())
+    row_starts = size * torch.arange(len(index) * size, dtype=torch.int32, device=images.device)
+    pixels = rows.view(-1, channels).index_select(
+        0, (row_starts.view(-1, size, 1) + xs[:, None, :]).flatten()
+    )
     return pixels.view(len(index), size, size, channels)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tinyimnet import analysis, console, export, inspection, pictures, plots, runfolder
+from tinyimnet import analysis, console, export, inspection, pictures, runfolder
 from tinyimnet.card import CARD, model_card
 from tinyimnet.engine import Trainer
 from tinyimnet.errors import UserError
@@ -81,6 +81,8 @@ def _analyse(run_dir: Path, trainer: Trainer, network: torch.nn.Module) -> dict[
 
 def finished(run_dir: Path, tracker: Tracker, results: dict[str, float | int]) -> None:
     """A run that reached its last step: curves, model card, DONE, table."""
+    from tinyimnet import plots  # here: matplotlib takes half a second to import
+
     lines = read_metrics(run_dir / "metrics.jsonl")
     plots.curves(lines, run_dir / "curves.png")
     results = {**lines[-1], **results}
