@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tinyimnet import batches, config, console, data, synthetic
+from tinyimnet import batches, config, console, data, distributed, synthetic
 
 N, BATCH, PADDING, ROUNDS, SECONDS = 4096, 256, 4, 5, 4.0
 MEAN, STD = (0.48, 0.45, 0.40), (0.27, 0.26, 0.27)
@@ -57,6 +57,7 @@ class Files(Dataset):
 def main() -> int:
     """Measure and print both rates and their ratio."""
     torch.set_num_threads(CORES)
+    distributed.keep_freed_memory()  # as in a training on CPUs
     labels = np.arange(N) % len(synthetic.CLASSES)
     images = synthetic.draw(labels, seed=0)
     rates: dict[str, list[float]] = {"array": [], "files": []}
@@ -68,6 +69,7 @@ def main() -> int:
         for _ in range(ROUNDS):
             for name, stream in streams.items():
                 rates[name].append(_rate(stream))
+        del stream
         streams.clear()  # ends the workers, so that their memory is known
     array, files = (statistics.median(rates[name]) for name in ("array", "files"))
     ratios = [a / b for a, b in zip(rates["array"], rates["files"], strict=True)]
