@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from tinyimnet.config import ModelConfig, OptimConfig
 from tinyimnet.ema import Ema
@@ -121,6 +122,22 @@ def test_muon_moves_all_directions_of_a_filter_bank_alike(shape: tuple[int, ...]
         assert singular.median() > 0.6
         # Same directions as the update, and the same sign: u v' is the nearest semi-orthogonal matrix.
         assert torch.nn.functional.cosine_similarity(result.flatten(), (u @ v).flatten(), dim=0) > 0.95
+
+
+@pytest.mark.parametrize("shape", [(24, 16), (16, 40)])
+def test_muon_is_torchs_on_matrices(shape: tuple[int, int]) -> None:
+    """torch.optim.Muon iterates in bf16, so it agrees to about two digits."""
+    start = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    filters, matrix = nn.Parameter(start[:, :, None, None].clone()), nn.Parameter(start.clone())
+    options = {"lr": 0.1, "weight_decay": 0.2}
+    ours = Muon([{"params": [filters], "orthogonal": True, **options}], momentum=0.9)
+    theirs = torch.optim.Muon([matrix], momentum=0.9, ns_steps=3, **options)
+    for seed in range(4):
+        matrix.grad = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        filters.grad = matrix.grad[:, :, None, None].clone()
+        ours.step()
+        theirs.step()
+    torch.testing.assert_close(filters.detach().flatten(1), matrix.detach(), atol=0.01, rtol=0)
 
 
 def test_muon_without_orthogonal_groups_is_sgd() -> None:
