@@ -283,6 +283,10 @@ RUN: dict[str, tuple[Callable[[Path], object], str]] = {
     "a checkpoint without weights": (in_all(edited(lambda state: state["model"].clear())), NOT_FITTING),
     "a checkpoint without an optimizer": (in_all(edited(lambda state: state.pop("optimizer"))), NOT_FITTING),
     "a checkpoint without tallies": (in_all(edited(lambda state: state["by_rank"].pop("tallies"))), NOT_FITTING),
+    "a checkpoint whose optimizer lacks an entry": (
+        in_all(edited(lambda state: state["optimizer"]["param_groups"][0].pop("peak_lr"))),
+        NOT_FITTING,
+    ),
     "a checkpoint of another network": (
         in_all(edited(lambda state: state["model"].update({"classifier.weight": torch.zeros(3, 3)}))),
         NOT_FITTING,

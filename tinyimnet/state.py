@@ -93,7 +93,10 @@ class TrainState:
             self.step, self.best_top1 = saved["step"], saved["best_top1"]
             self.model.load_state_dict(saved["model"])
             self.ema.module.load_state_dict(saved["ema"])
+            entries = [group.keys() for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(saved["optimizer"])
+            if [group.keys() for group in self.optimizer.param_groups] != entries:  # torch takes over any
+                raise ValueError("its parameter groups have other entries")
             if self.accelerator.scaler:
                 self.accelerator.scaler.load_state_dict(saved["scaler"])
             for name, tensors in self._of_rank().items():

@@ -1,0 +1,71 @@
+"""What is kept of a finished run in results/."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import train
+from results import summarise
+from tinyimnet.record import read_record
+from tinyimnet.tracking import STEP, read_metrics
+
+
+@pytest.fixture
+def finished(arguments, tmp_path: Path) -> Path:
+    """A run of twelve steps, logged every two, whose lines say that a step took 6 s and an evaluation as long."""
+    assert train.main(arguments(augment__start_size=64)) == 0
+    timed(tmp_path / "run", {})
+    return tmp_path / "run"
+
+
+def timed(run: Path, slow: dict[int, float]) -> None:
+    """Rewrite the times of the lines: ms of a step by the step of the line, 6,000 where not given."""
+    lines = read_metrics(run / "metrics.jsonl")
+    for line in lines:
+        line.update({"perf/step_ms": slow.get(line[STEP], 6000.0)})
+        if "perf/eval_s" in line:
+            line["perf/eval_s"] = 6.0
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_it_has_the_figures_of_the_run(finished: Path) -> None:
+    summary, done = summarise.summarise(read_record(finished)), json.loads((finished / "DONE").read_text())
+    assert [summary[key] for key in ("run", "seed", "epochs", "lives")] == ["run", 0, 2, 1]
+    assert summary["parameters"] == done["parameters"]
+    for name, key in (
+        ("top1", "val/top1"),
+        ("ema_top1", "val/ema_top1"),
+        ("ema_top1_flip", "val/ema_top1_flip"),
+    ):
+        assert summary[name] == done[key]
+    assert summary["evaluations"][-1]["ema_top1"] == pytest.approx(done["val/ema_top1"], abs=1e-4)
+    row = summarise.row(summary)
+    assert all(
+        text in row for text in (f"{done['parameters']:,}", f"{done['val/ema_top1']:.2f} %", summary["cpu"])
+    )
+
+
+def test_minutes_are_those_of_its_steps_and_evaluations(finished: Path) -> None:
+    summary = summarise.summarise(read_record(finished))
+    assert [e["minutes"] for e in summary["evaluations"]] == [0.7, 1.4]
+    assert summary["images_per_s"] == {64: 5}
+
+
+def test_a_pause_in_one_interval_is_not_counted(finished: Path) -> None:
+    timed(finished, {4: 60_000.0})
+    assert summarise.summarise(read_record(finished))["minutes"] == 1.4
+
+
+def test_it_says_when_the_reference_was_passed(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert summarise.summarise(read_record(finished))["minutes_to_53.34"] is None
+    monkeypatch.setattr(summarise, "REFERENCE", -1)
+    assert summarise.summarise(read_record(finished))["minutes_to_-1"] == 0.7
+
+
+def test_a_run_that_is_not_finished_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (finished / "DONE").unlink()
+    with pytest.raises(
+        summarise.errors.UserError, match=r"run is not finished; give its training command again"
+    ):
+        summarise.main([str(finished)])
