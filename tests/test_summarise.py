@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import REPO
 
 import train
 from results import summarise
@@ -69,3 +70,15 @@ def test_a_run_that_is_not_finished_is_refused(finished: Path, capsys: pytest.Ca
         summarise.errors.UserError, match=r"run is not finished; give its training command again"
     ):
         summarise.main([str(finished)])
+
+
+@pytest.mark.parametrize("file", sorted((REPO / "results").glob("*.json")), ids=lambda file: file.stem)
+def test_the_readme_has_the_figures_of_every_run_that_is_kept(file: Path) -> None:
+    summary = json.loads(file.read_text())
+    lines = (REPO / "README.md").read_text().replace("*", "").splitlines()
+    rows = [line for line in lines if line.startswith(f"| {summary['run']} |")]
+    figures = (f"{summary[key]:.2f} %" for key in ("top1", "ema_top1", "ema_top1_flip"))
+    expected = [f"{summary['parameters']:,}", f"{summary['minutes']:.0f}", str(summary["seed"]), *figures]
+    assert any(all(f"| {text} |" in row for text in expected) for row in rows), rows
+    assert summary["parameters"] <= 1_000_000
+    assert (file.parent / f"{file.stem}_submission.csv").exists()

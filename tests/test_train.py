@@ -246,7 +246,7 @@ def test_an_altered_array_is_found_before_the_training(
 
 @pytest.mark.long
 def test_the_smoke_run_ends_well_above_chance(tmp_path: Path) -> None:
-    """`make train`: 200 classes, so chance is 0.5 %; it was at 27 %."""
+    """`make train`: 200 classes, so chance is 0.5 %; it was at 45 %."""
     smoke = yaml.safe_load((REPO / "configs" / "smoke.yaml").read_text())
     assert smoke["data"]["source"] == "synthetic"
     options = [
@@ -257,4 +257,4 @@ def test_the_smoke_run_ends_well_above_chance(tmp_path: Path) -> None:
     ]
     result = launch([*ACCELERATE, "--num_processes", "1", "train.py", *options], timeout=400)
     assert result.returncode == 0, result.stderr
-    assert json.loads((tmp_path / "run" / "DONE").read_text())["val/ema_top1"] > 10
+    assert json.loads((tmp_path / "run" / "DONE").read_text())["val/ema_top1"] > 25
