@@ -15,6 +15,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tinyimnet import errors, record
 
 REFERENCE = 53.34  # top-1 in percent, published with 999,838 parameters
+FACTS = [
+    "parameters",
+    "macs",
+    "train_images",
+    "val_images",
+    "world_size",
+    "cpu",
+    "gpus",
+    "versions",
+    "git_commit",
+]
 KEPT = ("val/top1", "val/ema_top1", "val/ema_top5", "val/ema_loss")
 
 
@@ -52,24 +63,13 @@ def summarise(run: record.Record) -> dict[str, Any]:
             }
             evaluations.append({**at, "train_loss": round(line["train/loss"], 4), **measured})
     passed = [e["minutes"] for e in evaluations if e["ema_top1"] > REFERENCE]
-    facts = (
-        "parameters",
-        "macs",
-        "train_images",
-        "val_images",
-        "world_size",
-        "cpu",
-        "gpus",
-        "versions",
-        "git_commit",
-    )
     return {
         "run": run.name,
         "seed": run.settings["run.seed"],
         "precision": run.settings["train.precision"],
         "epochs": run.settings["train.epochs"],
         "lives": len(run.lives),
-        **{name: run.facts[name] for name in facts},
+        **{name: run.facts[name] for name in FACTS},
         "minutes": round(seconds / 60, 1),
         f"minutes_to_{REFERENCE}": passed[0] if passed else None,
         "top1": run.results["val/top1"],

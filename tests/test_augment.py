@@ -137,6 +137,12 @@ def test_resize_is_pillows_bicubic_in_integers_and_the_identity_at_full_size() -
         assert np.abs(shrunk.astype(int) - exact).max() <= 1
 
 
+def test_a_weight_stays_a_weight_at_a_lower_resolution() -> None:
+    weight = augment.weight_map(torch.ones(1), torch.tensor([[16, 48, 16, 48]]), 40)
+    assert weight.shape == (1, 1, 40, 40)
+    assert (weight.min().item(), weight.max().item()) == (0, 1)
+
+
 @pytest.mark.parametrize("kind", ["mixup_probability", "cutmix_probability"])
 def test_at_a_lower_resolution_the_pixels_still_are_what_the_labels_say(kind: str) -> None:
     config = AugmentConfig(**{kind: 1.0}, start_size=40)
