@@ -23,7 +23,9 @@ from launch.runs import Run
 from tinyimnet import errors
 from tinyimnet.cli import Parser
 from tinyimnet.console import console
+from tinyimnet.data import IMAGE_SIZE
 from tinyimnet.errors import UserError
+from tinyimnet.resizing import step_sizes, work_left
 
 WAITING = ("pending", "requeued", "configuring", "completing", "stopped")
 STYLES = {"running": "green", "finished": "bold", **dict.fromkeys(WAITING, "yellow")}  # all others: red
@@ -94,15 +96,20 @@ def seconds_left(run: Run, now: float) -> float | None:
     """Seconds to the last step at the pace of this life, or else of the last log line; None: unknown."""
     if not run.lives or run.step is None:
         return None
-    life, speed = run.lives[-1], run.values("perf/images_per_s")
+    life, speed, settings = run.lives[-1], run.values("perf/images_per_s"), runs.read_settings(run.path)
+    if run.step >= life.total_steps:
+        return 0
     if run.step > life.step and now > life.started:
-        pace = (now - life.started) / (run.step - life.step)
+        since, elapsed = life.step, now - life.started
     else:
-        batch = runs.read_settings(run.path).get("train.global_batch_size")
+        batch = settings.get("train.global_batch_size")
         if not (speed and speed[-1] > 0 and isinstance(batch, int)):
             return None
-        pace = batch / speed[-1]
-    return pace * max(0, life.total_steps - run.step)
+        since, elapsed = run.step - 1, batch / speed[-1]
+    start_size, full_size_from = (settings.get(f"augment.{key}") for key in ("start_size", "full_size_from"))
+    if not (isinstance(start_size, int) and isinstance(full_size_from, int | float)):
+        start_size, full_size_from = IMAGE_SIZE, 0
+    return elapsed * work_left(step_sizes(start_size, full_size_from, life.total_steps), since, run.step)
 
 
 def _cells(run: Run, live: dict[str, tuple[str, str]], ended: dict[str, str]) -> tuple[str, ...]:

@@ -1,7 +1,5 @@
 """Order and augmentation are functions of (seed, step), whatever the number of processes."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -11,6 +9,7 @@ from hypothesis import strategies as st
 from tinyimnet import batches
 from tinyimnet.config import AugmentConfig
 from tinyimnet.errors import UserError
+from tinyimnet.resizing import step_sizes, work_left
 
 MIXING = AugmentConfig(mixup_probability=0.4, cutmix_probability=0.4, label_smoothing=0.1)
 
@@ -139,10 +138,15 @@ def test_flip_says_whether_anything_is_mirrored(flip: bool) -> None:
 
 
 def test_resolution_grows_in_steps_of_8_and_is_full_for_the_last_part() -> None:
-    config = AugmentConfig(start_size=40, full_size_from=0.8)
-    sizes = [batches.size_at(config, step / 10) for step in range(10)]
-    assert sizes == [40, 40, 40, 48, 48, 48, 56, 56, 64, 64]
-    assert batches.size_at(AugmentConfig(), 0) == batches.size_at(replace(config, full_size_from=0), 0) == 64
+    assert step_sizes(40, 0.8, 10).tolist() == [40, 40, 40, 48, 48, 48, 56, 56, 64, 64]
+    assert step_sizes(40, 0.0, 2).tolist() == step_sizes(64, 0.8, 2).tolist() == [64, 64]
+
+
+def test_work_left_counts_pixels_and_not_steps() -> None:
+    sizes = step_sizes(32, 0.5, 8)
+    assert sizes.tolist() == [32, 40, 48, 56, 64, 64, 64, 64]
+    assert work_left(sizes, 1, 3) == (56**2 + 4 * 64**2) / (40**2 + 48**2)
+    assert work_left(sizes, 0, 8) == 0
 
 
 def test_a_batch_has_the_resolution_of_its_step() -> None:

@@ -229,6 +229,18 @@ def test_before_the_first_step_of_a_life_the_time_left_is_from_images_a_second(m
     assert status.seconds_left(run, now=5100) == 4000 * 100 / 200
 
 
+def test_the_time_left_counts_the_pixels_of_the_steps_to_come(make_run) -> None:
+    config = "{train: {global_batch_size: 100}, augment: {start_size: 32, full_size_from: 0.5}}"
+    files = {
+        "lives__jsonl": [life(started=5000)],
+        "metrics__jsonl": [{STEP: 600, "perf/images_per_s": 200.0}],
+    }
+    run = runs.read_run(make_run("a", config, **files))
+    rest = 32**2 * 25 + 625 * (40**2 + 48**2 + 56**2) + 2500 * 64**2
+    assert status.seconds_left(run, now=5600) == 600 * rest / (32**2 * 600)
+    assert status.seconds_left(run, now=4000) == 100 / 200 * rest / 32**2
+
+
 def test_the_time_left_is_hours_minutes_seconds(slurm, make_run, capsys) -> None:
     lives = [life(started=time.time() - 1000, step=0)]
     run = make_run("a", LOCK={}, lives__jsonl=lives, metrics__jsonl=[logged(1000)])

@@ -11,9 +11,20 @@ PACKAGE = sorted((REPO / "tinyimnet").glob("*.py"))
 # Imports go one way: a module may import those in earlier rows only (its own row too, if not in a circle).
 LAYERS = [
     {"errors", "files", "slurm", "timing", "markup", "muon", "whitening"},
-    {"config", "data", "console", "lock", "meeting", "staging", "pictures", "card", "svg"},
-    {"commandline"},
-    {"prepared", "augment", "optim", "ema", "model", "distributed", "preemption", "checkpoint", "download"},
+    {"config", "data", "lock", "meeting", "staging", "pictures", "card", "svg"},
+    {"commandline", "resizing"},
+    {
+        "prepared",
+        "augment",
+        "optim",
+        "ema",
+        "model",
+        "distributed",
+        "preemption",
+        "checkpoint",
+        "console",
+        "download",
+    },
     {"batches", "inference", "official", "arrays", "tracking", "runfolder", "export", "plots", "synthetic"},
     {
         "prepare",

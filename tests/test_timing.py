@@ -2,9 +2,11 @@
 
 import time
 
+import numpy as np
 import pytest
 import torch
 
+from tinyimnet import console
 from tinyimnet.timing import StepClock
 
 
@@ -34,3 +36,14 @@ def test_after_a_restart_nothing_of_before_counts() -> None:
     clock.restart()
     clock.steps += 1
     assert clock.read(global_batch_size=1)["perf/optimizer_ms"] == 0
+
+
+def test_the_time_left_on_the_console_counts_pixels_since_the_start_of_this_life(monkeypatch, capsys) -> None:
+    now = iter([100.0, 100.0, 130.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(now))
+    shown = console.Progress(np.array([64, 32, 32, 64, 64]), steps_per_epoch=5, enabled=True)
+    with shown:
+        shown.resumed(1)
+        shown.update(3, {"train/loss": 1.0, "train/lr": 0.1, "perf/images_per_s": 10})
+    assert "step 3/5" in (output := capsys.readouterr().out)
+    assert output.rstrip().endswith("ETA 0:02:00")  # 30 s for two steps at 32 px, four times that at 64

@@ -16,6 +16,7 @@ from tinyimnet import augment
 from tinyimnet.config import AugmentConfig
 from tinyimnet.data import IMAGE_SIZE
 from tinyimnet.errors import UserError
+from tinyimnet.resizing import step_sizes
 
 _ORDER, _AUGMENT, _MODEL, _MIRROR = range(4)  # purposes: streams that never meet
 
@@ -141,12 +142,6 @@ def draw(
     return Draw(views, partners, blend, boxes)
 
 
-def size_at(config: AugmentConfig, progress: float) -> int:
-    """Training resolution in pixels when `progress` in [0, 1) of the training is done: in steps of 8 px up to 64."""
-    grown = progress / config.full_size_from if progress < config.full_size_from else 1.0
-    return int((config.start_size + (IMAGE_SIZE - config.start_size) * grown) // 8 * 8)
-
-
 class TrainBatches:
     """The training set on the device, cut into augmented batches.
 
@@ -187,6 +182,7 @@ class TrainBatches:
         self.normalise = augment.Normalise(mean, std, images.device)
         self.config, self.seed = config, seed
         self.total_steps = epochs * self.steps_per_epoch
+        self.sizes = step_sizes(config.start_size, config.full_size_from, self.total_steps)
         self.global_batch_size = global_batch_size
 
     def draw(self, step: int) -> Draw:
@@ -199,7 +195,7 @@ class TrainBatches:
 
     def size(self, step: int) -> int:
         """Resolution of `step` in pixels."""
-        return size_at(self.config, step / self.total_steps)
+        return int(self.sizes[step])
 
     def load(self, drawn: Draw, rows: slice, step: int) -> tuple[Tensor, Tensor]:
         """Images (B, 3, S, S) float32 in channels_last and soft targets (B, K) float32 of some rows of a draw."""

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 from rich import progress
 from rich.console import Console
 from rich.table import Table
+
+from tinyimnet.resizing import work_left
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +46,16 @@ class Progress:
     """Progress of a run on the main process; a context manager.
 
     The bar is redrawn where a line is logged and not by a thread, which would take time from the training.
+
+    Args:
+        sizes: (total_steps,) int64 resolution of each step in px, for the time left.
+        steps_per_epoch: optimizer steps.
+        enabled: whether anything is shown at all.
     """
 
-    def __init__(self, total_steps: int, steps_per_epoch: int, *, enabled: bool):
-        self.total_steps, self.steps_per_epoch, self.enabled = total_steps, steps_per_epoch, enabled
+    def __init__(self, sizes: np.ndarray, steps_per_epoch: int, *, enabled: bool):
+        self.sizes, self.steps_per_epoch, self.enabled = sizes, steps_per_epoch, enabled
+        self.total_steps = len(sizes)
         self.started, self.first_step = time.monotonic(), 0
         self.bar = progress.Progress(
             progress.TextColumn("epoch {task.fields[epoch]}"),
@@ -58,7 +67,7 @@ class Progress:
             auto_refresh=False,
             disable=not (enabled and console.is_terminal),
         )
-        self.task = self.bar.add_task("", total=total_steps, epoch="0", values="starting", eta="?")
+        self.task = self.bar.add_task("", total=self.total_steps, epoch="0", values="starting", eta="?")
 
     def __enter__(self) -> "Progress":
         self.started = time.monotonic()
@@ -93,8 +102,8 @@ class Progress:
             self.bar.console.print(line)
 
     def _eta(self, step: int) -> str:
-        per_step = (time.monotonic() - self.started) / max(1, step - self.first_step)
-        minutes, seconds = divmod(round(per_step * (self.total_steps - step)), 60)
+        elapsed = time.monotonic() - self.started
+        minutes, seconds = divmod(round(elapsed * work_left(self.sizes, self.first_step, step)), 60)
         return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 

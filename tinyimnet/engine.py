@@ -74,8 +74,7 @@ class Trainer:
             epochs=config.train.epochs,
             global_batch_size=config.train.global_batch_size,
         )
-        self.steps_per_epoch = self.batches.steps_per_epoch
-        self.total_steps = config.train.epochs * self.steps_per_epoch
+        self.steps_per_epoch, self.total_steps = self.batches.steps_per_epoch, self.batches.total_steps
 
         self.bare = build_model(config.model, len(dataset.classes), config.run.seed).to(device)
         if config.model.whiten_stem:
@@ -102,7 +101,8 @@ class Trainer:
         self.state = TrainState(accelerator, self.bare, self.ema, self.optimizer, self.about, pass_size)
         self.kept_statistics = [statistic.clone() for statistic in self.state.statistics]
         self.settle_gradient_order()
-        self.progress = Progress(self.total_steps, self.steps_per_epoch, enabled=accelerator.is_main_process)
+        sizes = self.batches.sizes
+        self.progress = Progress(sizes, self.steps_per_epoch, enabled=accelerator.is_main_process)
         self.clock, self.save_seconds = StepClock(device), 0.0
 
     def settle_gradient_order(self) -> None:
