@@ -1,9 +1,11 @@
 """What is wrong with a node is said in a sentence that names it. The real thing: tests/cluster/test_sbatch.py."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import ACCELERATE, launch, python
 
 from tinyimnet import preflight
@@ -34,7 +36,10 @@ def test_equal_nodes_are_fine() -> None:
             {"versions": {"python": "3.11.2", "torch": "2.12.0"}},
             "has other versions than node n1 (torch 2.12.0, not 2.13.0)",
         ),
-        ({"device": "cpu", "gpus": 0}, "has another device than node n1 (cpu, not NVIDIA H100)"),
+        (
+            {"device": "EPYC, AVX2", "gpus": 0},
+            "has another device than node n1 (EPYC, AVX2, not NVIDIA H100)",
+        ),
         ({"sees_run": False}, "does not see the run folder /runs/a of node n1"),
         ({"disk": 5e6}, "has 5 MB free for /runs/a, and two checkpoints need 32"),
         ({"local_rank": 8}, "has 8 GPUs and a process for GPU 8"),
@@ -46,6 +51,20 @@ def test_equal_nodes_are_fine() -> None:
 def test_what_is_wrong_names_the_node(changes: dict, sentence: str) -> None:
     (found,) = second(**changes)
     assert "node n2 (rank 1)" in found and sentence in found
+
+
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="this CPU has one kind of kernel"
+)
+def test_processes_whose_cpus_round_differently_are_refused(tiny_data: Path) -> None:
+    """Each rank computes its own weights: with other kernels they drift apart, and nothing would show it."""
+    rank = (
+        f"[ $RANK = 1 ] && export ATEN_CPU_CAPABILITY=default; exec {sys.executable} -m tinyimnet preflight"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--no-python"]
+    result = launch([*launcher, "bash", "-c", f"{rank} --data.root={tiny_data}"], OMP_NUM_THREADS="1")
+    assert result.returncode != 0
+    assert "(rank 1) has another device than node" in result.stderr and ", DEFAULT, not " in result.stderr
 
 
 def test_by_hand_on_one_process(tiny_data: Path) -> None:

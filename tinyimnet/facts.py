@@ -44,7 +44,7 @@ def describe(trainer: Trainer, processes: list[preflight.Facts]) -> dict[str, An
         "device_batch_size": trainer.state.pass_size,
         "passes": len(trainer.micro_batches),
         "device": trainer.accelerator.device.type,
-        "cpu": f"{_cpu_name()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads a process",
+        "cpu": f"{preflight.cpu_name()}, {torch.get_num_threads()} threads a process",
         "gpus": [process["device"] for process in processes if process["gpus"]],
         "nodes": list(dict.fromkeys(process["host"] for process in processes)),
         "versions": {
@@ -57,16 +57,6 @@ def describe(trainer: Trainer, processes: list[preflight.Facts]) -> dict[str, An
         "job": slurm.job_name(),
         "restart": slurm.restarts(),
     }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        return platform.processor()
-    return next(
-        (line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine()
-    )
 
 
 def git_state() -> tuple[str, bool]:

@@ -185,13 +185,23 @@ def _static_facts(config: Config, run_dir: Path) -> Facts:
         "code": _code_digest(),
         "config": configuration.dump(config),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in ("torch", "accelerate", "numpy")},
-        "device": torch.cuda.get_device_name(local_rank) if usable else "cpu" if not gpus else f"no GPU {local_rank}",
+        # Also of CPUs: every rank updates its own weights, and other kernels round a norm or a product differently.
+        "device": torch.cuda.get_device_name(local_rank) if usable else f"no GPU {local_rank}" if gpus else cpu_name(),
         "gpus": gpus,
         "gpu_free": torch.cuda.mem_get_info(local_rank)[0] if usable else 0,
         "run_dir": str(run_dir),
         "disk": shutil.disk_usage(_existing(run_dir)).free,
         "needs": 2 * CHECKPOINT * config.model.max_parameters,
     }  # fmt: skip
+
+
+def cpu_name() -> str:
+    """Model of the CPU and the instructions that torch's kernels use: 'AMD EPYC 9575F 64-Core Processor, AVX512'."""
+    name = platform.processor() or platform.machine()
+    with suppress(OSError):  # not Linux
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), name)
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _code_digest() -> str:
