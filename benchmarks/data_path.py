@@ -8,6 +8,7 @@ loader does it as most training scripts do: a dataset that opens one file at a t
 there are cores, each with one thread. The two take turns; the ratio of the medians is what counts.
 """
 
+import itertools
 import os
 import resource
 import statistics
@@ -91,9 +92,9 @@ def main() -> int:
 def _from_array(images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
     source = batches.TrainBatches(
         torch.from_numpy(images), torch.from_numpy(labels), len(synthetic.CLASSES), mean=MEAN, std=STD,
-        config=config.AugmentConfig(crop_padding=PADDING), seed=0, epochs=1_000_000, global_batch_size=BATCH,
+        config=config.AugmentConfig(crop_padding=PADDING), seed=0, epochs=1, global_batch_size=BATCH,
     )  # fmt: skip
-    for step in range(source.total_steps):
+    for step in itertools.count():
         yield source.load(source.draw(step), slice(0, BATCH), step)
 
 

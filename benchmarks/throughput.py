@@ -33,6 +33,9 @@ from tinyimnet.preemption import StopRequest
 
 ROUNDS, SECONDS = 31, 0.5
 EPOCH, VAL = 100_000, 10_000  # images of the official Tiny ImageNet
+ENDLESS = (
+    100_000  # epochs of four steps: after the last one nothing is mixed and the learning rate is below zero
+)
 
 
 def main(argv: list[str]) -> int:
@@ -92,7 +95,8 @@ def _mixing(settings: config.Config) -> config.Config:
 
 
 def make_trainer(settings: config.Config, accelerator, folder: Path) -> Trainer:
-    """The real trainer, on images that are drawn here."""
+    """The real trainer, on images that are drawn here, in a training that outlasts the measurement."""
+    settings = replace(settings, train=replace(settings.train, epochs=ENDLESS))
     n = 4 * settings.train.global_batch_size
     labels = np.arange(n) % len(synthetic.CLASSES)
     images = synthetic.draw(labels, seed=0)

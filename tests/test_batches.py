@@ -153,3 +153,4 @@ def test_a_batch_has_the_resolution_of_its_step() -> None:
     source = train_batches(config=AugmentConfig(start_size=32, full_size_from=0.5))
     shapes = [source.load(source.draw(step), slice(0, 4), step)[0].shape[-1] for step in range(6)]
     assert shapes == [32, 40, 48, 64, 64, 64] == [source.size(step) for step in range(6)]
+    assert source.size(6) == 64  # after the end, which `inspect --step` may ask for

@@ -117,5 +117,7 @@ def soft_targets(
         (B, K) float32.
     """
     targets = torch.full((len(labels), n_classes), smoothing / n_classes, device=labels.device)
-    weights = torch.stack([share, 1 - share], dim=1) * (1 - smoothing)
-    return targets.scatter_add_(1, torch.stack([labels, partner_labels], dim=1), weights)
+    # One label after the other: where both are one class, a GPU may add two values of one call in either order.
+    for weight, label in ((share, labels), (1 - share, partner_labels)):
+        targets.scatter_add_(1, label[:, None], weight[:, None] * (1 - smoothing))
+    return targets

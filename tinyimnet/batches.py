@@ -194,8 +194,8 @@ class TrainBatches:
         return draw(self.config, samples, mirror, self.seed, step, mix=mix)
 
     def size(self, step: int) -> int:
-        """Resolution of `step` in pixels."""
-        return int(self.sizes[step])
+        """Resolution of `step` in pixels; full from the end of the training on."""
+        return int(self.sizes[step]) if step < self.total_steps else IMAGE_SIZE
 
     def load(self, drawn: Draw, rows: slice, step: int) -> tuple[Tensor, Tensor]:
         """Images (B, 3, S, S) float32 in channels_last and soft targets (B, K) float32 of some rows of a draw."""
