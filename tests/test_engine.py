@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from lives import EVERYTHING, equal, metrics
+from torch._dynamo.testing import CompileCounter
 
-from tinyimnet import checkpoint, commandline, data, distributed, runfolder, tracking
+from tinyimnet import checkpoint, commandline, data, distributed, facts, report, runfolder, tracking
 from tinyimnet.checkpoint import Saver
 from tinyimnet.engine import Trainer
 from tinyimnet.errors import UserError
@@ -210,3 +211,20 @@ def test_it_overfits_a_few_images(precision: str, trainer) -> None:
     made.train_metrics()
     made.train_step()
     assert made.train_metrics()["train/loss"] < start / 2
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_compiled_network_is_compiled_in_its_steps_after_all_that_a_start_does_with_it(
+    precision, trainer, tmp_path: Path
+) -> None:
+    """torch compiles no function again that it met while operations were counted, without a word."""
+    made, counter = trainer(train__precision=precision), CompileCounter()
+    made.bare.compile(backend=counter)
+    report.started(made.run_dir, made)
+    facts.write(made.run_dir, made, [])
+    assert counter.frame_count == 0
+    made.train_step()
+    assert counter.frame_count > 0
+    made.validate()
+    made.train_step()
+    assert counter.frame_count == 1
