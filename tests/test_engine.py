@@ -28,7 +28,7 @@ def trainer(arguments, tmp_path: Path):
         run_dir = runfolder.find_run(settings)
         lock = RunLock(run_dir)
         saved = runfolder.lock_run(run_dir, settings, lock)
-        runfolder.open_run(run_dir, settings, {})
+        runfolder.open_run(run_dir, settings, {"step": saved["step"] if saved else 0})
         lock.release()
         dataset = data.open_dataset(Path(settings.data.root), verify=False)
         made = Trainer(
@@ -91,6 +91,31 @@ def test_a_run_that_is_killed_replays_what_came_after_its_last_checkpoint(
     assert equal(expected, found)
     steps = [line[STEP] for line in read_metrics(tmp_path / "parts" / "metrics.jsonl")]
     assert steps == [2, 4, 6, 8, 10, 12]
+
+
+def test_after_damaged_checkpoints_new_ones_are_kept_although_they_are_of_earlier_steps(
+    trainer, tmp_path, monkeypatch, caplog
+) -> None:
+    """The newest two steps stay, and the damaged ones were the newest: each new one was removed as it was written."""
+
+    def stop_at(step: int) -> Trainer:
+        made = trainer(run__save_every=2)
+        monkeypatch.setattr(made.stop, "agreed", lambda _: "a test" if made.step == step else "")
+        fit(made)
+        return made
+
+    stop_at(10)
+    folder = tmp_path / "run" / "checkpoints"
+    for path in folder.glob("step_*.pt"):
+        path.write_bytes(path.read_bytes()[:-10])
+    assert checkpoint.load(folder / "best.pt")["step"] == 6
+    stop_at(7)
+    assert "step_00000010.pt is damaged" in caplog.text
+    assert checkpoint.load_newest(folder)["step"] == 7
+    assert sorted(path.name for path in folder.glob("*.damaged")) == [
+        "step_00000008.pt.damaged",
+        "step_00000010.pt.damaged",
+    ]
 
 
 def test_what_differs_between_ranks_is_averaged_for_another_number_of_them(trainer, tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_killed_before_any_operation_of_a_save_it_has_the_old_or_the_new_one(
     # A run that goes on from there does not come by its best again.
     if (tmp_path / "step_00000020.pt").exists():
         assert checkpoint.load(tmp_path / "best.pt") == {"step": 20}
-    checkpoint.sweep(tmp_path)
+    checkpoint.sweep(tmp_path, state["step"] if state else 0)
     save_two(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "best.json", "best.pt", "step_00000020.json", "step_00000020.pt",

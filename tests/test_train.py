@@ -210,7 +210,7 @@ def test_a_run_without_a_checkpoint_may_start_over_with_another_configuration(
     lock = RunLock(run_dir)
     for settings in (first, second):
         runfolder.lock_run(runfolder.find_run(settings), settings, lock)
-        runfolder.open_run(run_dir, settings, {})
+        runfolder.open_run(run_dir, settings, {"step": 0})
         lock.release()
     assert runfolder.read_config(run_dir)["optim"]["lr"] == 0.2
 

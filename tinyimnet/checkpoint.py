@@ -122,8 +122,15 @@ def exists(folder: Path) -> bool:
     return any(folder.glob("*.pt"))
 
 
-def sweep(folder: Path) -> None:
-    """Remove what a save or a removal that was killed left behind."""
+def sweep(folder: Path, step: int) -> None:
+    """Remove what a save or a removal that was killed left behind, ahead of a life that goes on from `step`.
+
+    Checkpoints of later steps were passed over as damaged. They become *.damaged: as the newest ones they would stay, and
+    each new one be removed as soon as it is written.
+    """
+    for path in folder.glob("step_*.pt"):
+        if int(path.stem.removeprefix("step_")) > step:
+            path.rename(path.with_suffix(".pt.damaged"))
     for partial in folder.glob(".*.partial"):
         partial.unlink()
     for note in folder.glob("*.json"):

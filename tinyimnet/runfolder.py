@@ -75,7 +75,7 @@ def open_run(run_dir: Path, config: Config, life: dict[str, Any]) -> int:
     with writable(run_dir):
         (run_dir / "checkpoints").mkdir(exist_ok=True)
         (run_dir / "logs").mkdir(exist_ok=True)
-        checkpoint.sweep(run_dir / "checkpoints")
+        checkpoint.sweep(run_dir / "checkpoints", life["step"])
         write_atomically(run_dir / "config.yaml", configuration.dump(config).encode())
         with (run_dir / "lives.jsonl").open("a") as lives:
             lives.write(json.dumps(life) + "\n")
