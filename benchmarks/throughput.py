@@ -109,6 +109,7 @@ def make_trainer(settings: config.Config, accelerator, folder: Path) -> Trainer:
         test_files=(),
         mean=(0.48, 0.45, 0.40),
         std=(0.27, 0.26, 0.27),
+        digest="",
     )
     return Trainer(settings, accelerator, dataset, folder, StopRequest(folder))
 

@@ -20,7 +20,7 @@ from conftest import small_run
 from lives import at_step, live
 
 import train
-from tinyimnet import errors
+from tinyimnet import errors, synthetic
 
 ARGUMENTS = {
     "--optim.lrr=1": "optim.lrr is not a known key; did you mean optim.lr",
@@ -224,6 +224,14 @@ def test_in_the_data(case: str, begun: Path, tiny_data: Path, tmp_path: Path, ca
     shutil.copytree(tiny_data, tmp_path / "data")
     damage(tmp_path / "data")
     assert_refused(small_run(tmp_path / "data", begun), pattern, begun, capsys)
+
+
+def test_other_data_than_those_the_run_began_with(begun: Path, tmp_path: Path, capsys) -> None:
+    """Also where they have as many images of the same classes: in another order they are other steps."""
+    other = tmp_path / "other"
+    synthetic.prepare_synthetic(other, train_per_class=1, val_per_class=1, test_per_class=1, seed=1)
+    pattern = "data.root holds other data than the run was trained on .*; give the folder that it began with"
+    assert_refused(small_run(other, begun), pattern, begun, capsys)
 
 
 # ---- run folder -----------------------------------------------------------------------------------------------------

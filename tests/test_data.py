@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import together
 
-from tinyimnet import commandline, data, prepare
+from tinyimnet import commandline, data, prepare, synthetic
+from tinyimnet.config import DataConfig
 from tinyimnet.meeting import Meeting
 
 
@@ -50,3 +52,18 @@ def test_the_configuration_decides(tune_split: bool, expected: list[int], argume
     found = prepare.ready_dataset(settings.data, Meeting())
     # One image of each class: all of them are held out.
     assert [len(found.images["train"]), len(found.images["val"])] == expected
+
+
+def test_a_node_whose_folder_holds_other_data_is_named(tiny_data: Path, tmp_path: Path) -> None:
+    """Each is sound in itself: only what the ranks say of them tells."""
+    other = tmp_path / "other"
+    synthetic.prepare_synthetic(other, train_per_class=1, val_per_class=1, test_per_class=1, seed=1)
+    roots = [str(tiny_data), str(tiny_data), str(other)]
+    sentences = together(lambda m: prepare.ready_dataset(DataConfig(root=roots[m.rank]), m), 3)
+    assert all("(rank 2) has other data at data.root" in sentence for sentence in sentences), sentences
+
+
+def test_data_are_the_same_whatever_test_images_there_are(tiny_data: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    synthetic.prepare_synthetic(other, train_per_class=1, val_per_class=1, test_per_class=2)
+    assert data.open_dataset(other).digest == data.open_dataset(tiny_data).digest

@@ -1,54 +1,14 @@
 """The processes of a run meet ahead of the process group; who is missing or failed is named on all of them."""
 
-import multiprocessing
-import os
 import socket
 import time
-from collections.abc import Callable
 
 import pytest
+from conftest import together
 
 from tinyimnet import meeting
 from tinyimnet.errors import UserError
 from tinyimnet.meeting import Meeting
-
-
-def environment(rank: int, world_size: int, port: int) -> dict[str, str]:
-    return {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-
-
-def together(
-    action: Callable[[Meeting], object], world_size: int, ranks: list[int] | None = None, timeout: float = 20
-):
-    """What `action` gives on each of these ranks, or the text of its UserError."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    context = multiprocessing.get_context("fork")
-    answers = context.Queue()
-
-    def run(rank: int) -> None:
-        try:
-            met = Meeting(timeout, environment(rank, world_size, port))
-            answers.put((rank, action(met)))
-            met.part()  # rank 0 has the store
-        except UserError as error:
-            answers.put((rank, str(error)))
-        answers.close()
-        answers.join_thread()
-        os._exit(0)
-
-    processes = [context.Process(target=run, args=(rank,)) for rank in ranks or range(world_size)]
-    for process in processes:
-        process.start()
-    found = dict(answers.get(timeout=60) for _ in processes)
-    for process in processes:
-        process.join(10)
-    return [found[rank] for rank in sorted(found)]
 
 
 def test_one_process_meets_nobody() -> None:

@@ -7,6 +7,7 @@
 `prepare.py` writes this form, everything else reads it.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ class Dataset:
         test_files: file name of each test image, in row order.
         mean: channel means of the training images, in [0, 1].
         std: channel standard deviations, in [0, 1].
+        digest: sha256 of the labelled arrays, in hexadecimal digits: which images, in which order.
     """
 
     root: Path
@@ -44,6 +46,7 @@ class Dataset:
     test_files: tuple[str, ...]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    digest: str
 
 
 def is_prepared(root: Path) -> bool:
@@ -69,13 +72,16 @@ def open_dataset(root: Path, *, verify: bool = True) -> Dataset:
     labels = {
         name.removesuffix("_labels.npy"): a for name, a in arrays.items() if name.endswith("_labels.npy")
     }
-    classes = manifest["classes"]
+    classes, digest = manifest["classes"], hashlib.sha256()
     for split in LABELLED:
         if split not in images or split not in labels:
             raise UserError(
                 f"{root}/manifest.json lists no {split} images with labels; prepare the folder anew."
             )
         check_split(f"{root} ({split})", images[split], labels[split], len(classes))
+        digest.update(
+            f"{manifest['sha256'][f'{split}_images.npy']} {manifest['sha256'][f'{split}_labels.npy']}\n".encode()
+        )
     return Dataset(
         root=root,
         classes=tuple(entry["id"] for entry in classes),
@@ -85,6 +91,7 @@ def open_dataset(root: Path, *, verify: bool = True) -> Dataset:
         test_files=tuple(manifest["test_files"]),
         mean=tuple(manifest["mean"]),
         std=tuple(manifest["std"]),
+        digest=digest.hexdigest(),
     )
 
 

@@ -54,6 +54,7 @@ def description(config: Config, dataset: Dataset) -> dict:
         "names": dataset.names,
         "mean": dataset.mean,
         "std": dataset.std,
+        "data": dataset.digest,
     }
 
 

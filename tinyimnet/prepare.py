@@ -113,6 +113,14 @@ def ready_dataset(settings: DataConfig, meeting: "Meeting") -> data.Dataset:
         UserError: it cannot be made, or one node does not see it or reads something else; on every rank.
     """
     dataset = _opened_everywhere(settings, meeting)
+    digests = meeting.gather("digests", dataset.digest)
+    for rank, digest in enumerate(digests):
+        if digest != digests[0]:
+            meeting.part()
+            raise UserError(
+                f"node {meeting.hosts[rank]} (rank {rank}) has other data at data.root {settings.root} than node "
+                f"{meeting.hosts[0]} ({digest[:12]}, not {digests[0][:12]}); prepare both from the same source."
+            )
     return data.tuning_split(dataset) if settings.tune_split else dataset
 
 

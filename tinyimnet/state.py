@@ -87,10 +87,16 @@ class TrainState:
         Taken by another number of ranks, what differs between ranks is averaged.
 
         Raises:
-            UserError: it does not fit this network.
+            UserError: it does not fit this network, or is of other data.
         """
         try:
             self.step, self.best_top1 = saved["step"], saved["best_top1"]
+            data = json.loads(saved["about"])["data"]
+            if data != self.about["data"]:
+                raise UserError(
+                    f"data.root holds other data than the run was trained on (sha256 {self.about['data'][:12]}, not "
+                    f"{data[:12]}); give the folder that it began with, or another --run.dir."
+                )
             self.model.load_state_dict(saved["model"])
             self.ema.module.load_state_dict(saved["ema"])
             entries = [group.keys() for group in self.optimizer.param_groups]
