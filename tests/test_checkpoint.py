@@ -139,7 +139,7 @@ def saver(tmp_path: Path):
 
 
 def submit(saver: Saver, step: int, *, best: bool = False) -> None:
-    saver.submit({"step": step}, step=step, epoch=0, best=best)
+    saver.submit({"step": step}, lambda: None, step=step, epoch=0, best=best)
 
 
 def test_a_slow_disk_does_not_hold_the_training_up(saver: Saver, tmp_path: Path) -> None:

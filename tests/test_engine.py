@@ -121,7 +121,7 @@ def test_after_damaged_checkpoints_new_ones_are_kept_although_they_are_of_earlie
 def test_what_differs_between_ranks_is_averaged_for_another_number_of_them(trainer, tmp_path: Path) -> None:
     made = trainer()
     made.train_step()
-    saved = made.state.snapshot()
+    saved, _ = made.state.snapshot()
     ranks = torch.stack([saved["by_rank"]["model"][0], 3 * saved["by_rank"]["model"][0]])
     made.state.restore({**saved, "by_rank": {**saved["by_rank"], "model": ranks}})
     assert torch.equal(torch.cat(made.state.statistics), ranks.mean(0))
@@ -130,7 +130,7 @@ def test_what_differs_between_ranks_is_averaged_for_another_number_of_them(train
 def test_a_snapshot_does_not_change_while_the_training_goes_on(trainer) -> None:
     made = trainer()
     made.train_step()
-    snapshot = made.state.snapshot()
+    snapshot, _ = made.state.snapshot()
     before = deepcopy(snapshot)
     made.train_step()
     assert equal(snapshot, before)

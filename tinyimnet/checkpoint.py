@@ -74,16 +74,18 @@ class Saver:
         self._unwritten: dict[str, Any] = {}
         self._unwritten_best: dict[str, Any] = {}
 
-    def submit(self, state: dict[str, Any], *, step: int, epoch: int, best: bool) -> None:
-        """Start to write `state`, which nobody changes any more; see `save`. The one before it was `collect`ed."""
+    def submit(
+        self, state: dict[str, Any], copied: Callable[[], None], *, step: int, epoch: int, best: bool
+    ) -> None:
+        """Start to write `state`, which is whole when `copied` returns; see `save`. The one before it was `collect`ed."""
         if self._in_flight:
             raise RuntimeError("a checkpoint is still being written")
         job = {"state": state, "step": step, "epoch": epoch, "best": best}
-        self._in_flight = self._thread.submit(self._write, job)
+        self._in_flight = self._thread.submit(self._write, job, copied)
 
     def retry(self) -> None:
         """Start to write the last one again, which failed."""
-        self._in_flight = self._thread.submit(self._write, self._unwritten)
+        self._in_flight = self._thread.submit(self._write, self._unwritten, lambda: None)
 
     def collect(self, *, wait: bool) -> str:
         """Why the save in flight failed, if it did; with `wait` after waiting for its end.
@@ -105,7 +107,8 @@ class Saver:
         """Wait for the save in flight, whatever comes of it."""
         self._thread.shutdown(wait=True)
 
-    def _write(self, job: dict[str, Any]) -> None:
+    def _write(self, job: dict[str, Any], copied: Callable[[], None]) -> None:
+        copied()
         self._unwritten = job
         if job["best"]:
             self._unwritten_best = job

@@ -244,8 +244,7 @@ class Trainer:
         speed |= {"perf/save_s": self.save_seconds, "perf/failed_saves": self.saver.failed}
         self.clock.restart()
         self.save_seconds = 0.0
-        self.state.loss_sum.zero_()
-        self.state.loss_steps.zero_()
+        torch._foreach_zero_([self.state.loss_sum, self.state.loss_steps])
         if bad_in_a_row >= self.config.train.max_bad_steps:
             reason = (
                 f"the gradient was not finite in {bad_in_a_row:.0f} steps in a row up to step {self.step} "
@@ -280,10 +279,11 @@ class Trainer:
     def save(self, *, best: bool) -> None:
         """Start to write a checkpoint, after the one before it is written; all ranks call it, rank 0 writes."""
         started = time.perf_counter()
-        snapshot = self.state.snapshot()
+        snapshot, copied = self.state.snapshot()
         if self.accelerator.is_main_process:
             self.report_failed_save(wait=True)
-            self.saver.submit(snapshot, step=self.step, epoch=self.step // self.steps_per_epoch, best=best)
+            epoch = self.step // self.steps_per_epoch
+            self.saver.submit(snapshot, copied, step=self.step, epoch=epoch, best=best)
         self.save_seconds += time.perf_counter() - started
 
     def report_failed_save(self, *, wait: bool) -> str:

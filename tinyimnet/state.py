@@ -2,7 +2,7 @@
 
 import json
 import logging
-from copy import deepcopy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -61,8 +61,12 @@ class TrainState:
             "tallies": self.tallies,
         }
 
-    def snapshot(self) -> dict[str, Any]:
-        """A copy, where the tensors are, so that the host does not wait for the device; every rank calls it."""
+    def snapshot(self) -> tuple[dict[str, Any], Callable[[], None]]:
+        """A copy in the host's memory, and a function that waits until it is whole; every rank calls it.
+
+        The device copies in the order of its work, and only who writes the copy waits for it. To read the tensors from
+        there one by one would wait for all that the training has queued meanwhile, each time.
+        """
         by_rank = {
             name: self.accelerator.gather(torch.cat([t.flatten() for t in tensors])[None])
             for name, tensors in self._of_rank().items()
@@ -79,7 +83,12 @@ class TrainState:
             "pass_size": self.pass_size,
             "by_rank": by_rank,
         }
-        return deepcopy(state)
+        copy = _on_host(state)
+        if self.accelerator.device.type != "cuda":
+            return copy, lambda: None
+        copied = torch.cuda.Event()
+        copied.record()
+        return copy, copied.synchronize
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Become what `snapshot` saw.
@@ -121,3 +130,15 @@ class TrainState:
                 f"the checkpoint does not fit this version of the program ({type(error).__name__}: {reason}); "
                 "resume it with the version that wrote it, or start in another --run.dir."
             ) from error
+
+
+def _on_host(value: Any) -> Any:
+    """Dictionaries and lists with a copy of each tensor, which a GPU writes into pinned memory while the host goes on."""
+    if isinstance(value, dict):
+        return {key: _on_host(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_on_host(item) for item in value]
+    if isinstance(value, Tensor):
+        copy = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda, requires_grad=False)
+        return copy.copy_(value.detach(), non_blocking=True)
+    return value
