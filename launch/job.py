@@ -28,15 +28,15 @@ class TrainJob:
 
     def __call__(self) -> dict[str, Any]:
         """Train until the end, and return what DONE holds, or until asked to stop, and be requeued."""
-        from launch.requeue import decide, show_job
+        from launch.requeue import PATIENCE, decide, requeue, show_job
         from tinyimnet import commandline, distributed, slurm
 
-        # submitit's own: it pickles `checkpoint()`, requeues the job and exits. The training takes the signal over.
-        requeue = signal.getsignal(signal.SIGUSR2)
+        environment = submitit.JobEnvironment()
+        # submitit's own, which starts a job of its local cluster again. The training takes the signal over.
+        again = signal.getsignal(environment._usr_sig())
         exit_code = 1
         # Ahead of the interpreter's own end, which can hang in gloo's threads (distributed.leave).
         atexit.register(lambda: distributed.leave(exit_code))
-        environment = submitit.JobEnvironment()
         if environment.cluster != "slurm" and environment.num_tasks > 1:
             helper = submitit.helpers.TorchDistributedEnvironment()
             helper.export(set_cuda_visible_devices=False, overwrite=True)
@@ -46,10 +46,12 @@ class TrainJob:
         run = commandline.load(self.arguments).run
         verdict = decide(run, 0, show_job(slurm.job_name()), os.environ)
         print(f"job {environment.job_id}: {verdict.sentence}", flush=True)
-        if verdict.requeue and callable(requeue):  # --cluster debug has no other life
-            if environment.global_rank == 0:
-                requeue(signal.SIGUSR2, None)
-            time.sleep(60)  # the requeue ends the others
+        if verdict.requeue and environment.cluster != "debug":  # which has no other life
+            if environment.global_rank == 0 and environment.cluster == "slurm":
+                requeue(slurm.job_name())
+            elif environment.global_rank == 0 and callable(again):
+                again(signal.SIGUSR2, None)
+            time.sleep(2 * PATIENCE)  # the requeue ends all of them
         if verdict.exit_code:
             raise RuntimeError(verdict.sentence)
         exit_code = 0

@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,10 @@ from typing import NamedTuple
 from tinyimnet import commandline, errors, slurm
 from tinyimnet.config import RunConfig
 from tinyimnet.errors import UserError
+
+PATIENCE = (
+    60  # seconds: a controller that restarts or fails over answers again, and the job has about as long left
+)
 
 
 class Verdict(NamedTuple):
@@ -45,7 +50,7 @@ def requeue(job: str) -> None:
     Raises:
         UserError: Slurm refuses.
     """
-    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+    done = scontrol("requeue", job)
     if done.returncode:
         raise UserError(
             f"scontrol requeue {job} failed ({' '.join(done.stderr.split())}); the run is saved: submit it again to go "
@@ -53,7 +58,14 @@ def requeue(job: str) -> None:
         )
 
 
-def decide(run: RunConfig, exit_code: int, job: Mapping[str, str], environ: Mapping[str, str]) -> Verdict:
+def decide(
+    run: RunConfig,
+    exit_code: int,
+    job: Mapping[str, str],
+    environ: Mapping[str, str],
+    *,
+    begun_late: bool = False,
+) -> Verdict:
     """What becomes of this job.
 
     Args:
@@ -61,6 +73,7 @@ def decide(run: RunConfig, exit_code: int, job: Mapping[str, str], environ: Mapp
         exit_code: of the training.
         job: what Slurm says about the job (`show_job`).
         environ: SLURM_RESTART_COUNT and the ids of the job.
+        begun_late: the run was not there yet when this life began, and may have had no time for a step.
     """
     life = slurm.restarts(environ) + 1
     if exit_code == 0 and (Path(run.dir) / "DONE").exists():
@@ -72,7 +85,7 @@ def decide(run: RunConfig, exit_code: int, job: Mapping[str, str], environ: Mapp
     if not preempted and not marker:
         return Verdict(False, exit_code, f"ended with exit code {exit_code}; not requeued")
     why = "preempted" if preempted else f"stopped by {marker['reason']} and saved"
-    if not preempted and not marker["steps"]:
+    if not preempted and not marker["steps"] and not begun_late:
         return Verdict(
             False, 1, f"{why} without one step done in life {life}; not requeued, because the next would end the "
             "same way: give it a longer time limit, or a lower run.stop_before_end and sbatch --signal"
@@ -97,8 +110,18 @@ def show_job(job: str) -> dict[str, str]:
     """JobState and PreemptTime of a job; empty outside Slurm, and where it does not answer."""
     if not job:
         return {}
-    answer = subprocess.run(["scontrol", "--oneliner", "show", "job", job], capture_output=True, text=True)
+    answer = scontrol("--oneliner", "show", "job", job)
     return dict(re.findall(r"\b(JobState|PreemptTime)=(\S+)", answer.stdout))
+
+
+def scontrol(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run scontrol, and again for PATIENCE seconds while it fails: a run of days is not to end with one lost answer."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        done = subprocess.run(["scontrol", *arguments], capture_output=True, text=True)
+        if not done.returncode or time.monotonic() >= deadline:
+            return done
+        time.sleep(2)
 
 
 if __name__ == "__main__":

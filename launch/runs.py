@@ -40,7 +40,7 @@ class Run:
     """What the folder of a run says."""
 
     path: Path
-    job: str  # of Slurm, that of the newest submission or life; empty: the newest is outside Slurm
+    job: str  # of Slurm, that of the newest submission or life; empty: the newest is outside Slurm, or trains another run
     lives: list[Life]
     lines: list[dict[str, float]]  # of metrics.jsonl
     finished: bool
@@ -96,9 +96,10 @@ def read_run(path: Path) -> Run:
         {k: v for k, v in line.items() if isinstance(v, int | float)}
         for line in _read_lines(path / "metrics.jsonl")
     ]
+    job = _newest_job(read_json(path / "job.json"), lives)
     return Run(
         path=path,
-        job=_newest_job(read_json(path / "job.json"), lives),
+        job=job if _is_of(job, path) else "",
         lives=lives,
         lines=[line for line in lines if isinstance(line.get(STEP), int)],
         finished=os.path.exists(path / "DONE"),
@@ -161,6 +162,15 @@ def _newest_job(submission: dict[str, Any], lives: list[Life]) -> str:
     if lives and not later:
         return lives[-1].job
     return str(submission.get("job") or "") if submission.get("cluster") == "slurm" else ""
+
+
+def _is_of(job: str, path: Path) -> bool:
+    """Whether a job is about this run: an element of a sweep takes one trial after the other, and writes down which."""
+    if not path.parent.name.startswith("sweep-"):
+        return True
+    array, _, element = job.partition("_")
+    trial = read_json(path.parent / f".trial-{array}-{element or 0}")  # the name is slurm/sweep.sbatch's
+    return Path(str(trial.get("run_dir"))).name == path.name
 
 
 # ---- Slurm --------------------------------------------------------------------------------------------------

@@ -256,8 +256,9 @@ def make_executor(cluster: str, profile: Profile, folder: Path, max_lives: int) 
         stderr_to_stdout=True,
         slurm_signal_delay_s=profile.signal_delay,
         slurm_array_parallelism=profile.parallel,
-        # srun does not take the CPUs over from sbatch (Slurm 22.05, 23.02), and one lost process ends the job.
-        slurm_srun_args=["--kill-on-bad-exit=1", "--wait=60", f"--cpus-per-task={profile.cpus_per_task}"],
+        # srun does not take the CPUs over from sbatch (Slurm 22.05, 23.02), and one lost process ends the job, but not one
+        # that is done before rank 0.
+        slurm_srun_args=["--kill-on-bad-exit=1", "--wait=0", f"--cpus-per-task={profile.cpus_per_task}"],
         slurm_additional_parameters={"requeue": True, **(profile.sbatch or {})},
     )
     if cluster == "slurm":

@@ -7,11 +7,13 @@ asks what follows when it has ended:
 
 python -m launch.trial --again FILE
 python -m launch.trial --ended FILE
+python -m launch.trial --none EXIT_CODE        of an agent that gave none out
 """
 
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,6 +32,8 @@ def main(argv: list[str]) -> int:
     """Train a trial, or say what follows it; the exit code."""
     if argv[:1] == ["--ended"]:
         return ended(Path(argv[1]))
+    if argv[:1] == ["--none"]:
+        return no_trial(int(argv[1]))
     if argv[:1] == ["--again"]:
         train(json.loads(Path(argv[1]).read_text()), argv[1])
     train(new_trial(argv), os.environ.get("SWEEP_TRIAL", ""))
@@ -48,7 +52,8 @@ def new_trial(arguments: list[str]) -> dict[str, Any]:
             "WANDB_SWEEP_ID or WANDB_RUN_ID is not set: `wandb agent` starts trials, not a person."
         )
     run_dir = Path(os.environ.get("RUNS_ROOT", "runs"), f"sweep-{sweep}", run).absolute()
-    return {"run_dir": str(run_dir), "environment": environment, "arguments": arguments}
+    life = [slurm.job_name(), slurm.restarts()]
+    return {"run_dir": str(run_dir), "environment": environment, "arguments": arguments, "life": life}
 
 
 def train(trial: dict[str, Any], file: str) -> NoReturn:
@@ -78,7 +83,7 @@ def ended(file: Path) -> int:
     trial = json.loads(file.read_text())
     run_dir, exit_code = Path(trial["run_dir"]), trial["exit_code"]
     job, reason = requeue.show_job(slurm.job_name()), requeue.read_marker(run_dir, os.environ).get("reason")
-    undisturbed = job.get("JobState") == "RUNNING" and job.get("PreemptTime", "None") == "None"
+    undisturbed = job.get("JobState") == "RUNNING" and not _is_preempted(job)
     if (run_dir / "DONE").exists():
         return over(file, run_dir, "finished", 0)
     if undisturbed and reason == "SIGTERM":
@@ -88,12 +93,28 @@ def ended(file: Path) -> int:
     if undisturbed and not reason and exit_code is not None:
         return over(file, run_dir, "failed" if exit_code else "stopped by a person", exit_code)
     verdict = requeue.decide(
-        RunConfig(dir=str(run_dir)), KILLED if exit_code is None else exit_code, job, os.environ
-    )
+        RunConfig(dir=str(run_dir)), KILLED if exit_code is None else exit_code, job, os.environ,
+        begun_late=trial["life"] == [slurm.job_name(), slurm.restarts()],
+    )  # fmt: skip
     print(f"trial {run_dir.name}: {verdict.sentence}", flush=True)
     if verdict.requeue:
         requeue.requeue(slurm.job_name())
     return verdict.exit_code
+
+
+def no_trial(exit_code: int) -> int:
+    """End the job, or have it come back where it was preempted while its agent asked for a trial; returns its exit code."""
+    job = slurm.job_name()
+    if not _is_preempted(requeue.show_job(job)):
+        print("no trial was given out: the sweep is finished or stopped")
+        return exit_code
+    print(f"job {job}: preempted before a trial was given out; requeued", flush=True)
+    requeue.requeue(job)
+    return 0
+
+
+def _is_preempted(job: Mapping[str, str]) -> bool:
+    return job.get("PreemptTime", "None") != "None"
 
 
 def over(file: Path, run_dir: Path, how: str, exit_code: int) -> int:

@@ -366,6 +366,25 @@ def test_cancel_gives_a_job_of_slurm_to_scancel(slurm, make_run, capsys) -> None
     assert "a: cancelled Slurm job 12_3 (running)" in capsys.readouterr().out
 
 
+def test_the_job_of_a_sweep_belongs_to_the_trial_that_it_trains_now(
+    slurm, make_run, tmp_path, capsys
+) -> None:
+    """Its earlier ones were in the same job: to cancel one of them is not to end another in its midst."""
+    slurm.answer("squeue", "7_0|RUNNING|n1")
+    slurm.answer("scancel")
+    over, now = (make_run(f"sweep-x/{name}", lives__jsonl=[life("7_0")]) for name in ("over", "now"))
+    (over.parent / ".trial-7-0").write_text(json.dumps({"run_dir": str(now)}))
+    assert errors.run(cancel.main, [str(over)]) == 2
+    assert "no live job to cancel: over (not running)" in capsys.readouterr().err
+    assert slurm.calls("scancel") == []
+    assert [runs.state_of(runs.read_run(run), runs.live_jobs(), {}) for run in (over, now)] == [
+        "ended",
+        "running",
+    ]
+    assert cancel.main([str(now)]) == 0
+    assert slurm.calls("scancel") == ["7_0"]
+
+
 def test_cancel_asks_squeue_once_for_all(slurm, make_run) -> None:
     slurm.answer("squeue", "1|RUNNING|n1", "2|PENDING|(Priority)")
     slurm.answer("scancel")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from launch import requeue
 from launch.requeue import decide, main
 from tinyimnet.config import RunConfig
 from tinyimnet.errors import UserError
@@ -65,14 +66,14 @@ def test_a_cancelled_one_stays_cancelled(run: RunConfig) -> None:
 
 def test_a_life_without_a_step_is_the_last(run: RunConfig) -> None:
     mark(run, steps=0)
-    requeue, exit_code, sentence = decide(run, 0, RUNNING, LIFE_3)
-    assert (requeue, exit_code) == (False, 1) and "without one step done in life 3" in sentence
+    again, exit_code, sentence = decide(run, 0, RUNNING, LIFE_3)
+    assert (again, exit_code) == (False, 1) and "without one step done in life 3" in sentence
 
 
 def test_lives_are_limited(run: RunConfig) -> None:
     mark(run, ("123", 4))
-    requeue, exit_code, sentence = decide(run, 0, RUNNING, {**LIFE_3, "SLURM_RESTART_COUNT": "4"})
-    assert (requeue, exit_code) == (False, 1) and "life 5 of run.max_lives 5" in sentence
+    again, exit_code, sentence = decide(run, 0, RUNNING, {**LIFE_3, "SLURM_RESTART_COUNT": "4"})
+    assert (again, exit_code) == (False, 1) and "life 5 of run.max_lives 5" in sentence
 
 
 def test_a_half_written_marker_is_none(run: RunConfig) -> None:
@@ -80,14 +81,40 @@ def test_a_half_written_marker_is_none(run: RunConfig) -> None:
     assert not decide(run, 0, RUNNING, LIFE_3).requeue
 
 
+def test_one_begun_late_in_a_life_may_have_no_step(run: RunConfig) -> None:
+    mark(run, steps=0)
+    assert decide(run, 0, RUNNING, LIFE_3, begun_late=True).requeue
+
+
+def scontrol(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a stub on PATH, in life 3 of a job."""
+    (folder / "scontrol").write_text(text)
+    (folder / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    for name, value in LIFE_3.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_a_controller_that_restarts_meanwhile_is_asked_again(
+    run: RunConfig, tmp_path: Path, monkeypatch
+) -> None:
+    mark(run)
+    answers = f"""#!/bin/sh
+echo "$*" >> {tmp_path}/asked
+[ $(grep -c "$1" {tmp_path}/asked) = 2 ] || {{ echo "Unable to contact slurm controller" >&2; exit 1; }}
+echo JobState=RUNNING PreemptTime=None
+"""
+    scontrol(answers, tmp_path, monkeypatch)
+    monkeypatch.setattr(requeue.time, "sleep", lambda _: None)
+    assert main(["0", f"--run.dir={run.dir}"]) == 0
+    assert (tmp_path / "asked").read_text().split("\n")[-3:-1] == ["requeue 123"] * 2
+
+
 def test_a_requeue_that_slurm_refuses_says_what_to_do(run: RunConfig, tmp_path: Path, monkeypatch) -> None:
     mark(run)
     answers = "#!/bin/sh\n[ $1 = requeue ] || { echo JobState=RUNNING PreemptTime=None; exit; }\necho 'Operation disabled' >&2; exit 1\n"
-    (tmp_path / "scontrol").write_text(answers)
-    (tmp_path / "scontrol").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    for name, value in LIFE_3.items():
-        monkeypatch.setenv(name, value)
+    scontrol(answers, tmp_path, monkeypatch)
+    monkeypatch.setattr(requeue, "PATIENCE", 0)
     with pytest.raises(
         UserError, match=r"scontrol requeue 123 failed \(Operation disabled\); the run is saved"
     ):

@@ -108,7 +108,7 @@ def test_a_dry_run_prints_the_script_and_leaves_nothing(tmp_path: Path) -> None:
     for line in ("--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8", "--time=90", "--array=0-9%3", "--requeue",
                  "--signal=USR2@120", "--open-mode=append"):  # fmt: skip
         assert f"#SBATCH {line}\n" in result.stdout
-    assert "--kill-on-bad-exit=1" in result.stdout and "wckey" not in result.stdout
+    assert "--kill-on-bad-exit=1 --wait=0" in result.stdout and "wckey" not in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["bin"]
 
 

@@ -37,15 +37,17 @@ def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
         monkeypatch.setenv(name, value)
     (tmp_path / "run").mkdir()
 
-    def end(exit_code: int | None, job: str, reason: str = "", *files: str) -> int:
+    def end(
+        exit_code: int | None, job: str, reason: str = "", *files: str, steps: int = 5, begun: int = 0
+    ) -> int:
         program(tmp_path, "scontrol", f"echo \"$*\" >> '{tmp_path}/asked'; echo {job}")
         for file in files:
             (tmp_path / "run" / file).touch()
         if reason:
-            marker = {"reason": reason, "life": ["7_0", 0], "steps": 5}
+            marker = {"reason": reason, "life": ["7_0", 0], "steps": steps}
             (tmp_path / "run" / "REQUEUE").write_text(json.dumps(marker))
         (tmp_path / "trial").write_text(
-            json.dumps({"run_dir": str(tmp_path / "run"), "exit_code": exit_code})
+            json.dumps({"run_dir": str(tmp_path / "run"), "exit_code": exit_code, "life": ["7_0", begun]})
         )
         return trial.main(["--ended", str(tmp_path / "trial")])
 
@@ -89,6 +91,26 @@ def test_a_trial_whose_job_ends_is_kept_and_the_job_requeued(left, end, tmp_path
     assert end(*left) == 0
     assert (tmp_path / "trial").exists()
     assert (tmp_path / "asked").read_text().splitlines()[-1] == "requeue 7_0"
+
+
+def test_a_trial_that_began_just_before_the_end_of_the_job_need_not_have_got_on(end, tmp_path: Path) -> None:
+    assert end(0, RUNNING, "the end of the job's time", steps=0) == 0
+    assert (tmp_path / "asked").read_text().splitlines()[-1] == "requeue 7_0"
+
+
+def test_but_one_that_had_a_whole_life_need(end, tmp_path: Path, capsys) -> None:
+    assert end(0, RUNNING, "the end of the job's time", steps=0, begun=-1) == 1
+    assert "without one step done" in capsys.readouterr().out
+    assert "requeue" not in (tmp_path / "asked").read_text()
+
+
+@pytest.mark.parametrize(("job", "comes_back"), [(PREEMPTED, True), (RUNNING, False)])
+def test_an_element_that_has_no_trial_comes_back_only_where_it_was_preempted(
+    job, comes_back, end, tmp_path: Path
+) -> None:
+    program(tmp_path, "scontrol", f"echo \"$*\" >> '{tmp_path}/asked'; echo {job}")
+    assert trial.main(["--none", "3"]) == (0 if comes_back else 3)
+    assert ("requeue 7_0" in (tmp_path / "asked").read_text()) == comes_back
 
 
 @pytest.mark.parametrize("left", [(None, RUNNING), (0, CANCELLED, "SIGTERM"), (1, CANCELLED)])
