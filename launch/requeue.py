@@ -21,9 +21,8 @@ from tinyimnet import commandline, errors, slurm
 from tinyimnet.config import RunConfig
 from tinyimnet.errors import UserError
 
-PATIENCE = (
-    60  # seconds: a controller that restarts or fails over answers again, and the job has about as long left
-)
+# Seconds, beyond the 20 to 40 that scontrol waits for a controller itself; one that restarts or fails over is back by then.
+PATIENCE = 60
 
 
 class Verdict(NamedTuple):

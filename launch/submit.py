@@ -36,6 +36,8 @@ from tinyimnet.errors import UserError
 from tinyimnet.files import write_atomically
 
 REPO = Path(__file__).resolve().parent.parent
+# sbatch's variables that are not named as their options are.
+VARIABLES = {"time": "TIMELIMIT", "mem": "MEM_PER_NODE", "array": "ARRAY_INX"}
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,9 @@ def main(argv: list[str]) -> int:
         return 0
     for config in runs:
         runfolder.find_run(config)  # refuse now what a job would refuse in an hour
+    if args.cluster == "slurm":
+        for name in overridden(sbatch_script(executor, len(runs))):
+            os.environ.pop(name, None)
     snapshot(REPO, folder / "code")
     jobs = executor.submit_array([make_job(config, folder) for config in runs])
     for job, config in zip(jobs, runs, strict=True):
@@ -275,6 +280,12 @@ def sbatch_script(executor: submitit.AutoExecutor, jobs: int) -> str:
     if jobs > 1:
         inner.parameters["map_count"] = jobs
     return inner._make_submission_file_text(inner._submitit_command_str, "dry-run")
+
+
+def overridden(script: str) -> set[str]:
+    """The SBATCH_* variables for what a script says itself: sbatch would let them win, and a profile is to win over a site."""
+    options = re.findall(r"^#SBATCH --([a-z-]+)", script, re.MULTILINE)
+    return {"SBATCH_" + VARIABLES.get(option, option.upper().replace("-", "_")) for option in options}
 
 
 if __name__ == "__main__":

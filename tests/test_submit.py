@@ -112,6 +112,11 @@ def test_a_dry_run_prints_the_script_and_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["bin"]
 
 
+def test_what_a_script_says_is_not_left_to_the_variables_of_a_site() -> None:
+    script = "#!/bin/bash\n#SBATCH --time=90\n#SBATCH --gpus-per-node=8\n#SBATCH --requeue\nsrun --time=3 x\n"
+    assert submit.overridden(script) == {"SBATCH_TIMELIMIT", "SBATCH_GPUS_PER_NODE", "SBATCH_REQUEUE"}
+
+
 def test_the_snapshot_has_tracked_files_as_they_are_now_and_what_changed(tmp_path: Path) -> None:
     repo = tmp_path / "repo"
     repo.mkdir()

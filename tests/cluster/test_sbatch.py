@@ -45,18 +45,25 @@ def test_overrides_keep_their_spaces_and_quotes_and_no_secret_is_written(
     assert not cluster.control("exec", "n1", "ls", "/dev/shm").strip()  # nothing of the staged data stays
 
 
-def test_accelerate_launch_on_two_nodes_as_the_readme_says(cluster, tiny_config, untouched, tmp_path) -> None:
+def test_accelerate_launch_on_two_nodes_as_docs_slurm_says_comes_back_to_the_same_end(
+    cluster, tiny_config, untouched, tmp_path
+) -> None:
     script = re.search(
         r"```bash\n(#!/bin/bash\n.*?accelerate launch.*?)```", (REPO / "docs/slurm.md").read_text(), re.S
     )
     assert script
-    text = script[1].replace(
-        "--config configs/tiny1m.yaml", f"--config {tiny_config} --run.dir {tmp_path}/run"
-    )
-    (tmp_path / "job.sbatch").write_text(text)
-    job = cluster.sbatch(str(tmp_path / "job.sbatch"), log=tmp_path / "log", ACCELERATE_USE_CPU="true")
-    assert cluster.end(job) == "COMPLETED", (tmp_path / "log").read_text()
-    assert_same_end(untouched, tmp_path / "run")
+    (tmp_path / "job.sbatch").write_text(script[1].replace("configs/tiny1m.yaml", tiny_config))
+    run, log = tmp_path / "tiny1m", tmp_path / "log"
+    job = cluster.sbatch(
+        str(tmp_path / "job.sbatch"), log=log, ACCELERATE_USE_CPU="true", RUNS_ROOT=str(tmp_path),
+        PYTHONPATH=slow_first_life(tmp_path),
+    )  # fmt: skip
+    cluster.until_step(run, 40, job)
+    cluster.run("scancel", "--signal=USR1", job)  # as Slurm does ahead of the end of its time
+    cluster.until_requeued(job)
+    assert cluster.end(job) == "COMPLETED", log.read_text()
+    assert "saved; requeued for life 2" in log.read_text()
+    assert_same_end(untouched, run)
 
 
 # ---- the end of a job's time -----------------------------------------------------------------------------------

@@ -45,7 +45,8 @@ def test_a_job_trains_with_the_code_of_its_submission(cluster, tiny_config, unto
     for node in ("n1", "n2"):
         cluster.control("exec", node, "mount", "--bind", str(broken), str(engine))
     try:
-        job = submit(cluster, tiny_config, tmp_path / "run")
+        job = submit(cluster, tiny_config, tmp_path / "run", SBATCH_TIMELIMIT="5")
+        assert cluster.show(job)["TimeLimit"] == "00:30:00"  # the profile's
         assert cluster.end(job) == "COMPLETED", output(tmp_path / "run")
     finally:
         for node in ("n1", "n2"):
