@@ -279,7 +279,9 @@ def sbatch_script(executor: submitit.AutoExecutor, jobs: int) -> str:
         raise UserError("--dry-run prints an sbatch script: it goes with --cluster slurm.")
     if jobs > 1:
         inner.parameters["map_count"] = jobs
-    return inner._make_submission_file_text(inner._submitit_command_str, "dry-run")
+    script = inner._make_submission_file_text(inner._submitit_command_str, "dry-run")
+    inner.parameters.pop("map_count", None)  # submit_array refuses it
+    return script
 
 
 def overridden(script: str) -> set[str]:
