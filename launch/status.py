@@ -3,7 +3,6 @@
 Slurm is asked once for all runs, and not at all where none of them was sent to it.
 """
 
-import os
 import signal
 import sys
 import time
@@ -22,6 +21,7 @@ from launch import runs
 from launch.runs import Run
 from tinyimnet import errors
 from tinyimnet.cli import Parser
+from tinyimnet.config import runs_root
 from tinyimnet.console import console
 from tinyimnet.data import IMAGE_SIZE
 from tinyimnet.errors import UserError
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if not 1 <= args.interval <= 86400:
         raise UserError(f"--interval is {args.interval:g} and must be between 1 and 86400 seconds.")
-    places = args.places or [Path(os.environ.get("RUNS_ROOT", "runs"))]  # as slurm/site.env says
+    places = args.places or [runs_root()]
     if args.watch:
         watch(places, args.interval)
     else:

@@ -92,7 +92,9 @@ def main(argv: list[str]) -> int:
         write_atomically(run_dir / "job.json", json.dumps(sent).encode())
         print(f"{run_dir}: job {job.job_id}", flush=True)
     if args.cluster == "slurm":
-        print(f"watch: python -m launch.status {runs_root()}; python -m launch.logs {first.dir} --follow")
+        print(
+            f"watch: python -m launch.status {configuration.runs_root()}; python -m launch.logs {first.dir} --follow"
+        )
         return 0
     for job in jobs:
         job.results()
@@ -154,17 +156,15 @@ def expand(args: argparse.Namespace, overrides: list[str]) -> list[Config]:
     axes = [_axis(axis) for axis in args.grid]
     if args.seeds:
         axes.append([("run.seed", str(seed)) for seed in _seeds(args.seeds)])
-    named = any(override.startswith("--run.dir") for override in overrides)
     runs = []
     for point in itertools.product(*axes):
         chosen = [f"--{key}={value}" for key, value in point]
-        arguments = ["--config", str(args.config), *_site_options(), *overrides, *chosen]
+        arguments = ["--config", str(args.config), *overrides, *chosen]
         config = commandline.load(arguments, prog="python -m launch.submit")
-        folder = config.run.dir if named else f"{runs_root()}/{args.config.stem}"
         name = "".join(
             f"-{key.rpartition('.')[2]}{re.sub(r'[^0-9A-Za-z.]+', '_', value)}" for key, value in point
         )
-        run = replace(config.run, dir=str(Path(folder + name).absolute()))
+        run = replace(config.run, dir=str(Path(config.run.dir + name).absolute()))
         data = replace(config.data, root=str(Path(config.data.root).absolute()))
         runs.append(replace(config, run=run, data=data))
     return runs
@@ -194,17 +194,6 @@ def _seeds(text: str) -> list[int]:
             raise UserError(f"--seeds is {text!r} and must be of the form 0-4 or 0,7,9.")
         seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
     return seeds
-
-
-def _site_options() -> list[str]:
-    """What slurm/site.env says about places, as train.py's options."""
-    places = {"data.root": "DATA_ROOT", "data.stage": "STAGE_TO"}
-    return [f"--{key}={os.environ[name]}" for key, name in places.items() if os.environ.get(name)]
-
-
-def runs_root() -> str:
-    """The folder of run folders."""
-    return os.environ.get("RUNS_ROOT", "runs")
 
 
 def snapshot(repo: Path, target: Path) -> None:

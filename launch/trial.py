@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from launch import requeue
 from tinyimnet import errors, slurm
-from tinyimnet.config import RunConfig
+from tinyimnet.config import RunConfig, runs_root
 from tinyimnet.errors import UserError
 from tinyimnet.files import write_atomically
 
@@ -51,7 +51,7 @@ def new_trial(arguments: list[str]) -> dict[str, Any]:
         raise UserError(
             "WANDB_SWEEP_ID or WANDB_RUN_ID is not set: `wandb agent` starts trials, not a person."
         )
-    run_dir = Path(os.environ.get("RUNS_ROOT", "runs"), f"sweep-{sweep}", run).absolute()
+    run_dir = (runs_root() / f"sweep-{sweep}" / run).absolute()
     life = [slurm.job_name(), slurm.restarts()]
     return {"run_dir": str(run_dir), "environment": environment, "arguments": arguments, "life": life}
 
@@ -68,9 +68,7 @@ def train(trial: dict[str, Any], file: str) -> NoReturn:
     import train as program
     from tinyimnet import distributed
 
-    places = {"data.root": "DATA_ROOT", "data.stage": "STAGE_TO"}  # slurm/site.env
-    site = [f"--{key}={os.environ[name]}" for key, name in places.items() if os.environ.get(name)]
-    exit_code = errors.run(program.main, [*site, *trial["arguments"], f"--run.dir={trial['run_dir']}"])
+    exit_code = errors.run(program.main, [*trial["arguments"], f"--run.dir={trial['run_dir']}"])
     write_down(exit_code)
     distributed.leave(exit_code)
 

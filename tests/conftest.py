@@ -17,6 +17,8 @@ from tinyimnet import synthetic
 from tinyimnet.errors import UserError
 from tinyimnet.meeting import Meeting
 
+# The tests count processes, not GPUs; who has some runs them on the CPU all the same.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 pytest_plugins = ["slurm_cluster", "wandb_server"]
 REPO = Path(__file__).resolve().parent.parent
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet"]
@@ -61,13 +63,16 @@ def arguments(tiny_data: Path, tmp_path: Path):
 
 @pytest.fixture(autouse=True)
 def clean_process(monkeypatch: pytest.MonkeyPatch):
-    """Each test starts without W&B, without a launcher's variables and without Accelerate's global state."""
+    """Each test starts without W&B, the variables of a launcher or a site, and Accelerate's global state."""
     monkeypatch.setenv("WANDB_MODE", "disabled")
     for name in list(os.environ):
         if name.startswith(("SLURM_", "ACCELERATE_", "TORCHELASTIC_")) or name in (
             "RANK",
             "WORLD_SIZE",
             "LOCAL_RANK",
+            "RUNS_ROOT",
+            "DATA_ROOT",
+            "STAGE_TO",
         ):
             monkeypatch.delenv(name)
     handlers = {

@@ -42,12 +42,19 @@ def test_the_places_of_a_site_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
         "STAGE_TO": "/dev/shm",
     }.items():
         monkeypatch.setenv(name, place)
-    (config,) = runs()
+    (config,) = runs("--config", "configs/tiny1m.yaml")
     assert (config.run.dir, config.data.root, config.data.stage) == (
-        "/scratch/runs/smoke",
+        "/scratch/runs/tiny1m",
         "/shared/data",
         "/dev/shm",
     )
+
+
+def test_but_a_configuration_that_names_its_data_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn images in the place of the real ones would be trained on without a word."""
+    monkeypatch.setenv("DATA_ROOT", "/shared/data")
+    (config,) = runs()
+    assert config.data.root == str(Path.cwd() / "data/synthetic-200")
 
 
 def test_a_job_gets_the_configuration_of_its_submission(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -109,6 +110,25 @@ def test_a_run_that_trains_is_refused(offline: Path) -> None:
         refused = sync(offline)
     assert refused.returncode == 2
     assert "is being trained; follow it with --live" in refused.stderr
+
+
+def test_without_names_it_sends_all_that_nobody_trains_trials_of_sweeps_too(
+    offline: Path, tmp_path: Path, wandb_server: WandbServer, monkeypatch
+) -> None:
+    monkeypatch.setenv("RUNS_ROOT", str(tmp_path))
+    busy, trial = tmp_path / "busy", tmp_path / "sweep-abc" / "trial"
+    shutil.copytree(offline, busy)
+    shutil.move(offline, trial)
+    with RunLock(busy) as lock:
+        lock.acquire()
+        done = sync()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("sent 15 of 15 rows") == 1 and str(busy) not in done.stdout
+    assert steps(wandb_server, trial) == list(range(1, 16))
+    with RunLock(busy) as lock, RunLock(trial) as other:
+        lock.acquire(), other.acquire()
+        refused = sync()
+    assert refused.returncode == 2 and "each of the 2 runs in" in refused.stderr
 
 
 def test_a_training_that_sends_its_rows_itself_is_left_alone(run_dir: Path) -> None:

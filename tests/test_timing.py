@@ -20,9 +20,10 @@ def test_parts_and_waiting_are_those_of_a_mean_step() -> None:
         time.sleep(0.03)
         clock.steps += 1
     values = clock.read(global_batch_size=64)
-    assert values["perf/data_ms"] == pytest.approx(20, abs=8)
-    assert values["perf/forward_backward_ms"] == pytest.approx(40, abs=8)
-    assert values["perf/wait_ms"] == pytest.approx(30, abs=8)
+    # A sleep is never shorter; on a machine that is busy it may be much longer.
+    assert 20 <= values["perf/data_ms"] < 200
+    assert 40 <= values["perf/forward_backward_ms"] < 200
+    assert 30 <= values["perf/wait_ms"] < 200
     assert values["perf/optimizer_ms"] == 0
     parts = ("data", "forward_backward", "optimizer", "wait")
     assert sum(values[f"perf/{part}_ms"] for part in parts) == pytest.approx(values["perf/step_ms"])

@@ -1,11 +1,12 @@
 """Read a configuration: a YAML of differences and dotted overrides, with one sentence for each mistake.
 
-Precedence: the defaults in config.py < `--config FILE` < `--section.key value`. `python train.py --help` lists every
-key and `--print_config` prints the resolved configuration.
+Precedence: the defaults in config.py < the places of slurm/site.env < `--config FILE` < `--section.key value`.
+`python train.py --help` lists every key and `--print_config` prints the resolved configuration.
 """
 
 import argparse
 import difflib
+import os
 import re
 from argparse import ArgumentError
 from dataclasses import replace
@@ -14,13 +15,15 @@ from pathlib import Path
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from tinyimnet.config import KEYS, Config, check, flatten
+from tinyimnet.config import KEYS, Config, check, flatten, runs_root
 from tinyimnet.errors import UserError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DEFAULT_CONFIG = CONFIGS / "tiny1m.yaml"
+# Variables of slurm/site.env for what a configuration leaves to its default; configs/smoke.yaml names data of its own.
+PLACES = {"data.root": "DATA_ROOT", "data.stage": "STAGE_TO"}
 DESCRIPTION = "The defaults below < --config FILE, a YAML of differences < --section.key value."
 
 
@@ -35,6 +38,7 @@ def load(argv: list[str], prog: str = "train.py") -> Config:
         "--config", action="config", help=f"YAML of differences (default: configs/{DEFAULT_CONFIG.name})"
     )
     parser.add_class_arguments(Config)
+    parser.set_defaults({key: os.environ[name] for key, name in PLACES.items() if os.environ.get(name)})
     try:
         file, overrides = _split_config(argv)
         parsed = parser.parse_args(["--config", str(file), *overrides])
@@ -43,7 +47,7 @@ def load(argv: list[str], prog: str = "train.py") -> Config:
         raise UserError(_sentence(str(error))) from None
     config = Config(**{name: getattr(values, name) for name in Config.__dataclass_fields__})
     if not config.run.dir:
-        config = replace(config, run=replace(config.run, dir=f"runs/{file.stem}"))
+        config = replace(config, run=replace(config.run, dir=f"{runs_root()}/{file.stem}"))
     check(config)
     return config
 

@@ -1,7 +1,9 @@
 """What can be set, with its type, unit, default and range. `commandline.py` reads it from YAML and the command line."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -282,3 +284,8 @@ def _plain(tree: Any) -> Any:
     if isinstance(tree, Mapping):
         return {key: _plain(value) for key, value in tree.items()}
     return list(tree) if isinstance(tree, tuple) else tree
+
+
+def runs_root() -> Path:
+    """The folder of run folders: RUNS_ROOT of slurm/site.env, else runs."""
+    return Path(os.environ.get("RUNS_ROOT") or "runs")

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source", nargs="?", type=Path, help="tiny-imagenet-200.zip, its folder, or one of .npy files"
     )
     parser.add_argument(
-        "--out", type=Path, help="data/tiny-imagenet-200, or data/synthetic-200 with --synthetic"
+        "--out", type=Path, help="$DATA_ROOT or data/tiny-imagenet-200; data/synthetic-200 with --synthetic"
     )
     for role in arrays.ROLES:
         parser.add_argument(f"--{role.replace('_', '-')}", type=Path, metavar="FILE", help=f"{role} as .npy")
@@ -52,7 +52,8 @@ def main(args: argparse.Namespace) -> int:
     in_main_thread = threading.current_thread() is threading.main_thread()  # others cannot set handlers
     numbers = (signal.SIGTERM, signal.SIGINT) if in_main_thread else ()
     handlers = {number: signal.signal(number, _stop) for number in numbers}
-    out = args.out or Path("data/synthetic-200" if args.synthetic else "data/tiny-imagenet-200")
+    real = os.environ.get("DATA_ROOT") or DataConfig.root  # slurm/site.env
+    out = args.out or Path("data/synthetic-200" if args.synthetic else real)
     try:
         manifest = _prepare(args, out)
     finally:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyimnet import lock, stored
+from tinyimnet.config import runs_root
 from tinyimnet.errors import UserError
 from tinyimnet.stored import KILLED, Known, exit_code_of, rows_of, steps_of
 from tinyimnet.tracking import read_metrics
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=Path,
         metavar="RUN",
-        help="run folders (default: those in runs/ that W&B shall have)",
+        help="run folders (default: those in $RUNS_ROOT or runs/ that W&B shall have and that are not being trained)",
     )
     parser.add_argument(
         "--timeout",
@@ -59,16 +60,13 @@ def main(args: argparse.Namespace) -> int:
     """Send each run and print what became of it.
 
     Raises:
-        UserError: there is nothing to send, a run is being trained, or W&B does not have every row afterwards.
+        UserError: there is nothing to send, a named run is being trained, or W&B does not have every row afterwards.
     """
-    runs = args.runs or sorted(file.parent for file in Path("runs").glob("*/wandb_run.json"))
-    if not runs:
-        raise UserError("no run in runs/; name run folders.")
+    runs = args.runs or at_rest()
     if args.live and len(runs) > 1:
         raise UserError("--live follows one run; name its folder.")
-    for run in runs:
-        check(run, live=args.live)
     if args.live:
+        check(runs[0], live=True)
         bounded(follow, runs[0], None)
     failed = [str(error) for error in (attempt(run, args.timeout) for run in runs) if error]
     if failed:
@@ -76,7 +74,21 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def check(run: Path, *, live: bool) -> None:
+def at_rest() -> list[Path]:
+    """The runs that nobody trains, of sweeps too.
+
+    Raises:
+        UserError: there is none.
+    """
+    root = runs_root()
+    runs = [file.parent for way in ("*", "sweep-*/*") for file in sorted(root.glob(f"{way}/wandb_run.json"))]
+    if not (resting := [run for run in runs if not lock.is_held(run)]):
+        what = f"each of the {len(runs)} runs in {root} is being trained" if runs else f"no run in {root}"
+        raise UserError(f"{what}; name run folders.")
+    return resting
+
+
+def check(run: Path, *, live: bool = False) -> None:
     """Raise a UserError where a run cannot be sent, or something else sends it."""
     try:
         about = json.loads((run / "wandb_run.json").read_text())
@@ -93,6 +105,7 @@ def check(run: Path, *, live: bool) -> None:
 def attempt(run: Path, timeout: int) -> UserError | None:
     """Send one run; the other ones do not wait for its mistake."""
     try:
+        check(run)
         print(f"{run}: {bounded(send, run, timeout)}", flush=True)
         return None
     except UserError as error:
