@@ -16,7 +16,9 @@ from wandb_records import StoredRun
 from wandb_server import WandbServer
 
 from tinyimnet import config as configuration
+from tinyimnet import files
 from tinyimnet.config import Config, TrackingConfig
+from tinyimnet.stored import turn
 from tinyimnet.tracking import STEP, Tracker
 
 pytestmark = pytest.mark.wandb
@@ -104,6 +106,31 @@ def test_after_sigkill_of_the_training_the_run_failed_and_goes_on_as_the_same(
     second.close(0)
     assert steps(run) == list(range(120))
     assert (run.state, run.resumed) == ("finished", 1)
+
+
+def test_the_next_life_sends_nothing_before_the_mirror_of_the_one_before_has_ended(
+    run_dir: Path, wandb_server: WandbServer
+) -> None:
+    """It outlives a training that was killed, and has its last rows and word to send."""
+    with turn(run_dir) as earlier:
+        files.lock(earlier)
+        log = start(run_dir)
+        log.log(1, {"train/loss": 1.0})
+        time.sleep(6)
+        assert not wandb_server.store.runs
+    assert steps(within(20, lambda: stored(wandb_server, run_dir))) in ([], [1])
+    log.close(0)
+    assert steps(stored(wandb_server, run_dir)) == [1]
+
+
+def test_a_mirror_that_dies_right_before_the_end_is_told_with_the_way_to_send_the_rest(
+    run_dir: Path, wandb_server: WandbServer, caplog
+) -> None:
+    made = start(run_dir)
+    stored(wandb_server, run_dir)
+    os.killpg(made._mirror.process.pid, signal.SIGKILL)  # type: ignore[union-attr]
+    made.close(0)
+    assert "ended too early (exit code -9); send what is missing: python -m tinyimnet sync" in caplog.text
 
 
 @pytest.mark.parametrize("moment", ["connected", "at the end"])

@@ -1,6 +1,7 @@
 """Preparing: an official archive or folder or .npy files give checked arrays, or one sentence and nothing."""
 
 import argparse
+import errno
 import fcntl
 import io
 import json
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tinyimnet import arrays, data, prepare
+from tinyimnet import arrays, data, files, prepare
 from tinyimnet.errors import UserError
 from tinyimnet.prepared import new_folder
 
@@ -552,6 +553,23 @@ def test_the_folder_of_a_live_builder_is_kept(tmp_path: Path) -> None:
         with pytest.raises(KeyError), new_folder(tmp_path / "out", 0):
             raise KeyError
         assert (live / "lock").exists()
+
+
+def test_on_a_file_system_without_locks_it_prepares_and_removes_no_folder_that_may_be_in_the_making(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """Lustre without the mount option flock answers so."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    other = tmp_path / ".out.partial-1234"
+    other.mkdir()
+    (other / "lock").touch()
+    with new_folder(tmp_path / "out", 0):
+        pass
+    assert (tmp_path / "out").is_dir() and other.is_dir()
 
 
 def test_the_lock_is_held_for_the_whole_block(tmp_path: Path) -> None:

@@ -104,6 +104,42 @@ def test_rows_that_a_lost_connection_left_behind_are_sent(run_dir: Path, wandb_s
     assert before == [1, 2, 3] and steps(wandb_server, run_dir) == list(range(1, 8))
 
 
+def finish(run_dir: Path, steps: int) -> None:
+    """Leave what the end of a training leaves."""
+    (run_dir / "DONE").write_text(json.dumps({"steps": steps}))
+    for name in ("best.safetensors", "final.safetensors", "MODEL_CARD.md"):
+        (run_dir / name).write_text(f"of step {steps}")
+
+
+def test_a_finished_run_that_goes_on_and_is_interrupted_is_still_one_run_and_keeps_its_weights(
+    run_dir: Path, wandb_server: WandbServer
+) -> None:
+    finish(run_dir, 3)
+    life(run_dir, range(1, 4), mode="online")
+    (run_dir / "DONE").unlink()  # as the start of a longer training does
+    life(run_dir, range(4, 6), at=3, mode="online", exit_code=1)
+    assert "W&B has all 5 rows already" in sync(run_dir).stdout
+    finish(run_dir, 7)
+    life(run_dir, range(6, 8), at=5, mode="online")
+    assert steps(wandb_server, run_dir) == list(range(1, 8))
+    assert not list((run_dir / "wandb").glob("offline-*"))
+    [model] = [c for c in wandb_server.store.collections.values() if c.name.startswith("model-")]
+    assert [version.metadata["steps"] for version in model.versions] == [3, 3, 7, 7]
+
+
+def test_a_run_is_looked_for_where_it_was_made_whoever_sends_it(
+    run_dir: Path, wandb_server: WandbServer, monkeypatch
+) -> None:
+    monkeypatch.setenv("WANDB_ENTITY", "team")
+    life(run_dir, range(1, 4), mode="online")
+    monkeypatch.delenv("WANDB_ENTITY")
+    (run_dir / "metrics.jsonl").open("a").write(json.dumps({STEP: 4, "train/loss": 0.1}) + "\n")
+    done = sync(run_dir)
+    assert done.returncode == 0 and "sent 1 of 4 rows" in done.stdout, done.stderr
+    [run] = wandb_server.store.runs.values()
+    assert run.entity == "team" and steps(wandb_server, run_dir) == [1, 2, 3, 4]
+
+
 def test_a_run_that_trains_is_refused(offline: Path) -> None:
     with RunLock(offline) as lock:
         lock.acquire()

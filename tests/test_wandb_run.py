@@ -128,7 +128,7 @@ def described(run_dir: Path, run: Any) -> None:
     facts, results = (json.loads((run_dir / name).read_text()) for name in ("facts.json", "DONE"))
     assert (run.state, run.name, run.group) == ("finished", "tiny-seed0", "tiny")
     assert {key: run.config[key] for key in facts} == facts
-    assert run.config["train"]["global_batch_size"] == 32
+    assert run.config["train"]["global_batch_size"] == 32 and run.config["data"]["tune_split"] is False
     for key in ("val/ema_top1", "val/ema_top1_flip", "best_ema_top1", "ece", "parameters"):
         assert run.summary[key] == results[key], key
 

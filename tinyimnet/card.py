@@ -29,7 +29,7 @@ def model_card(settings: dict[str, Any], facts: dict[str, Any], results: dict[st
     judges = (
         "training images that data.tune_split held out" if recipe["data.tune_split"] else "validation images"
     )
-    return f"""# {facts["parameters"]:,} parameters on {facts["data"]}
+    return f"""# {facts["parameters"]:,} parameters on {facts["dataset"]}
 
 A convolutional network for {facts["classes"]} classes of 64 x 64 pixels, trained from random weights on the images named
 below and nothing else. It has {facts["parameters"]:,} parameters and takes {facts["macs"] / 1e6:.1f} million
@@ -49,7 +49,7 @@ Expected calibration error of final.safetensors (15 bins): {results["ece"]:.2f} 
 
 ## Data
 
-{facts["data"]}: {facts["train_images"]:,} training images of {facts["classes"]} classes.
+{facts["dataset"]}: {facts["train_images"]:,} training images of {facts["classes"]} classes.
 
 ## How to load
 

@@ -1,6 +1,5 @@
 """Fetch the official Tiny ImageNet archive, resumed and checked: `python -m tinyimnet prepare --download`."""
 
-import fcntl
 import os
 import sys
 import time
@@ -46,7 +45,8 @@ def fetch(target: Path, url: str = URL, size: int = SIZE, sha256: str = SHA256) 
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with part.open("ab") as file, _progress(size) as show:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if files.lock(file) is False:
+                raise UserError(f"{part} is being written by another process; wait for it, or stop it.")
             if file.tell() > size:
                 file.truncate(0)
             _receive(url, file, size, show)
@@ -56,8 +56,6 @@ def fetch(target: Path, url: str = URL, size: int = SIZE, sha256: str = SHA256) 
                 part.unlink()
                 raise failed("its sha256 or size is not that of the official archive")
             os.replace(part, target)
-    except BlockingIOError:
-        raise UserError(f"{part} is being written by another process; wait for it, or stop it.") from None
     except (OSError, HTTPException) as error:
         if part.exists() and not part.stat().st_size:
             part.unlink()

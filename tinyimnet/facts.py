@@ -36,7 +36,9 @@ def describe(trainer: Trainer, processes: list[preflight.Facts]) -> dict[str, An
         # Of one image of 64x64. Not of the network in training: what torch.compile meets while operations are counted it
         # never compiles again in this process (pytorch issue 190286).
         "macs": sum(stage.macs for stage in summarise(cast(Network, trainer.ema.module))),
-        "data": Path(trainer.config.data.root).name,
+        "dataset": Path(
+            trainer.config.data.root
+        ).name,  # "data" is a section of the configuration, beside which W&B shows this
         "classes": len(trainer.about["classes"]),
         "train_images": len(trainer.batches.images),
         "val_images": len(trainer.evaluator.images),

@@ -1,9 +1,12 @@
 """Files that are whole or not there, also after a power failure. No torch here: the decoding processes import it."""
 
+import errno
+import fcntl
 import hashlib
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import IO, Any
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -33,6 +36,23 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def lock(file: IO[Any]) -> bool | None:
+    """Take an open, writable file for this process until it is closed, without waiting (flock).
+
+    Returns False where another process has it, and None where the file system has no such locks: Lustre without the mount
+    option `flock`, some NFS servers.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+            return None
+        raise
 
 
 def sha256(path: Path) -> str:

@@ -20,16 +20,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import wandb
 import yaml
 
-from tinyimnet import artifacts
+from tinyimnet import artifacts, files
 from tinyimnet.config import TrackingConfig
 from tinyimnet.files import write_atomically
-from tinyimnet.stored import KILLED, Known, final_step, on_server, recorded
-from tinyimnet.tracking import STEP, how_to_sync, run_id
+from tinyimnet.stored import KILLED, Known, on_server, recorded, turn
+from tinyimnet.tracking import MARGIN, STEP, how_to_sync, run_id
 
 INIT_TIMEOUT = 20  # seconds; a server that refuses or hangs costs 10 more (wandb 0.31)
 POLL = 1.0  # seconds between two looks at metrics.jsonl
@@ -37,12 +37,8 @@ AGAIN = 10.0  # seconds between two tries to connect
 # wandb 0.31 sends every variable of Slurm, and one, SLURM_JWT, is a token.
 SLURM = ("SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_JOB_NODELIST", "SLURM_JOB_NUM_NODES", "SLURM_ARRAY_JOB_ID",
          "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")  # fmt: skip
-AXES = (
-    "train/*",
-    "val/*",
-    "perf/*",
-    "epoch",
-)  # what is drawn over the global step; the client adds it to no other row
+# What is drawn over the global step; the client adds it to no other row.
+AXES = ("train/*", "val/*", "perf/*", "epoch")
 
 
 class Mirror:
@@ -63,6 +59,8 @@ class Mirror:
         self.id, self.project = run_id(run_dir) if rank == 0 else "", self.tracking.project
         self.run: Any = None
         self.known = Known()  # what W&B has
+        self.entity: str | None = read_json(run_dir / "wandb_run.json").get("entity")
+        self.turn: TextIO | None = None  # locked while this process sends
         self.offset = 0  # bytes of metrics.jsonl read
         self.tried = -AGAIN
 
@@ -120,6 +118,7 @@ class Mirror:
                     raise
                 say(f"{short(error)} Recording offline; send it later with: {how_to_sync(self.run_dir)}")
                 self.mode = "offline"
+                self.turn = None  # closed: `sync --live` may send
         if self.mode == "offline":
             self.known = recorded(self.run_dir, self.id)
             self.run = self.start("offline")
@@ -127,7 +126,14 @@ class Mirror:
         self.send_once()
 
     def connect_online(self) -> None:
-        """Start or resume the run on the server."""
+        """Start or resume the run on the server, after the mirror of a life that was killed has said its last word."""
+        if self.pid and not self.turn:
+            self.turn, until = (
+                turn(self.run_dir),
+                time.monotonic() + 2 * self.tracking.finish_timeout + MARGIN,
+            )
+            while files.lock(self.turn) is False and time.monotonic() < until:
+                time.sleep(0.5)
         self.run = self.start("online")
         self.known = (
             on_server(f"{self.run.entity}/{self.run.project}/{self.id}") if self.run.resumed else Known()
@@ -169,7 +175,7 @@ class Mirror:
             settings |= {"x_label": f"rank_{self.rank}", "x_primary": first, "x_update_finish_state": first}
         seeds, _, _seed = self.run_dir.name.rpartition("-seed")
         run = wandb.init(
-            project=self.project, name=self.run_dir.name, id=self.id, dir=self.run_dir,
+            entity=self.entity, project=self.project, name=self.run_dir.name, id=self.id, dir=self.run_dir,
             resume=None if shared and self.rank else "allow", mode="shared" if shared else mode,  # type: ignore[arg-type]
             group=os.environ.get("WANDB_RUN_GROUP") or seeds or None, settings=wandb.Settings(**settings),
         )  # fmt: skip
@@ -181,7 +187,7 @@ class Mirror:
             run.define_metric(names, step_metric=STEP)
         about = {**read_json(self.run_dir / "wandb_run.json"), "id": self.id}
         if mode == "online":  # launch.status shows where; a sweep has a project of its own
-            about |= {"url": run.url, "project": run.project}
+            about |= {"url": run.url, "entity": run.entity, "project": run.project}
             say(str(run.url))
         if self.pid:  # `sync` keeps away from a training that sends its rows itself
             about["mode"] = mode
@@ -226,8 +232,9 @@ class Mirror:
     def finish(self, exit_code: int, preempted: bool) -> None:
         """Send the last rows and end the run: finished, failed, or preempted, which is a state to come back from."""
         self.send_rows()
-        if self.rank == 0 and self.known.final != final_step(self.run_dir):
-            artifacts.send_results(self.run, self.run_dir, read_json(self.run_dir / "DONE"))
+        done = read_json(self.run_dir / "DONE")
+        if self.rank == 0 and done and self.known.final != done["steps"]:
+            artifacts.send_results(self.run, self.run_dir, done)
         # A sweep would hand a preempted trial to another agent, while the job that has it comes back to it by itself.
         comes_back = preempted and not os.environ.get("WANDB_SWEEP_ID")
         if comes_back and self.rank == 0:

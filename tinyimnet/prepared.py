@@ -4,7 +4,6 @@ All is written to a folder beside the destination, which is renamed into place a
 """
 
 import errno
-import fcntl
 import glob
 import json
 import os
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyimnet import data
+from tinyimnet import data, files
 from tinyimnet.errors import UserError
 from tinyimnet.files import sha256, sync
 
@@ -44,7 +43,7 @@ def new_folder(out: Path, bytes_needed: int) -> Iterator[Path]:
         folder.mkdir(parents=True)
         # The lock appears under its name only when it is held, so nobody takes a new folder for a dead one.
         with (folder / "lock.new").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            files.lock(lock)
             os.rename(lock.name, folder / "lock")
             yield folder
             for path in (*folder.iterdir(), folder):
@@ -109,11 +108,11 @@ def finish(folder: Path, *, classes: list[tuple[str, str]], test_files: list[str
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Remove what killed builders of `target` left: the kernel has released their locks."""
+    """Remove what killed builders of `target` left: the kernel has released their locks. Without locks nobody can tell."""
     for path in target.parent.glob(f".{glob.escape(target.name)}.partial-*/lock"):
         with suppress(OSError), path.open("r+") as lock:  # r+: over NFS only a writable file can be locked
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path.parent, ignore_errors=True)
+            if files.lock(lock):
+                shutil.rmtree(path.parent, ignore_errors=True)
 
 
 def _check_free(target: Path, bytes_needed: int) -> None:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tinyimnet.tracking import STEP, read_metrics
 
@@ -37,13 +37,19 @@ class Known:
     def is_complete(self, run_dir: Path) -> bool:
         """Whether it has every row of the run folder, and of a finished run the results."""
         rows = steps_of(read_metrics(run_dir / "metrics.jsonl"))
-        return rows <= self.steps and self.final == final_step(run_dir)
+        return rows <= self.steps and final_step(run_dir) in (0, self.final)
 
 
 def final_step(run_dir: Path) -> int:
     """Optimizer steps behind final.safetensors; 0 before the run is finished."""
     done = run_dir / "DONE"
     return json.loads(done.read_text())["steps"] if done.exists() else 0
+
+
+def turn(run_dir: Path) -> TextIO:
+    """A file to lock (files.lock) for who sends a run: two would send the same rows. It is not the training's LOCK."""
+    (run_dir / "wandb").mkdir(exist_ok=True)
+    return (run_dir / "wandb" / "turn").open("a")
 
 
 def on_server(path: str) -> Known:
@@ -64,7 +70,7 @@ def on_server(path: str) -> Known:
     return Known(
         steps=steps_of(run.scan_history(keys=[STEP])),
         keys=set(run.summary.keys()),
-        final=max((model.metadata["steps"] for model in models), default=0),
+        final=max((model.metadata.get("steps", 0) for model in models), default=0),
         url=run.url,
     )
 
@@ -77,7 +83,7 @@ def recorded(run_dir: Path, run: str) -> Known:
             known.steps |= steps_of([line["history"]["item"]])
             known.keys |= {name.partition(".")[0] for name in line["history"]["item"]}
         elif line["type"] == "artifact" and "final" in line["artifact"]["aliases"]:
-            known.final = json.loads(line["artifact"]["metadata"])["steps"]
+            known.final = json.loads(line["artifact"]["metadata"]).get("steps", 0)
     return known
 
 

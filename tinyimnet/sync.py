@@ -6,10 +6,8 @@ At the end the server is asked whether it has every row.
 """
 
 import argparse
-import fcntl
 import json
 import multiprocessing
-import os
 import queue
 import subprocess
 import sys
@@ -20,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyimnet import lock, stored
+from tinyimnet import files, lock, stored
 from tinyimnet.config import runs_root
 from tinyimnet.errors import UserError
 from tinyimnet.stored import KILLED, Known, exit_code_of, rows_of, steps_of
@@ -129,14 +127,12 @@ def bounded(call: Callable[[Path, Any], Any], run: Path, timeout: int | None) ->
 @contextmanager
 def one_at_a_time(run: Path) -> Iterator[None]:
     """Two that send the same rows would double them."""
-    folder = os.open(run, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with stored.turn(run) as file:
+        if files.lock(file) is False:
+            raise UserError(
+                f"{run} is being sent by another command or the end of its training; wait for that."
+            )
         yield
-    except BlockingIOError:
-        raise UserError(f"{run} is being sent by another command; wait for its end.") from None
-    finally:
-        os.close(folder)
 
 
 # ---- in the process that speaks to W&B ----------------------------------------------------------------------
@@ -188,7 +184,7 @@ def ask(mirror: "Mirror") -> Known:
     import wandb
 
     api = wandb.Api(timeout=stored.ANSWER)
-    entity = api.settings["entity"] or api.default_entity
+    entity = mirror.entity or api.settings["entity"] or api.default_entity
     return stored.on_server(f"{entity}/{mirror.project}/{mirror.id}")
 
 

@@ -136,7 +136,9 @@ class Mirror:
         self._closing = True
         self.tell(end=end)
         try:
-            self.process.wait(timeout)
+            if code := self.process.wait(timeout):
+                logger.warning("the W&B mirror ended too early (exit code %d); send what is missing: %s",
+                               code, how_to_sync(self.run_dir))  # fmt: skip
         except subprocess.TimeoutExpired:
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -163,6 +165,8 @@ class Mirror:
                 return
             logger.warning("the W&B mirror ended (exit code %d)", self.process.wait())
             time.sleep(1)
+            if self._closing:
+                return
             self._start()
 
 
