@@ -5,13 +5,14 @@
 # make test-wandb                                  the tests of W&B and of pages in Chromium; installs Chromium as root
 # make test-cluster                                the tests on a real Slurm of three nodes on this machine; root
 # make install                                     .venv with the requirements, nothing else
-# make bench                                       images/s of the loop against bare arithmetic
+# make bench ARGS=...                              images/s of the loop against bare arithmetic; ARGS as for train.py
 
 CONFIG ?= configs/smoke.yaml
 ARGS ?=
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 10) and "error: %s is Python %d.%d, too old: load a module with 3.10 or newer, or give make PYTHON=FILE" % (sys.executable, *sys.version_info[:2]))
 
 .PHONY: train install test test-wandb test-faults test-cluster lint bench clean
 
@@ -46,13 +47,14 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/throughput.py $(ARGS)
 
 clean:
 	rm -rf $(VENV)
 
+# A .venv of a Python that is too old, or gone with a module, is made anew.
 $(VENV)/.installed: requirements.txt
-	$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c '$(NEW_ENOUGH)' 2>/dev/null || { $(PYTHON) -c '$(NEW_ENOUGH)' && $(PYTHON) -m venv --clear $(VENV); }
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
 	touch $@
 

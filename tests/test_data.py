@@ -1,5 +1,6 @@
 """The images that are held out for tuning: fixed, the same share of each class, and apart from the rest."""
 
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from conftest import together
 
 from tinyimnet import commandline, data, prepare, synthetic
 from tinyimnet.config import DataConfig
+from tinyimnet.errors import Busy
 from tinyimnet.meeting import Meeting
 
 
@@ -67,3 +69,33 @@ def test_data_are_the_same_whatever_test_images_there_are(tiny_data: Path, tmp_p
     other = tmp_path / "other"
     synthetic.prepare_synthetic(other, train_per_class=1, val_per_class=1, test_per_class=2)
     assert data.open_dataset(other).digest == data.open_dataset(tiny_data).digest
+
+
+def test_of_runs_that_start_together_without_data_one_makes_them_for_all(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    found = context.Queue()
+
+    def start() -> None:
+        settings = DataConfig(root=str(tmp_path / "drawn"), source="synthetic")
+        found.put(len(prepare.ready_dataset(settings, Meeting(environ={})).images["train"]))
+
+    runs = [context.Process(target=start) for _ in range(3)]
+    for run in runs:
+        run.start()
+    assert [found.get(timeout=60) for _ in runs] == [8000] * 3
+    assert [path.name for path in tmp_path.iterdir()] == ["drawn"]
+
+
+def test_a_run_waits_for_the_download_of_another(tmp_path: Path, monkeypatch) -> None:
+    tries = []
+
+    def missing(root: Path, source: str) -> None:
+        tries.append(source)
+        if len(tries) < 3:
+            raise Busy("tiny-imagenet-200.zip.part is being written by another process.")
+        synthetic.prepare_synthetic(root, train_per_class=1, val_per_class=1, test_per_class=1)
+
+    monkeypatch.setattr(prepare, "prepare_missing", missing)
+    monkeypatch.setattr(prepare.time, "sleep", lambda _: None)
+    prepare.ready_dataset(DataConfig(root=str(tmp_path / "data")), Meeting(environ={}))
+    assert tries == ["tiny-imagenet"] * 3

@@ -13,7 +13,7 @@ from tinyimnet.preflight import problems
 
 GOOD: dict[str, Any] = {
     "host": "n1", "local_rank": 0, "cores": 8, "code": "abc", "config": "a: 1\nb: 2\n",
-    "versions": {"python": "3.11.2", "torch": "2.13.0"}, "device": "NVIDIA H100", "gpus": 8, "gpu_free": 70 << 30,
+    "versions": {"python": "3.11.2", "torch": "2.13.0"}, "device": "NVIDIA H100", "gpus": 8, "usable": True, "gpu_free": 70 << 30,
     "run_dir": "/runs/a", "disk": 1 << 40, "needs": 32e6, "clock": 1000.0, "sees_run": True,
 }  # fmt: skip
 
@@ -43,6 +43,7 @@ def test_equal_nodes_are_fine() -> None:
         ({"sees_run": False}, "does not see the run folder /runs/a of node n1"),
         ({"disk": 5e6}, "has 5 MB free for /runs/a, and two checkpoints need 32"),
         ({"local_rank": 8}, "has 8 GPUs and a process for GPU 8"),
+        ({"usable": False}, "has 8 GPUs that torch 2.13.0 for CUDA"),
         ({"gpu_free": 1 << 30}, "has 1.1 GB free on GPU 0, and a run needs 4.3"),
         ({"clock": 1045.0}, "the clock of node n2 (rank 1) is +45 s off that of node n1"),
     ],
@@ -80,6 +81,21 @@ def test_without_data_it_says_how_to_make_them(tmp_path: Path) -> None:
         f"data.root {tmp_path} holds no prepared data set; run `python -m tinyimnet prepare`."
         in result.stderr
     )
+
+
+@pytest.mark.parametrize(
+    "available, capability, works", [(False, (9, 0), False), (True, (7, 0), False), (True, (9, 0), True)]
+)
+def test_a_driver_or_a_gpu_that_is_too_old_for_this_torch_is_noticed(
+    available, capability, works, monkeypatch
+) -> None:
+    """As NVML and CUDA answer then; no GPU was at hand."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    monkeypatch.setattr(
+        torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90a", "sm_90", "compute_90"]
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert preflight._cuda_works() == works
 
 
 def test_a_wrong_sum_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

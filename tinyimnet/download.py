@@ -12,7 +12,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from tinyimnet import files
-from tinyimnet.errors import UserError
+from tinyimnet.errors import Busy, UserError
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 SIZE = 248_100_043
@@ -46,7 +46,7 @@ def fetch(target: Path, url: str = URL, size: int = SIZE, sha256: str = SHA256) 
         target.parent.mkdir(parents=True, exist_ok=True)
         with part.open("ab") as file, _progress(size) as show:
             if files.lock(file) is False:
-                raise UserError(f"{part} is being written by another process; wait for it, or stop it.")
+                raise Busy(f"{part} is being written by another process; wait for it, or stop it.")
             if file.tell() > size:
                 file.truncate(0)
             _receive(url, file, size, show)

@@ -23,6 +23,10 @@ class UserError(Exception):
         self.every_rank = every_rank
 
 
+class Busy(UserError):
+    """Another process is at it."""
+
+
 class LostProcess(Exception):
     """Another process of the group is gone or stuck; the one that failed first knows why."""
 

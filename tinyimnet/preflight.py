@@ -9,6 +9,7 @@ accelerate launch --config_file configs/accelerate/node.yaml -m tinyimnet prefli
 import hashlib
 import os
 import platform
+import re
 import secrets
 import shutil
 import socket
@@ -80,7 +81,10 @@ def problems(facts: list[Facts]) -> list[str]:
         if fact["disk"] < fact["needs"]:
             found.append(f"{node} has {fact['disk'] / 1e6:.0f} MB free for {fact['run_dir']}, and two checkpoints need "
                          f"{fact['needs'] / 1e6:.0f}; make room, or choose another --run.dir.")  # fmt: skip
-        if fact["gpus"] and fact["local_rank"] >= fact["gpus"]:
+        if fact["gpus"] and not fact["usable"]:
+            found.append(f"{node} has {fact['gpus']} GPUs that torch {fact['versions']['torch']} for CUDA {torch.version.cuda} "
+                         "cannot use: the driver or the GPU is too old for it; install PyTorch's build for an older CUDA.")  # fmt: skip
+        elif fact["gpus"] and fact["local_rank"] >= fact["gpus"]:
             found.append(f"{node} has {fact['gpus']} GPUs and a process for GPU {fact['local_rank']}; "
                          "start as many processes on a node as it has GPUs.")  # fmt: skip
         elif fact["gpus"] and fact["gpu_free"] < MIN_GPU:
@@ -176,7 +180,8 @@ HEADER = ("node", "processes", "device", "cores", "free GPU memory", "free for t
 
 def _static_facts(config: Config, run_dir: Path) -> Facts:
     gpus, local_rank = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
-    usable = local_rank < gpus
+    works = _cuda_works() if gpus else False
+    usable = works and local_rank < gpus
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "host": socket.gethostname(),
@@ -188,6 +193,7 @@ def _static_facts(config: Config, run_dir: Path) -> Facts:
         # Also of CPUs: every rank updates its own weights, and other kernels round a norm or a product differently.
         "device": torch.cuda.get_device_name(local_rank) if usable else f"no GPU {local_rank}" if gpus else cpu_name(),
         "gpus": gpus,
+        "usable": works,
         "gpu_free": torch.cuda.mem_get_info(local_rank)[0] if usable else 0,
         "run_dir": str(run_dir),
         "disk": shutil.disk_usage(_existing(run_dir)).free,
@@ -202,6 +208,17 @@ def cpu_name() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), name)
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _cuda_works() -> bool:
+    """Whether this build of torch has kernels for the first GPU and the driver takes them: NVML counts GPUs all the same."""
+    if not torch.cuda.is_available():
+        return False
+    oldest = min(
+        (int(arch[3:]) for arch in torch.cuda.get_arch_list() if re.fullmatch(r"sm_\d+", arch)), default=0
+    )
+    major, minor = torch.cuda.get_device_capability(0)
+    return 10 * major + minor >= oldest
 
 
 def _code_digest() -> str:

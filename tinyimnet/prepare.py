@@ -19,7 +19,7 @@ import numpy as np
 
 from tinyimnet import arrays, data, download, official, staging
 from tinyimnet.config import DataConfig
-from tinyimnet.errors import UserError
+from tinyimnet.errors import Busy, UserError
 from tinyimnet.prepared import check_vacant
 
 if TYPE_CHECKING:
@@ -128,11 +128,7 @@ def ready_dataset(settings: DataConfig, meeting: "Meeting") -> data.Dataset:
 def _opened_everywhere(settings: DataConfig, meeting: "Meeting") -> data.Dataset:
     root = Path(settings.root)
 
-    def make() -> None:
-        if not data.is_prepared(root):
-            prepare_missing(root, settings.source)
-
-    meeting.from_main("prepared", make, PATIENCE)
+    meeting.from_main("prepared", lambda: _make(root, settings.source), PATIENCE)
     meeting.everyone("visible", lambda: _wait_for(root))
     if not settings.stage:
         verify = os.environ.get("LOCAL_RANK", "0") == "0"
@@ -146,6 +142,19 @@ def _opened_everywhere(settings: DataConfig, meeting: "Meeting") -> data.Dataset
             ),
             PATIENCE,
         )
+
+
+def _make(root: Path, source: str) -> None:
+    """Make the data set unless it is there; of runs that start together and find none, one does and the others wait."""
+    deadline = time.monotonic() + PATIENCE
+    while not data.is_prepared(root):
+        try:
+            prepare_missing(root, source)
+        except UserError as error:
+            if isinstance(error, Busy) and time.monotonic() < deadline:
+                time.sleep(1)
+            elif not data.is_prepared(root):  # another one was faster
+                raise
 
 
 def _wait_for(root: Path) -> None:
