@@ -92,7 +92,7 @@ def ended(file: Path) -> int:
         return over(file, run_dir, "failed" if exit_code else "stopped by a person", exit_code)
     verdict = requeue.decide(
         RunConfig(dir=str(run_dir)), KILLED if exit_code is None else exit_code, job, os.environ,
-        begun_late=trial["life"] == [slurm.job_name(), slurm.restarts()],
+        begun_late=trial.get("life") == [slurm.job_name(), slurm.restarts()],
     )  # fmt: skip
     print(f"trial {run_dir.name}: {verdict.sentence}", flush=True)
     if verdict.requeue:

@@ -36,9 +36,8 @@ def describe(trainer: Trainer, processes: list[preflight.Facts]) -> dict[str, An
         # Of one image of 64x64. Not of the network in training: what torch.compile meets while operations are counted it
         # never compiles again in this process (pytorch issue 190286).
         "macs": sum(stage.macs for stage in summarise(cast(Network, trainer.ema.module))),
-        "dataset": Path(
-            trainer.config.data.root
-        ).name,  # "data" is a section of the configuration, beside which W&B shows this
+        # Not "data": W&B shows this beside the configuration, which has a section of that name.
+        "dataset": Path(trainer.config.data.root).name,
         "classes": len(trainer.about["classes"]),
         "train_images": len(trainer.batches.images),
         "val_images": len(trainer.evaluator.images),

@@ -128,10 +128,8 @@ class Mirror:
     def connect_online(self) -> None:
         """Start or resume the run on the server, after the mirror of a life that was killed has said its last word."""
         if self.pid and not self.turn:
-            self.turn, until = (
-                turn(self.run_dir),
-                time.monotonic() + 2 * self.tracking.finish_timeout + MARGIN,
-            )
+            self.turn = turn(self.run_dir)
+            until = time.monotonic() + 2 * self.tracking.finish_timeout + MARGIN
             while files.lock(self.turn) is False and time.monotonic() < until:
                 time.sleep(0.5)
         self.run = self.start("online")
