@@ -53,7 +53,7 @@ def test_accelerate_launch_on_two_nodes_as_docs_slurm_says_comes_back_to_the_sam
     )
     assert script
     (tmp_path / "job.sbatch").write_text(script[1].replace("configs/tiny1m.yaml", tiny_config))
-    run, log = tmp_path / "tiny1m", tmp_path / "log"
+    run, log = tmp_path / Path(tiny_config).stem, tmp_path / "log"
     job = cluster.sbatch(
         str(tmp_path / "job.sbatch"), log=log, ACCELERATE_USE_CPU="true", RUNS_ROOT=str(tmp_path),
         PYTHONPATH=slow_first_life(tmp_path),
