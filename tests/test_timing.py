@@ -1,12 +1,14 @@
 """The parts of a step add up to the step, and what is in none of them is waiting."""
 
 import time
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from tinyimnet import console
+from tinyimnet.resizing import work_left
 from tinyimnet.timing import StepClock
 
 
@@ -42,7 +44,7 @@ def test_after_a_restart_nothing_of_before_counts() -> None:
 def test_the_time_left_on_the_console_counts_pixels_since_the_start_of_this_life(monkeypatch, capsys) -> None:
     now = iter([100.0, 100.0, 130.0])
     monkeypatch.setattr(console.time, "monotonic", lambda: next(now))
-    shown = console.Progress(np.array([64, 32, 32, 64, 64]), steps_per_epoch=5, enabled=True)
+    shown = console.Progress(5, 5, partial(work_left, np.array([64, 32, 32, 64, 64])), enabled=True)
     with shown:
         shown.resumed(1)
         shown.update(3, {"train/loss": 1.0, "train/lr": 0.1, "perf/images_per_s": 10})

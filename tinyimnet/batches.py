@@ -16,7 +16,7 @@ from tinyimnet import augment
 from tinyimnet.config import AugmentConfig
 from tinyimnet.data import IMAGE_SIZE
 from tinyimnet.errors import UserError
-from tinyimnet.resizing import step_sizes
+from tinyimnet.resizing import step_sizes, work_left
 
 _ORDER, _AUGMENT, _MODEL, _MIRROR = range(4)  # purposes: streams that never meet
 
@@ -196,6 +196,10 @@ class TrainBatches:
     def size(self, step: int) -> int:
         """Resolution of `step` in pixels; full from the end of the training on."""
         return int(self.sizes[step]) if step < self.total_steps else IMAGE_SIZE
+
+    def work_left(self, since: int, step: int) -> float:
+        """Work from `step` to the end as a multiple of the work from step `since` to there."""
+        return work_left(self.sizes, since, step)
 
     def load(self, drawn: Draw, rows: slice, step: int) -> tuple[Tensor, Tensor]:
         """Images (B, 3, S, S) float32 in channels_last and soft targets (B, K) float32 of some rows of a draw."""

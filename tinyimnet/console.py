@@ -3,16 +3,13 @@
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-import numpy as np
 from rich import progress
 from rich.console import Console
 from rich.table import Table
-
-from tinyimnet.resizing import work_left
 
 logger = logging.getLogger(__name__)
 
@@ -48,14 +45,17 @@ class Progress:
     The bar is redrawn where a line is logged and not by a thread, which would take time from the training.
 
     Args:
-        sizes: (total_steps,) int64 resolution of each step in px, for the time left.
-        steps_per_epoch: optimizer steps.
+        total_steps: optimizer steps of the whole run.
+        steps_per_epoch: those of an epoch.
+        work_left: of (since, step): work from `step` to the end as a multiple of that since an earlier step.
         enabled: whether anything is shown at all.
     """
 
-    def __init__(self, sizes: np.ndarray, steps_per_epoch: int, *, enabled: bool):
-        self.sizes, self.steps_per_epoch, self.enabled = sizes, steps_per_epoch, enabled
-        self.total_steps = len(sizes)
+    def __init__(
+        self, total_steps: int, steps_per_epoch: int, work_left: Callable[[int, int], float], *, enabled: bool
+    ):
+        self.total_steps, self.steps_per_epoch, self.enabled = total_steps, steps_per_epoch, enabled
+        self.work_left = work_left
         self.started, self.first_step = time.monotonic(), 0
         self.bar = progress.Progress(
             progress.TextColumn("epoch {task.fields[epoch]}"),
@@ -103,7 +103,7 @@ class Progress:
 
     def _eta(self, step: int) -> str:
         elapsed = time.monotonic() - self.started
-        minutes, seconds = divmod(round(elapsed * work_left(self.sizes, self.first_step, step)), 60)
+        minutes, seconds = divmod(round(elapsed * self.work_left(self.first_step, step)), 60)
         return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 

@@ -101,8 +101,8 @@ class Trainer:
         self.state = TrainState(accelerator, self.bare, self.ema, self.optimizer, self.about, pass_size)
         self.kept_statistics = [statistic.clone() for statistic in self.state.statistics]
         self.settle_gradient_order()
-        sizes = self.batches.sizes
-        self.progress = Progress(sizes, self.steps_per_epoch, enabled=accelerator.is_main_process)
+        steps, is_main = (self.total_steps, self.steps_per_epoch), accelerator.is_main_process
+        self.progress = Progress(*steps, self.batches.work_left, enabled=is_main)
         self.clock, self.save_seconds = StepClock(device), 0.0
 
     def settle_gradient_order(self) -> None:
