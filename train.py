@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Train a network of at most 1,000,000 parameters on Tiny ImageNet; the same command starts, resumes or finds it done.
+"""Train a network of at most 1,000,000 parameters on Tiny ImageNet; the same command starts and resumes a run.
 
-accelerate launch train.py                                   configs/tiny1m.yaml
-accelerate launch train.py --config configs/smoke.yaml       no data needed, minutes on a laptop
+accelerate launch train.py                                   # configs/tiny1m.yaml
+accelerate launch train.py --config configs/smoke.yaml       # no data needed, minutes on a laptop
 python train.py --config configs/tiny1m.yaml --optim.lr 0.3 --run.dir runs/lr03
 """
 
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     settings = commandline.load(argv)
     distributed.map_environment()
     console = logging.StreamHandler()
-    console.setLevel(logging.WARNING)  # what is below goes to the log of the rank alone
+    console.setLevel(logging.WARNING)  # INFO goes to logs/rank_N.log alone
     logging.basicConfig(handlers=[console], format="%(levelname)s: %(message)s")
     run_dir = runfolder.find_run(settings)
     meeting = Meeting(settings.train.timeout)
@@ -65,8 +65,9 @@ def fit(
         lives = from_main(lambda: runfolder.open_run(run_dir, settings, life))
         runfolder.log_to(run_dir, accelerator.process_index, accelerator.num_processes)
         if is_main:
-            report.started(run_dir, trainer)
-            facts.write(run_dir, trainer, found)
+            with runfolder.writable(run_dir):
+                report.started(run_dir, trainer)
+                facts.write(run_dir, trainer, found)
         tracker = Tracker(run_dir, settings.tracking, rank=accelerator.process_index, life=lives)
 
         def before_save() -> None:

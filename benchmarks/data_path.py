@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Augmented images/s from the resident array against JPEG files through a DataLoader with worker processes.
 
-    python benchmarks/data_path.py                   4,096 drawn images, batches of 256
+    python benchmarks/data_path.py                   # 4,096 drawn images, batches of 256
 
 Both deliver shuffled batches of 256 x 3 x 64 x 64 float32, cropped after 4 px of padding, mirrored and normalised. The
 loader does it as most training scripts do: a dataset that opens one file at a time with Pillow, as many workers as
-there are cores, each with one thread. The two take turns; the ratio of the medians is what counts.
+there are cores, each with one thread. The two take turns; the median of the ratios of neighbouring turns is what
+counts.
 """
 
 import itertools

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Images/s of the training loop in one process with all cores against one process for each core.
 
-    python benchmarks/processes.py                                       configs/tiny1m_cpu.yaml on drawn images
+    python benchmarks/processes.py                                       # configs/tiny1m_cpu.yaml on drawn images
     python benchmarks/processes.py --config configs/smoke.yaml
 
 Both run the same global batch through `accelerate launch`, in turns; several processes average their gradients over

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Seconds from `accelerate launch train.py` to the end of its first step, and where they go.
 
-    python benchmarks/startup.py                     configs/smoke.yaml on its drawn images
+    python benchmarks/startup.py                     # configs/smoke.yaml on its drawn images
 
 The yardstick is a process that imports torch and builds the network; the two take turns. The parts are stamped in the
 program itself, which ends after its first step.

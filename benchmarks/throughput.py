@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Images/s of the training loop against bare arithmetic: forward, backward and optimizer on one resident batch.
 
-    python benchmarks/throughput.py                                   configs/tiny1m_cpu.yaml on drawn images
+    python benchmarks/throughput.py                                   # configs/tiny1m_cpu.yaml on drawn images
     python benchmarks/throughput.py --config configs/tiny1m.yaml --train.global_batch_size 1024
 
 All run the same network in the same process, in turns, so that a machine that speeds up or slows down does so for
-all; the ratio of the medians is what counts. The loop does everything a step does: draw, gather, crop, flip, mix,
-resize, clip, EMA, tallies; once as configured, once with Mixup and CutMix on every image. Then the time for which a
-save holds the loop up, and that of an evaluation.
+all; the median of the ratios of neighbouring turns is what counts. The loop does everything a step does: draw,
+gather, crop, flip, mix, resize, clip, EMA, tallies; once as configured, once with Mixup and CutMix on every image.
+Then the time for which a save holds the loop up, and that of an evaluation.
 """
 
 import resource

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What tracking costs a step: the training loop with W&B online and offline against the same loop without it.
 
-    python benchmarks/tracking.py                                    configs/smoke.yaml, a row of metrics after every step
+    python benchmarks/tracking.py                                    # configs/smoke.yaml, a row of metrics after every step
     python benchmarks/tracking.py --config configs/tiny1m_cpu.yaml
 
 Online is the W&B server of the tests, on this machine (requirements-dev.txt), and it shares the cores with the training; so
@@ -77,7 +77,7 @@ def _step_seconds(trainer: Trainer, run: Path, mode: str, calls: list[float]) ->
     """Seconds of a step and its row, once the process that follows the run is connected."""
     os.environ["WANDB_MODE"] = mode
     tracker = Tracker(run, trainer.config.tracking)
-    tracker.rewind(0)
+    tracker.start(0)
     deadline = time.monotonic() + 30
     while mode != "disabled" and not list(run.glob("wandb/*run-*/*.wandb")) and time.monotonic() < deadline:
         time.sleep(0.1)

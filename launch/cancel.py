@@ -8,8 +8,7 @@ from pathlib import Path
 
 from launch import runs
 from tinyimnet import errors
-from tinyimnet.cli import Parser
-from tinyimnet.errors import UserError
+from tinyimnet.errors import Parser, UserError
 
 
 def main(argv: list[str]) -> int:

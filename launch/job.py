@@ -30,6 +30,7 @@ class TrainJob:
         """Train until the end, and return what DONE holds, or until asked to stop, and be requeued."""
         from launch.requeue import PATIENCE, decide, requeue, show_job
         from tinyimnet import commandline, distributed, slurm
+        from tinyimnet.errors import LostProcess
 
         environment = submitit.JobEnvironment()
         # submitit's own, which starts a job of its local cluster again. The training takes the signal over.
@@ -42,18 +43,23 @@ class TrainJob:
             helper.export(set_cuda_visible_devices=False, overwrite=True)
         import train
 
-        train.main(self.arguments)
+        lost: LostProcess | None = None
+        try:
+            train.main(self.arguments)
+        except LostProcess as error:
+            print(lost := error, flush=True)
         run = commandline.load(self.arguments).run
-        verdict = decide(run, 0, show_job(slurm.job_name()), os.environ)
+        verdict = decide(run, int(bool(lost)), show_job(slurm.job_name()), os.environ)
         print(f"job {environment.job_id}: {verdict.sentence}", flush=True)
         if verdict.requeue and environment.cluster != "debug":  # which has no other life
-            if environment.global_rank == 0 and environment.cluster == "slurm":
+            # After a loss rank 0 may be what was lost: then each of the others asks, and the first one is heard.
+            if environment.cluster == "slurm" and (environment.global_rank == 0 or lost):
                 requeue(slurm.job_name())
             elif environment.global_rank == 0 and callable(again):
                 again(signal.SIGUSR2, None)
             time.sleep(2 * PATIENCE)  # the requeue ends all of them
         if verdict.exit_code:
-            raise RuntimeError(verdict.sentence)
+            raise RuntimeError(verdict.sentence) from lost
         exit_code = 0
         done = Path(run.dir) / "DONE"
         return json.loads(done.read_text()) if done.exists() else {}

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from launch import runs
 from tinyimnet import errors
-from tinyimnet.cli import Parser
-from tinyimnet.errors import UserError
+from tinyimnet.errors import Parser, UserError
 
 POLL = 0.5  # seconds between two looks
 

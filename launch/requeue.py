@@ -2,9 +2,10 @@
 
 python -m launch.requeue EXIT_CODE [train.py's options]
 
-A job is requeued where the run was stopped by its scheduler and saved (the marker REQUEUE of this life), or where Slurm
-preempts it: with a grace period Slurm sends SIGTERM and waits, and a job that ends by itself meanwhile counts as
-completed. All else ends: a finished run, an error, a person's STOP, a cancelled job, a run that does not get on.
+A job is requeued where the run was stopped by its scheduler and saved (the marker REQUEUE of this life), where Slurm
+preempts it (with a grace period Slurm sends SIGTERM and waits, and a job that ends by itself meanwhile counts as
+completed), and where a process failed or was lost after the job had got on. All else ends: a finished run, a mistake, a
+person's STOP, a cancelled job, a run that makes no progress.
 """
 
 import json
@@ -20,9 +21,12 @@ from typing import NamedTuple
 from tinyimnet import commandline, errors, slurm
 from tinyimnet.config import RunConfig
 from tinyimnet.errors import UserError
+from tinyimnet.tracking import read_lines
 
 # Seconds, beyond the 20 to 40 that scontrol waits for a controller itself; one that restarts or fails over is back by then.
 PATIENCE = 60
+# Lives in a row that fail and save nothing new, after which a job ends: what fails each time is no accident.
+IDLE_LIVES = 3
 
 
 class Verdict(NamedTuple):
@@ -79,12 +83,18 @@ def decide(
         return Verdict(False, 0, f"finished in life {life}")
     if job.get("JobState", "RUNNING") != "RUNNING":
         return Verdict(False, exit_code, f"{job['JobState'].lower()}; not requeued")
-    preempted = job.get("PreemptTime", "None") != "None"
+    preempted = is_preempted(job)
     marker = read_marker(Path(run.dir), environ)
-    if not preempted and not marker:
+    accident = is_accident(Path(run.dir), exit_code, environ)
+    if not preempted and not marker and not accident:
         return Verdict(False, exit_code, f"ended with exit code {exit_code}; not requeued")
-    why = "preempted" if preempted else f"stopped by {marker['reason']} and saved"
-    if not preempted and not marker["steps"] and not begun_late:
+    if preempted:
+        why = "preempted"
+    elif marker:
+        why = f"stopped by {marker['reason']} and saved"
+    else:
+        why = f"ended with exit code {exit_code}, with step {saved_step(Path(run.dir))} saved"
+    if marker and not preempted and not marker["steps"] and not begun_late:
         return Verdict(
             False, 1, f"{why} without one step done in life {life}; not requeued, because the next would end the "
             "same way: give it a longer time limit, or a lower run.stop_before_end and sbatch --signal"
@@ -105,6 +115,31 @@ def read_marker(run_dir: Path, environ: Mapping[str, str]) -> dict:
         return {}
 
 
+def is_accident(run_dir: Path, exit_code: int, environ: Mapping[str, str]) -> bool:
+    """Whether a life that failed may be followed by one that does not: a process was killed, a node or its network lost.
+
+    Slurm itself notices a lost node after SlurmdTimeout, 300 s by default; the processes on the other nodes see it at once
+    and end. A life that was refused before it began counts as well, for example by the preflight for a node that is not
+    in order, but not a mistake in one that had begun. In no case unless an earlier life of this job, or this one, saved
+    something new, IDLE_LIVES ago at most.
+    """
+    job, restart = slurm.job_name(environ), slurm.restarts(environ)
+    begun = {
+        life["restart"]: life["step"] for life in read_lines(run_dir / "lives.jsonl") if life["job"] == job
+    }
+    if not job or not exit_code or (exit_code == errors.USER_ERROR and restart in begun):
+        return False
+    saved = saved_step(run_dir)
+    productive = [life for life, step in begun.items() if step < saved]
+    return bool(productive) and restart - max(productive) < IDLE_LIVES
+
+
+def saved_step(run_dir: Path) -> int:
+    """Step of the newest checkpoint; 0 without one."""
+    files = (run_dir / "checkpoints").glob("step_*.pt")
+    return max((int(file.stem.removeprefix("step_")) for file in files), default=0)
+
+
 def show_job(job: str) -> dict[str, str]:
     """JobState and PreemptTime of a job; empty outside Slurm, and where it does not answer."""
     if not job:
@@ -113,11 +148,19 @@ def show_job(job: str) -> dict[str, str]:
     return dict(re.findall(r"\b(JobState|PreemptTime)=(\S+)", answer.stdout))
 
 
+def is_preempted(job: Mapping[str, str]) -> bool:
+    """Whether Slurm is taking the nodes away from a job."""
+    return job.get("PreemptTime", "None") != "None"
+
+
 def scontrol(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run scontrol, and again for PATIENCE seconds while it fails: a run of days is not to end with one lost answer."""
     deadline = time.monotonic() + PATIENCE
     while True:
-        done = subprocess.run(["scontrol", *arguments], capture_output=True, text=True)
+        try:
+            done = subprocess.run(["scontrol", *arguments], capture_output=True, text=True)
+        except OSError as error:  # not there: a container without Slurm's commands
+            return subprocess.CompletedProcess(["scontrol", *arguments], 1, "", f"scontrol: {error.strerror}")
         if not done.returncode or time.monotonic() >= deadline:
             return done
         time.sleep(2)

@@ -20,11 +20,10 @@ from rich.text import Text
 from launch import runs
 from launch.runs import Run
 from tinyimnet import errors
-from tinyimnet.cli import Parser
 from tinyimnet.config import runs_root
 from tinyimnet.console import console
 from tinyimnet.data import IMAGE_SIZE
-from tinyimnet.errors import UserError
+from tinyimnet.errors import Parser, UserError
 from tinyimnet.resizing import step_sizes, work_left
 
 WAITING = ("pending", "requeued", "configuring", "completing", "stopped")

@@ -3,7 +3,7 @@
 python -m launch.submit --config configs/tiny1m.yaml --nodes 2 --gpus-per-node 8 --timeout 240
 python -m launch.submit --config configs/tiny1m.yaml --seeds 0-4 --grid optim.lr=0.1,0.2 model.drop_path=0,0.1
 python -m launch.submit --config configs/smoke.yaml --cluster local --profile configs/cluster/cpu.yaml
-python -m launch.submit --dry-run ...                prints the sbatch script and sends nothing
+python -m launch.submit --dry-run ...                # prints the sbatch script and sends nothing
 
 The shape of a job comes from --profile; account, modules and places of a cluster from slurm/site.env, which you source
 first. All other options are train.py's. The code is copied into the run folder: what you edit afterwards changes
@@ -237,7 +237,9 @@ def make_executor(cluster: str, profile: Profile, folder: Path, max_lives: int) 
     tasks = profile.gpus_per_node or profile.tasks_per_node
     code, site_env = folder.absolute() / "code", shlex.quote(str(REPO / "slurm" / "site.env"))
     setup = [f"cd {shlex.quote(str(code))}", f"[[ ! -f {site_env} ]] || source {site_env}",
-             "export PYTHONUNBUFFERED=1"]  # fmt: skip
+             "export PYTHONUNBUFFERED=1 SLURM_EXPORT_ENV=ALL SLURM_GPU_BIND=none",
+             # Of a job in which this one was submitted: slurm/train.sbatch has the reasons.
+             'unset SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SLURM_MEM_PER_NODE "${!SLURM_CPU_BIND@}"']  # fmt: skip
     executor.update_parameters(
         name="tinyimnet",
         nodes=profile.nodes,

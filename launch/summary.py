@@ -10,11 +10,9 @@ from typing import Any
 
 from launch import runs
 from tinyimnet import console, errors
-from tinyimnet.cli import Parser
-from tinyimnet.errors import UserError
+from tinyimnet.config import NO_RECIPE
+from tinyimnet.errors import Parser, UserError
 
-# What a configuration is called apart from: where it lies, how it reports, its seed.
-APART = ("run.", "data.root", "data.stage", "tracking.")
 HEADER = ("configuration", "seeds", "mean", "std", "min", "max")
 TITLE = "EMA top-1 in percent at the end of finished runs"
 
@@ -25,7 +23,7 @@ class Result:
 
     name: str
     seed: Any
-    settings: dict[str, str]  # without what is APART
+    settings: dict[str, str]  # of the recipe
     top1: float  # of the averaged weights, percent
 
 
@@ -66,7 +64,7 @@ def read_result(path: Path, name: str) -> Result | str:
     settings = runs.read_settings(path)
     if not settings:
         return f"{name} (its config.yaml is damaged or missing)"
-    kept = {key: str(value) for key, value in settings.items() if not key.startswith(APART)}
+    kept = {key: str(value) for key, value in settings.items() if not key.startswith(NO_RECIPE)}
     return Result(name, settings.get("run.seed"), kept, top1)
 
 

@@ -13,13 +13,13 @@ python -m launch.trial --none EXIT_CODE        of an agent that gave none out
 import json
 import os
 import sys
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from launch import requeue
-from tinyimnet import errors, slurm
-from tinyimnet.config import RunConfig, runs_root
+from tinyimnet import commandline, errors, slurm
+from tinyimnet.config import runs_root
 from tinyimnet.errors import UserError
 from tinyimnet.files import write_atomically
 
@@ -81,7 +81,7 @@ def ended(file: Path) -> int:
     trial = json.loads(file.read_text())
     run_dir, exit_code = Path(trial["run_dir"]), trial["exit_code"]
     job, reason = requeue.show_job(slurm.job_name()), requeue.read_marker(run_dir, os.environ).get("reason")
-    undisturbed = job.get("JobState") == "RUNNING" and not _is_preempted(job)
+    undisturbed = job.get("JobState") == "RUNNING" and not requeue.is_preempted(job)
     if (run_dir / "DONE").exists():
         return over(file, run_dir, "finished", 0)
     if undisturbed and reason == "SIGTERM":
@@ -91,7 +91,8 @@ def ended(file: Path) -> int:
     if undisturbed and not reason and exit_code is not None:
         return over(file, run_dir, "failed" if exit_code else "stopped by a person", exit_code)
     verdict = requeue.decide(
-        RunConfig(dir=str(run_dir)), KILLED if exit_code is None else exit_code, job, os.environ,
+        replace(commandline.load(trial["arguments"], prog="train.py").run, dir=str(run_dir)),
+        KILLED if exit_code is None else exit_code, job, os.environ,
         begun_late=trial.get("life") == [slurm.job_name(), slurm.restarts()],
     )  # fmt: skip
     print(f"trial {run_dir.name}: {verdict.sentence}", flush=True)
@@ -103,16 +104,12 @@ def ended(file: Path) -> int:
 def no_trial(exit_code: int) -> int:
     """End the job, or have it come back where it was preempted while its agent asked for a trial; returns its exit code."""
     job = slurm.job_name()
-    if not _is_preempted(requeue.show_job(job)):
+    if not requeue.is_preempted(requeue.show_job(job)):
         print("no trial was given out: the sweep is finished or stopped")
         return exit_code
     print(f"job {job}: preempted before a trial was given out; requeued", flush=True)
     requeue.requeue(job)
     return 0
-
-
-def _is_preempted(job: Mapping[str, str]) -> bool:
-    return job.get("PreemptTime", "None") != "None"
 
 
 def over(file: Path, run_dir: Path, how: str, exit_code: int) -> int:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from tinyimnet import checkpoint, distributed, errors, evaluation, lock, optim
-from tinyimnet.tracking import read_metrics
+from tinyimnet.tracking import read_lines
 
 SERVER = multiprocessing.get_context("forkserver")
 # What train.py imports at once and, the last three, on the way.
@@ -204,7 +204,7 @@ def metrics(run: Path) -> list[dict]:
     """Lines of metrics.jsonl without those values that are times."""
     return [
         {key: value for key, value in line.items() if not key.startswith("perf/")}
-        for line in read_metrics(run / "metrics.jsonl")
+        for line in read_lines(run / "metrics.jsonl")
     ]
 
 

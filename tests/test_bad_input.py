@@ -26,7 +26,8 @@ ARGUMENTS = {
     "--optim.lrr=1": "optim.lrr is not a known key; did you mean optim.lr",
     "--lr=1": "lr is not a known key",
     "foo": "foo is not a known key",
-    "--optim.lr=fast": "optim.lr is 'fast' and must be a float",
+    "configs/seed.yaml": "configs/seed.yaml is not an option; give it as --config configs/seed.yaml",
+    "--optim.lr=fast": "optim.lr is 'fast' and must be of type float",
     "--optim.lr=nan": "optim.lr is .nan.* and must be",
     "--optim.lr=0": "optim.lr is 0.0 and must be positive",
     "--optim.lr": "expected one argument",
@@ -38,7 +39,7 @@ ARGUMENTS = {
     "--optim.ema_decay=1": "optim.ema_decay is 1.0",
     "--optim.clip_grad_norm=-1": "optim.clip_grad_norm is -1.0",
     "--optim.weight_decay=-1": "optim.weight_decay is -1.0",
-    "--train.epochs=1.5": "train.epochs is '1.5' and must be a int",
+    "--train.epochs=1.5": "train.epochs is '1.5' and must be of type int",
     "--train.epochs=0": "train.epochs is 0 and must be 1 or more",
     "--train.global_batch_size=0": "train.global_batch_size is 0",
     "--train.device_batch_size=-1": "train.device_batch_size is -1",
@@ -50,13 +51,13 @@ ARGUMENTS = {
     "--model.width=-1": "model.width is -1.0 and must be auto or a positive number",
     "--model.depths=[1]": "model.depths is .* each of the 2 stages",
     "--model.widths=[]": "model.widths is .* one positive number for each stage",
-    "--model.widths=[8,8,8,x]": "model.widths is 'x' and must be a int",
+    "--model.widths=[8,8,8,x]": "model.widths is 'x' and must be of type int",
     "--model.group_width=8": "model.group_width is 8 and must be 0, or positive with model.block bottleneck",
     "--model.drop_path=1": "model.drop_path is 1.0",
     "--model.stem_stride=3": r"model.stem_stride is '3' and must be .*1, 2",
     "--model.expansion=0": "model.expansion is 0.0",
     "--model.se_ratio=2": "model.se_ratio is 2.0",
-    "--augment.flip=maybe": "augment.flip is 'maybe' and must be a bool",
+    "--augment.flip=maybe": "augment.flip is 'maybe' and must be of type bool",
     "--augment.crop_padding=40": "augment.crop_padding is 40 and must be between 0 and 32 px",
     "--augment.cutmix_probability=1.1": "augment.cutmix_probability is 1.1",
     "--augment.mixup_alpha=0": "augment.mixup_alpha is 0.0",
@@ -82,8 +83,8 @@ FILES = {
     "optim: 5\n": "must hold sections of keys",
     "optim: {lrr: 1}": "optim.lrr is not a known key; did you mean optim.lr",
     "optimm: {lr: 1}": "optimm.lr is not a known key; did you mean optim.lr",
-    "optim: {lr: fast}": "optim.lr is 'fast' and must be a float",
-    "model: {widths: 8}": "model.widths is '8' and must be a tuple",
+    "optim: {lr: fast}": "optim.lr is 'fast' and must be of type float",
+    "model: {widths: 8}": "model.widths is '8' and must be of type tuple",
     "\udcff": "cannot be read",
 }
 
@@ -394,7 +395,3 @@ def test_more_processes_than_images_in_a_step(tiny_data: Path, tmp_path: Path) -
         "train.global_batch_size is 1 and must be a multiple of the 2",
     )
     assert not (tmp_path / "run").exists()
-
-
-def test_the_table_is_long() -> None:
-    assert len(ARGUMENTS) + len(FILES) + len(DATA) + len(RUN) + len(ENVIRONMENTS) >= 60

@@ -20,7 +20,7 @@ from tinyimnet.errors import UserError
 
 def save(folder: Path, step: int, *, keep: int = 3, best: bool = False) -> Path:
     state = {"step": step, "weights": torch.full((4,), float(step))}
-    return checkpoint.save(folder, state, step=step, epoch=step // 10, keep=keep, best=best)
+    return checkpoint.save(folder, state, step=step, keep=keep, best=best)
 
 
 def test_the_newest_is_loaded(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_a_new_folder_has_none(tmp_path: Path) -> None:
 
 def test_the_note_tells_step_epoch_and_digest(tmp_path: Path) -> None:
     note = json.loads(save(tmp_path, 25).with_suffix(".json").read_text())
-    assert (note["step"], note["epoch"], len(note["sha256"])) == (25, 2, 64)
+    assert (note["step"], len(note["sha256"])) == (25, 64)
 
 
 def test_only_the_newest_and_the_best_stay(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def saver(tmp_path: Path):
 
 
 def submit(saver: Saver, step: int, *, best: bool = False) -> None:
-    saver.submit({"step": step}, lambda: None, step=step, epoch=0, best=best)
+    saver.submit({"step": step}, lambda: None, step=step, best=best)
 
 
 def test_a_slow_disk_does_not_hold_the_training_up(saver: Saver, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 
 import train
 from tinyimnet import cli, errors
-from tinyimnet.tracking import read_metrics
+from tinyimnet.tracking import read_lines
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +54,19 @@ def test_inspect_writes_a_picture(augmented: list[str], tiny_data: Path, tmp_pat
         assert len(np.unique(np.asarray(picture))) > 50
 
 
+def test_a_run_that_held_training_images_out_is_evaluated_on_those(run: Path, tmp_path: Path) -> None:
+    tuned = shutil.copytree(run, tmp_path / "run")
+    (tuned / "config.yaml").write_text(
+        (run / "config.yaml").read_text().replace("tune_split: false", "tune_split: true")
+    )
+    assert cli.main(["evaluate", str(tuned)]) == 0
+    assert json.loads((tuned / "evaluation" / "results.json").read_text())["split"] == "held-out train"
+
+
 def test_evaluate_gives_the_numbers_of_the_training(run: Path) -> None:
     assert cli.main(["evaluate", str(run)]) == 0
     results = json.loads((run / "evaluation" / "results.json").read_text())
-    logged = read_metrics(run / "metrics.jsonl")[-1]
+    logged = read_lines(run / "metrics.jsonl")[-1]
     assert results["top1"] == pytest.approx(logged["val/ema_top1"], abs=1e-9)
     assert results["loss"] == pytest.approx(logged["val/ema_loss"], rel=1e-6)
     per_class, confusion = (
@@ -84,7 +94,7 @@ def test_a_checkpoint_serves_where_there_is_no_final_file(run: Path) -> None:
         hidden.rename(final)
     results = json.loads((run / "evaluation" / "results.json").read_text())
     assert "checkpoints" in results["weights"]
-    assert results["top1"] == pytest.approx(read_metrics(run / "metrics.jsonl")[-1]["val/ema_top1"], abs=1e-9)
+    assert results["top1"] == pytest.approx(read_lines(run / "metrics.jsonl")[-1]["val/ema_top1"], abs=1e-9)
 
 
 def test_predict_writes_one_row_an_image_in_file_order(run: Path, tiny_data: Path, tmp_path: Path) -> None:
@@ -123,6 +133,14 @@ MISTAKES = {
     "no such images": (["predict", "RUN", "--images", "nowhere"], "--images nowhere is neither"),
     "no prepared data": (["inspect", "--data.root=nowhere"], "data.root nowhere holds no prepared data set"),
     "nothing to show": (["inspect", "--data.root=DATA", "--count=0"], "--count is 0"),
+    "no place to show it": (
+        ["inspect", "--data.root=DATA", "--out=/dev/null/x.png"],
+        "--out /dev/null/x.png cannot be written",
+    ),
+    "no place for labels": (
+        ["predict", "RUN", "--out=/dev/null/x.csv"],
+        "--out /dev/null/x.csv cannot be written",
+    ),
 }
 
 

@@ -10,7 +10,7 @@ from conftest import together
 
 from tinyimnet import commandline, data, prepare, synthetic
 from tinyimnet.config import DataConfig
-from tinyimnet.errors import Busy
+from tinyimnet.errors import Busy, UserError
 from tinyimnet.meeting import Meeting
 
 
@@ -71,7 +71,7 @@ def test_data_are_the_same_whatever_test_images_there_are(tiny_data: Path, tmp_p
     assert data.open_dataset(other).digest == data.open_dataset(tiny_data).digest
 
 
-def test_of_runs_that_start_together_without_data_one_makes_them_for_all(tmp_path: Path) -> None:
+def test_runs_that_start_together_without_data_all_use_what_the_first_made(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     found = context.Queue()
 
@@ -97,5 +97,11 @@ def test_a_run_waits_for_the_download_of_another(tmp_path: Path, monkeypatch) ->
 
     monkeypatch.setattr(prepare, "prepare_missing", missing)
     monkeypatch.setattr(prepare.time, "sleep", lambda _: None)
-    prepare.ready_dataset(DataConfig(root=str(tmp_path / "data")), Meeting(environ={}))
+    prepare.ready_dataset(DataConfig(root=str(tmp_path / "tiny-imagenet-200")), Meeting(environ={}))
     assert tries == ["tiny-imagenet"] * 3
+
+
+def test_a_folder_of_another_name_is_not_filled_with_tiny_imagenet(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="data.root .*mine holds no prepared data set; run .* --out .*mine"):
+        prepare.ready_dataset(DataConfig(root=str(tmp_path / "mine")), Meeting(environ={}))
+    assert not list(tmp_path.iterdir())

@@ -56,8 +56,8 @@ def test_a_requeued_job_takes_another_port() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [TORCHRUN, {"SLURM_NTASKS": "1"}, {"SLURM_STEP_ID": None}],
-    ids=["launcher", "one-task", "no-step"],
+    [TORCHRUN, {"SLURM_NTASKS": "1"}, {"SLURM_STEP_ID": None}, {"SLURM_STEP_NUM_TASKS": "1"}],
+    ids=["launcher", "one-task", "no-step", "salloc's own step"],
 )
 def test_otherwise_nothing_is_mapped(changes: dict) -> None:
     environ = {key: value for key, value in {**SRUN, **changes}.items() if value is not None}

@@ -16,7 +16,7 @@ from tinyimnet.errors import UserError
 from tinyimnet.lock import RunLock
 from tinyimnet.meeting import Meeting
 from tinyimnet.preemption import StopRequest
-from tinyimnet.tracking import STEP, read_metrics
+from tinyimnet.tracking import STEP, read_lines
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_a_run_that_is_killed_replays_what_came_after_its_last_checkpoint(
     fit(trainer(**EVERYTHING, run__dir=tmp_path / "parts"))
     expected, found = (checkpoint.load_newest(tmp_path / name / "checkpoints") for name in ("whole", "parts"))
     assert equal(expected, found)
-    steps = [line[STEP] for line in read_metrics(tmp_path / "parts" / "metrics.jsonl")]
+    steps = [line[STEP] for line in read_lines(tmp_path / "parts" / "metrics.jsonl")]
     assert steps == [2, 4, 6, 8, 10, 12]
 
 

@@ -37,7 +37,7 @@ def test_content_then_name_then_folder(tmp_path: Path, monkeypatch) -> None:
 
 def test_a_checkpoint_has_its_digest_on_disk_before_it_is_there(tmp_path: Path, monkeypatch) -> None:
     calls = trace(monkeypatch)
-    checkpoint.save(tmp_path, {"step": 1}, step=1, epoch=0, keep=1, best=False)
+    checkpoint.save(tmp_path, {"step": 1}, step=1, keep=1, best=False)
     assert calls == [
         ("sync", ".step_00000001.json.partial"), ("rename", "step_00000001.json"), ("sync folder", tmp_path.name),
         ("sync", ".step_00000001.pt.partial"), ("rename", "step_00000001.pt"), ("sync folder", tmp_path.name),

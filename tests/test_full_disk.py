@@ -11,7 +11,7 @@ import pytest
 from lives import assert_same_end, at_step, live
 
 from tinyimnet import checkpoint, preemption
-from tinyimnet.tracking import read_metrics
+from tinyimnet.tracking import read_lines
 
 OPTIONS = {"train__epochs": 4, "run__save_every": 3, "run__log_every": 1}  # 24 steps, saves at 3, 6, 9, ...
 
@@ -43,7 +43,7 @@ def test_a_run_goes_on_while_nothing_can_be_saved_and_saves_again(
     codes = live(arguments(**OPTIONS), tmp_path / "log", before=partial(no_space, size, 5, 14))
     assert codes == [0], (tmp_path / "log").read_text()
     assert_same_end(untouched, tmp_path / "run")
-    failed = [line["perf/failed_saves"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    failed = [line["perf/failed_saves"] for line in read_lines(tmp_path / "run" / "metrics.jsonl")]
     assert failed[3] == 0 and failed[-1] == 3  # those of steps 6, 9 and 12
     if size > 500:
         assert "Checkpoint not written: File too large; the run goes on" in (tmp_path / "log").read_text()

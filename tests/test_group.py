@@ -53,7 +53,7 @@ def test_a_process_that_hangs_ends_the_others_after_the_timeout(arguments, tmp_p
         ranks[1].join()
 
 
-def test_after_each_of_these_the_same_command_finishes_the_run(arguments, tmp_path: Path) -> None:
+def test_after_an_exception_the_same_command_finishes_the_run(arguments, tmp_path: Path) -> None:
     live(arguments(), tmp_path / "log", processes=2, before=raise_there, timeout=BOUND)
     assert live(arguments(), tmp_path / "log", processes=2) == [0, 0]
     assert (tmp_path / "run" / "DONE").exists()

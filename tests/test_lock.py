@@ -82,6 +82,29 @@ def test_a_lock_that_is_given_back_meanwhile_is_taken_at_once(tmp_path: Path, mo
     assert time.monotonic() - started < lock_module.LEASE
 
 
+def test_a_job_that_slurm_started_again_takes_it_from_its_earlier_life_which_leaves(
+    arguments, tmp_path: Path, monkeypatch
+) -> None:
+    """Slurm takes a node for lost whose slurmd or network is gone; the processes there may live."""
+    earlier = start(arguments(train__epochs=500), tmp_path / "earlier", environment={"SLURM_JOB_ID": "55"})
+    while not last_step(tmp_path / "run"):
+        time.sleep(0.02)
+    monkeypatch.setattr(lock_module, "BEAT", 5.0)  # that of the process above
+    monkeypatch.setenv("SLURM_JOB_ID", "55")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    RunLock(tmp_path / "run").acquire()
+    assert wait(earlier) == [2]
+    assert "now belongs to process" in (tmp_path / "earlier").read_text()
+
+
+def test_the_earlier_life_does_not_take_it_back(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "LOCK").write_text(json.dumps({**ELSEWHERE, "restart": 1}))
+    monkeypatch.setenv("SLURM_JOB_ID", "55")
+    threading.Timer(0.2, os.utime, [tmp_path / "LOCK"]).start()
+    with pytest.raises(UserError, match="in use by process 1"):
+        RunLock(tmp_path).acquire()
+
+
 def test_a_disk_that_has_no_room_for_it_keeps_no_half_of_it(arguments, tmp_path: Path) -> None:
     assert live(arguments(), tmp_path / "log", before=no_file_of_any_size) == [2]
     assert "cannot be written (File too large)" in (tmp_path / "log").read_text()

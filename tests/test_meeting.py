@@ -49,7 +49,7 @@ def test_without_rank_0_its_address_is_named() -> None:
 
 
 def test_missing_ranks_are_named_with_the_nodes_that_slurm_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(meeting.slurm, "step_hosts", lambda environ: ["n1", "n2"])
     assert meeting._ranks([2, 3]) == "rank 2 (n2), rank 3 (n2)"
 

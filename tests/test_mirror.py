@@ -36,7 +36,7 @@ def run_dir(tmp_path: Path, monkeypatch) -> Path:
 
 def tracker(run_dir: Path, at: int = 0, **options: Any) -> Tracker:
     made = Tracker(run_dir, TrackingConfig(**{"finish_timeout": 10, **options}))
-    made.rewind(at)
+    made.start(at)
     return made
 
 
@@ -145,7 +145,7 @@ def test_a_mirror_that_is_killed_is_started_again_and_costs_no_row(run_dir: Path
 def test_after_sigkill_of_the_training_the_run_has_every_row_and_failed(run_dir: Path) -> None:
     program = (
         "import os, sys, time; from pathlib import Path; from tinyimnet.tracking import *;"
-        "log = Tracker(Path(sys.argv[1]), TrackingConfig(wandb='offline')); log.rewind(0);"
+        "log = Tracker(Path(sys.argv[1]), TrackingConfig(wandb='offline')); log.start(0);"
         "[log.log(step, {'train/loss': 1.0}) for step in range(300)]; time.sleep(4);"
         "log.log(300, {'train/loss': 1.0}); os.kill(os.getpid(), 9)"
     )

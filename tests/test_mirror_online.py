@@ -18,7 +18,7 @@ from wandb_server import WandbServer
 from tinyimnet import config as configuration
 from tinyimnet import files
 from tinyimnet.config import Config, TrackingConfig
-from tinyimnet.stored import turn
+from tinyimnet.stored import send_lock
 from tinyimnet.tracking import STEP, Tracker
 
 pytestmark = pytest.mark.wandb
@@ -37,7 +37,7 @@ def run_dir(tmp_path: Path, wandb_server: WandbServer) -> Path:
 
 def start(run_dir: Path, at: int = 0, **options: Any) -> Tracker:
     made = Tracker(run_dir, TrackingConfig(**{"finish_timeout": FINISH, **options}))
-    made.rewind(at)
+    made.start(at)
     return made
 
 
@@ -94,7 +94,7 @@ def test_after_sigkill_of_the_training_the_run_failed_and_goes_on_as_the_same(
 ) -> None:
     program = (
         "import os, sys; from pathlib import Path; from tinyimnet.tracking import *;"
-        f"log = Tracker(Path(sys.argv[1]), TrackingConfig(finish_timeout={FINISH})); log.rewind(0);"
+        f"log = Tracker(Path(sys.argv[1]), TrackingConfig(finish_timeout={FINISH})); log.start(0);"
         "[log.log(step, {'train/loss': 1.0}) for step in range(100)]; os.kill(os.getpid(), 9)"
     )
     assert launch([sys.executable, "-c", program, str(run_dir)]).returncode == -signal.SIGKILL
@@ -112,7 +112,7 @@ def test_the_next_life_sends_nothing_before_the_mirror_of_the_one_before_has_end
     run_dir: Path, wandb_server: WandbServer
 ) -> None:
     """It outlives a training that was killed, and has its last rows and word to send."""
-    with turn(run_dir) as earlier:
+    with send_lock(run_dir) as earlier:
         files.lock(earlier)
         log = start(run_dir)
         log.log(1, {"train/loss": 1.0})
@@ -223,7 +223,7 @@ def test_every_process_sends_system_metrics_where_that_is_asked_for(
     (run_dir / "config.yaml").write_text(configuration.dump(Config(tracking=settings)))
     for rank in (0, 1):
         trackers.append(Tracker(run_dir, settings, rank=rank))
-        trackers[-1].rewind(0)
+        trackers[-1].start(0)
         run = stored(wandb_server, run_dir)
     log(trackers[0], 1, 2)
     log(trackers[1], 1, 2)

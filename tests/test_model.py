@@ -1,7 +1,6 @@
 """The parameter budget is law, and the blocks are what they say."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -148,9 +147,3 @@ def test_compile_makes_one_graph_of_the_whole_network() -> None:
     model.compile(backend=counter)
     model(torch.zeros(2, 3, 64, 64))
     assert counter.frame_count == 1
-
-
-def test_configs_folder_ships_what_the_readme_promises() -> None:
-    assert {"smoke.yaml", "seed.yaml", "tiny1m.yaml", "tiny1m_cpu.yaml"} <= {
-        Path(name).name for name in SHIPPED
-    }

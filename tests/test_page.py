@@ -90,16 +90,6 @@ def test_a_life_is_marked_where_it_began_and_the_first_one_not(tmp_path: Path) -
     assert "life 3, from step 150" in report(run)
 
 
-def test_without_a_list_of_lives_the_metrics_say_where_they_began(tmp_path: Path) -> None:
-    run = folder(tmp_path / "run", (1.0, 2.0, 3.0))
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    lives = zip(lines, (1, 2, 2), strict=True)
-    (run / "metrics.jsonl").write_text(
-        "".join(json.dumps(line | {"perf/life": n}) + "\n" for line, n in lives)
-    )
-    assert read_record(run).starts() == [(100, 2)]
-
-
 @pytest.mark.parametrize(
     ("files", "state"),
     [

@@ -42,7 +42,7 @@ def test_equal_nodes_are_fine() -> None:
         ),
         ({"sees_run": False}, "does not see the run folder /runs/a of node n1"),
         ({"disk": 5e6}, "has 5 MB free for /runs/a, and two checkpoints need 32"),
-        ({"local_rank": 8}, "has 8 GPUs and a process for GPU 8"),
+        ({"local_rank": 8}, "sees 8 GPUs and is process 8 of its node"),
         ({"usable": False}, "has 8 GPUs that torch 2.13.0 for CUDA"),
         ({"gpu_free": 1 << 30}, "has 1.1 GB free on GPU 0, and a run needs 4.3"),
         ({"clock": 1045.0}, "the clock of node n2 (rank 1) is +45 s off that of node n1"),
@@ -78,7 +78,7 @@ def test_without_data_it_says_how_to_make_them(tmp_path: Path) -> None:
     result = python("-m", "tinyimnet", "preflight", f"--data.root={tmp_path}")
     assert result.returncode == 2
     assert (
-        f"data.root {tmp_path} holds no prepared data set; run `python -m tinyimnet prepare`."
+        f"data.root {tmp_path} holds no prepared data set; run `python -m tinyimnet prepare SOURCE --out {tmp_path}`."
         in result.stderr
     )
 

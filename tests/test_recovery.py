@@ -95,15 +95,11 @@ def test_on_four_processes_too_where_the_order_of_a_sum_counts(arguments, tmp_pa
     assert 0 not in live(arguments(**options, run__dir=run), log, processes=4, death=death)
     assert live(arguments(**options, run__dir=run), log, processes=4) == [0] * 4
     assert_same_end(untouched, run)
-    counters = [
-        n for name, n in checkpoint.load_newest(run / "checkpoints")["model"].items() if "num_batches" in name
-    ]
-    assert all(n == 12 for n in counters), "what settles the order counts as training"
 
 
 def save_two(folder: Path) -> None:
     for step in (10, 20):
-        checkpoint.save(folder, {"step": step}, step=step, epoch=0, keep=1, best=True)
+        checkpoint.save(folder, {"step": step}, step=step, keep=1, best=True)
 
 
 def save_two_and_die(folder: Path, operation: int) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from launch import requeue
 from launch.requeue import decide, main
+from tinyimnet import errors
 from tinyimnet.config import RunConfig
 from tinyimnet.errors import UserError
 
@@ -44,6 +45,60 @@ def test_a_finished_one_is_not(run: RunConfig) -> None:
     mark(run)
     (Path(run.dir) / "DONE").touch()
     assert decide(run, 0, PREEMPTED, LIFE_3) == (False, 0, "finished in life 3")
+
+
+def past(run: RunConfig, *starts: tuple[str, int, int], saved: int = 0) -> None:
+    """Leave starts of the run, (job, restart, step), and a newest checkpoint."""
+    lines = [json.dumps({"job": job, "restart": restart, "step": step}) for job, restart, step in starts]
+    (Path(run.dir) / "lives.jsonl").write_text("\n".join(lines) + "\n")
+    (Path(run.dir) / "checkpoints").mkdir()
+    for step in {0, saved} - {0}:
+        (Path(run.dir) / "checkpoints" / f"step_{step:08d}.pt").touch()
+
+
+def test_one_that_lost_a_process_after_it_had_saved_something_new_is_requeued(run: RunConfig) -> None:
+    past(run, ("123", 0, 0), ("123", 2, 100), saved=140)
+    again, exit_code, sentence = decide(run, 137, RUNNING, LIFE_3)
+    assert (again, exit_code) == (True, 0)
+    assert sentence == "ended with exit code 137, with step 140 saved; requeued for life 4"
+
+
+NOTHING_NEW: dict[str, tuple[list, int, bool]] = {
+    "never, in this job": ([("123", 2, 0)], 0, False),
+    "in another job only": ([("99", 0, 0), ("123", 2, 100)], 100, False),
+    "for one life": ([("123", 1, 50), ("123", 2, 100)], 100, True),
+    "for two lives": ([("123", 0, 50), ("123", 1, 100), ("123", 2, 100)], 100, True),
+    "for two lives, which did not begin": ([("123", 0, 50)], 100, True),
+}
+
+
+@pytest.mark.parametrize(("starts", "saved", "again"), NOTHING_NEW.values(), ids=NOTHING_NEW)
+def test_a_failure_that_saved_nothing_new_is_forgiven_for_two_lives_of_a_job_that_had_got_on(
+    starts: list, saved: int, again: bool, run: RunConfig
+) -> None:
+    past(run, *starts, saved=saved)
+    assert decide(run, 1, RUNNING, LIFE_3).requeue == again
+
+
+def test_not_for_three(run: RunConfig) -> None:
+    past(run, ("123", 0, 50), ("123", 3, 100), saved=100)
+    assert decide(run, 1, RUNNING, {**LIFE_3, "SLURM_RESTART_COUNT": "2"}).requeue
+    assert not decide(run, 1, RUNNING, {**LIFE_3, "SLURM_RESTART_COUNT": "3"}).requeue
+
+
+def test_a_later_life_that_is_refused_before_it_begins_is_requeued_and_a_mistake_after_that_is_not(
+    run: RunConfig,
+) -> None:
+    past(run, ("123", 1, 0), saved=100)
+    assert decide(run, errors.USER_ERROR, RUNNING, LIFE_3).requeue
+    with (Path(run.dir) / "lives.jsonl").open("a") as lives:
+        lives.write(json.dumps({"job": "123", "restart": 2, "step": 100}) + "\n")
+    assert not decide(run, errors.USER_ERROR, RUNNING, LIFE_3).requeue
+
+
+def test_outside_slurm_nothing_is_requeued(run: RunConfig) -> None:
+    past(run, ("", 0, 0), saved=100)
+    assert not decide(run, 1, {}, {}).requeue
 
 
 def test_an_error_is_not_and_keeps_its_exit_code(run: RunConfig) -> None:
@@ -101,7 +156,7 @@ def test_a_controller_that_restarts_meanwhile_is_asked_again(
     mark(run)
     answers = f"""#!/bin/sh
 echo "$*" >> {tmp_path}/asked
-[ $(grep -c "$1" {tmp_path}/asked) = 2 ] || {{ echo "Unable to contact slurm controller" >&2; exit 1; }}
+[ $(grep -c -- "$1" {tmp_path}/asked) = 2 ] || {{ echo "Unable to contact slurm controller" >&2; exit 1; }}
 echo JobState=RUNNING PreemptTime=None
 """
     scontrol(answers, tmp_path, monkeypatch)
@@ -119,3 +174,10 @@ def test_a_requeue_that_slurm_refuses_says_what_to_do(run: RunConfig, tmp_path: 
         UserError, match=r"scontrol requeue 123 failed \(Operation disabled\); the run is saved"
     ):
         main(["0", f"--run.dir={run.dir}"])
+
+
+def test_without_scontrol_a_finished_run_is_finished(run: RunConfig, tmp_path: Path, monkeypatch) -> None:
+    scontrol("", tmp_path, monkeypatch)
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    (Path(run.dir) / "DONE").touch()
+    assert main(["0", f"--run.dir={run.dir}"]) == 0

@@ -101,7 +101,7 @@ def test_other_processes_wait_while_rank_0_makes_the_data(
         return {}
 
     monkeypatch.setattr(prepare, "prepare_missing", make_slowly)
-    settings = DataConfig(root=str(tmp_path / "data"))
+    settings = DataConfig(root=str(tmp_path / "tiny-imagenet-200"))
     counts = together(lambda meeting: len(prepare.ready_dataset(settings, meeting).images["train"]), 3)
     assert counts == [200] * 3
 

@@ -12,7 +12,7 @@ from conftest import ACCELERATE, REPO, TORCHRUN
 from lives import assert_same_end, last_step, live, start, wait
 
 from tinyimnet import checkpoint, preemption
-from tinyimnet.tracking import read_metrics
+from tinyimnet.tracking import read_lines
 
 BOUND = 10  # seconds from the request to the end of all processes; slurm's KillWait is 30
 # Endless for a test; one step in two is logged, so that it can be met in mid-run.
@@ -24,7 +24,7 @@ SIGNALS = pytest.mark.parametrize("number", preemption.SIGNALS, ids=lambda numbe
 def until_step(run: Path, step: int) -> None:
     """Wait until the run has logged a step."""
     deadline = time.monotonic() + 60
-    while not any(line["trainer/global_step"] >= step for line in read_metrics(run / "metrics.jsonl")):
+    while not any(line["trainer/global_step"] >= step for line in read_lines(run / "metrics.jsonl")):
         assert time.monotonic() < deadline, "the training did not get going"
         time.sleep(0.02)
 

@@ -9,7 +9,7 @@ from conftest import REPO
 import train
 from results import summarise
 from tinyimnet.record import read_record
-from tinyimnet.tracking import STEP, read_metrics
+from tinyimnet.tracking import STEP, read_lines
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def finished(arguments, tmp_path: Path) -> Path:
 
 def timed(run: Path, slow: dict[int, float]) -> None:
     """Rewrite the times of the lines: ms of a step by the step of the line, 6,000 where not given."""
-    lines = read_metrics(run / "metrics.jsonl")
+    lines = read_lines(run / "metrics.jsonl")
     for line in lines:
         line.update({"perf/step_ms": slow.get(line[STEP], 6000.0)})
         if "perf/eval_s" in line:

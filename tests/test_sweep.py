@@ -21,7 +21,7 @@ from wandb_records import StoredRun
 from wandb_server import WandbServer
 
 from tinyimnet import prepared
-from tinyimnet.tracking import STEP, read_metrics
+from tinyimnet.tracking import STEP, read_lines
 
 pytestmark = pytest.mark.wandb
 SHARED = {**SMALL, "model.stem_stride": 2, "train.global_batch_size": 16}  # 0.4 s an epoch
@@ -125,7 +125,7 @@ class Site:
 
         def there() -> list[Path]:
             files = self.runs.glob("*/metrics.jsonl")
-            return [file for file in files if any(line[STEP] >= step for line in read_metrics(file))]
+            return [file for file in files if any(line[STEP] >= step for line in read_lines(file))]
 
         wait_until(there, seconds=60)
         return there()[0].parent
@@ -149,7 +149,7 @@ def trials(server: WandbServer) -> list[StoredRun]:
 def assert_complete(run: StoredRun, site: Site) -> None:
     """W&B has each line of the run folder once, and knows that the run has ended."""
     steps = [row[STEP] for row in run.history if STEP in row]
-    assert steps == [line[STEP] for line in read_metrics(site.runs / run.id / "metrics.jsonl")]
+    assert steps == [line[STEP] for line in read_lines(site.runs / run.id / "metrics.jsonl")]
     assert (run.state, run.exit_code) == ("finished", 0)
 
 

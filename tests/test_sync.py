@@ -17,7 +17,7 @@ from wandb_server import WandbServer
 from tinyimnet import config as configuration
 from tinyimnet.config import Config, TrackingConfig
 from tinyimnet.lock import RunLock
-from tinyimnet.tracking import STEP, Tracker, read_metrics
+from tinyimnet.tracking import STEP, Tracker, read_lines
 
 pytestmark = pytest.mark.wandb
 
@@ -34,7 +34,7 @@ def run_dir(tmp_path: Path, wandb_server: WandbServer) -> Path:
 def life(run_dir: Path, steps: range, *, at: int = 0, mode: str = "offline", exit_code: int = 0) -> None:
     """A life of a run that resumes at a step and logs some."""
     tracker = Tracker(run_dir, TrackingConfig(wandb=mode, finish_timeout=5))  # type: ignore[arg-type]
-    tracker.rewind(at)
+    tracker.start(at)
     for step in steps:
         tracker.log(step, {"train/loss": 1 / step})
     tracker.close(exit_code)
@@ -191,7 +191,7 @@ def test_a_run_that_trains_offline_is_followed_until_its_end(
     program = (
         "import sys, time; from pathlib import Path; from tinyimnet.lock import RunLock; from tinyimnet.tracking import *;"
         "run = Path(sys.argv[1]); lock = RunLock(run); lock.acquire();"
-        "log = Tracker(run, TrackingConfig(wandb='offline')); log.rewind(0);"
+        "log = Tracker(run, TrackingConfig(wandb='offline')); log.start(0);"
         "steps = iter(range(1, 1000));"
         "[time.sleep(log.log(next(steps), {'train/loss': 1.0}) or 0.5) for _ in iter((run / 'seen').exists, True)];"
         "log.close(0); lock.release()"
@@ -208,7 +208,7 @@ def test_a_run_that_trains_offline_is_followed_until_its_end(
     (run_dir / "seen").touch()
     output, _ = followed.communicate(timeout=60)
     assert (followed.returncode, training.wait()) == (0, 0), output
-    assert steps(wandb_server, run_dir) == [row[STEP] for row in read_metrics(run_dir / "metrics.jsonl")]
+    assert steps(wandb_server, run_dir) == [row[STEP] for row in read_lines(run_dir / "metrics.jsonl")]
     [run] = wandb_server.store.runs.values()
     assert run.state == "finished"
 

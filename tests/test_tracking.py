@@ -5,14 +5,14 @@ import os
 from pathlib import Path
 
 from tinyimnet.config import TrackingConfig
-from tinyimnet.tracking import STEP, Tracker, read_metrics, run_id
+from tinyimnet.tracking import STEP, Tracker, read_lines, run_id
 
 DISABLED = TrackingConfig(wandb="disabled")
 
 
 def tracker(folder: Path, *, at: int = 0, rank: int = 0, life: int = 1) -> Tracker:
     made = Tracker(folder, DISABLED, rank=rank, life=life)
-    made.rewind(at)
+    made.start(at)
     return made
 
 
@@ -21,7 +21,7 @@ def test_one_line_a_step_in_the_fields_terms(tmp_path: Path) -> None:
     log.log(10, {"train/loss": 5.0})
     log.log(20, {"train/loss": 4.0, "val/top1": 1.5})
     log.close(0)
-    assert read_metrics(tmp_path / "metrics.jsonl") == [
+    assert read_lines(tmp_path / "metrics.jsonl") == [
         {STEP: 10, "train/loss": 5.0, "perf/life": 2},
         {STEP: 20, "train/loss": 4.0, "val/top1": 1.5, "perf/life": 2},
     ]
@@ -35,7 +35,7 @@ def test_replayed_steps_replace_and_never_repeat(tmp_path: Path) -> None:
     second = tracker(tmp_path, at=20)
     second.log(30, {"train/loss": 31.0})
     second.close(0)
-    lines = read_metrics(tmp_path / "metrics.jsonl")
+    lines = read_lines(tmp_path / "metrics.jsonl")
     assert [(line[STEP], line["train/loss"]) for line in lines] == [(10, 10.0), (20, 20.0), (30, 31.0)]
 
 

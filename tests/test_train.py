@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import train
 from tinyimnet import arrays, cli, commandline, errors, export, runfolder
 from tinyimnet.lock import RunLock
-from tinyimnet.tracking import STEP, read_metrics
+from tinyimnet.tracking import STEP, read_lines
 
 
 def weights_equal(left: Path, right: Path) -> bool:
@@ -43,7 +43,7 @@ def test_a_finished_run_leaves_what_the_readme_promises(finished: Path) -> None:
         "config.yaml", "metrics.jsonl", "checkpoints", "final.safetensors", "best.safetensors", "curves.png", "DONE",
         "facts.json", "augmented.png", "evaluation", "MODEL_CARD.md",
     } <= names  # fmt: skip
-    lines = read_metrics(finished / "metrics.jsonl")
+    lines = read_lines(finished / "metrics.jsonl")
     assert [line[STEP] for line in lines] == [2, 4, 6, 8, 10, 12]
     promised = {"epoch", "train/loss", "train/lr", "perf/images_per_s"}
     assert promised <= lines[0].keys()
@@ -75,7 +75,7 @@ def test_best_safetensors_has_the_weights_of_the_best_checkpoint(finished: Path)
         json.loads((finished / "DONE").read_text()),
         export.load_trained(finished / "best.safetensors"),
     )
-    lines = {line[STEP]: line for line in read_metrics(finished / "metrics.jsonl")}
+    lines = {line[STEP]: line for line in read_lines(finished / "metrics.jsonl")}
     assert best.step == results["best_step"]
     assert lines[best.step]["val/ema_top1"] == max(line.get("val/ema_top1", 0) for line in lines.values())
 
@@ -131,7 +131,7 @@ def test_several_processes_count_each_validation_image_once(
     assert live(options, tmp_path / "log", processes=processes) == [0] * processes
     assert errors.run(cli.main, ["evaluate", str(run)]) == 0
     alone = json.loads((run / "evaluation" / "results.json").read_text())
-    together = read_metrics(run / "metrics.jsonl")[-1]
+    together = read_lines(run / "metrics.jsonl")[-1]
     assert alone["images"] == 101
     assert alone["top1"] == pytest.approx(together["val/ema_top1"], abs=1e-9)
     assert alone["top5"] == pytest.approx(together["val/ema_top5"], abs=1e-9)
@@ -141,7 +141,9 @@ def test_several_processes_count_each_validation_image_once(
 def test_without_data_and_network_one_sentence_names_the_two_ways_out(arguments, tmp_path: Path) -> None:
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     result = python(
-        "train.py", *arguments(data__root=tmp_path / "missing", data__source="tiny-imagenet"), **nowhere
+        "train.py",
+        *arguments(data__root=tmp_path / "tiny-imagenet-200", data__source="tiny-imagenet"),
+        **nowhere,
     )
     assert result.returncode == 2
     assert "python -m tinyimnet prepare" in result.stderr
@@ -172,7 +174,7 @@ def test_a_finished_run_goes_on_with_more_epochs_and_says_that_the_schedule_chan
     assert "resumed at step 12 of 18" in output
     assert output.count("is extended") == 1
     assert json.loads((run / "DONE").read_text())["epochs"] == 3
-    assert [line[STEP] for line in read_metrics(run / "metrics.jsonl")] == list(range(2, 19, 2))
+    assert [line[STEP] for line in read_lines(run / "metrics.jsonl")] == list(range(2, 19, 2))
 
 
 def test_another_size_of_a_pass_goes_on_with_a_warning(arguments, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ The real agent: tests/test_sweep.py. The real Slurm: tests/cluster.
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -38,17 +38,17 @@ def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     (tmp_path / "run").mkdir()
 
     def end(
-        exit_code: int | None, job: str, reason: str = "", *files: str, steps: int = 5, begun: int = 0
-    ) -> int:
+        exit_code: int | None, job: str, reason: str = "", *files: str, steps: int = 5, begun: int = 0,
+        arguments: Sequence[str] = (),
+    ) -> int:  # fmt: skip
         program(tmp_path, "scontrol", f"echo \"$*\" >> '{tmp_path}/asked'; echo {job}")
         for file in files:
             (tmp_path / "run" / file).touch()
         if reason:
             marker = {"reason": reason, "life": ["7_0", 0], "steps": steps}
             (tmp_path / "run" / "REQUEUE").write_text(json.dumps(marker))
-        (tmp_path / "trial").write_text(
-            json.dumps({"run_dir": str(tmp_path / "run"), "exit_code": exit_code, "life": ["7_0", begun]})
-        )
+        begun_by = {"run_dir": str(tmp_path / "run"), "arguments": arguments, "life": ["7_0", begun]}
+        (tmp_path / "trial").write_text(json.dumps(begun_by | {"exit_code": exit_code}))
         return trial.main(["--ended", str(tmp_path / "trial")])
 
     return end
@@ -102,6 +102,22 @@ def test_but_one_that_had_a_whole_life_need(end, tmp_path: Path, capsys) -> None
     assert end(0, RUNNING, "the end of the job's time", steps=0, begun=-1) == 1
     assert "without one step done" in capsys.readouterr().out
     assert "requeue" not in (tmp_path / "asked").read_text()
+
+
+def test_a_trial_has_the_lives_that_its_sweep_gives_it(end, tmp_path: Path, capsys) -> None:
+    assert end(0, RUNNING, "SIGUSR1", arguments=["--run.max_lives=1"]) == 1
+    assert "not requeued after life 1 of run.max_lives 1" in capsys.readouterr().out
+
+
+def test_a_killed_trial_that_had_saved_something_new_is_kept_and_the_job_requeued(
+    end, tmp_path: Path
+) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir()
+    (tmp_path / "run" / "checkpoints" / "step_00000100.pt").touch()
+    (tmp_path / "run" / "lives.jsonl").write_text('{"job": "7_0", "restart": 0, "step": 0}\n')
+    assert end(None, RUNNING) == 0
+    assert (tmp_path / "trial").exists()
+    assert (tmp_path / "asked").read_text().splitlines()[-1] == "requeue 7_0"
 
 
 @pytest.mark.parametrize(("job", "comes_back"), [(PREEMPTED, True), (RUNNING, False)])

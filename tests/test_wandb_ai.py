@@ -38,7 +38,7 @@ def test_a_real_server_has_each_row_once_after_a_requeue_and_an_offline_life(
     def life(at: int, *steps: int, mode: str = "online", preempted: bool = False) -> None:
         monkeypatch.setenv("WANDB_MODE", mode)
         tracker = Tracker(tmp_path, settings)
-        tracker.rewind(at)
+        tracker.start(at)
         log(tracker, *steps)
         tracker.close(0, preempted=preempted)
 

@@ -14,7 +14,7 @@ from conftest import launch, small_run
 from test_mirror_online import steps
 from wandb_server import WandbServer
 
-from tinyimnet.tracking import STEP, read_metrics
+from tinyimnet.tracking import STEP, read_lines
 
 pytestmark = pytest.mark.wandb
 SECRET = "planted-4f1c8e"
@@ -101,7 +101,7 @@ def test_a_job_that_ends_before_its_first_step_alerts_and_is_preempted(
 
 
 def rows_once_and_equal_to_the_file(run_dir: Path, stored: Any) -> None:
-    lines = read_metrics(run_dir / "metrics.jsonl")
+    lines = read_lines(run_dir / "metrics.jsonl")
     assert steps(stored) == [2, 4, 6, 8, 10, 12]
     # What the second life replayed has the same values but for its times.
     sent = [row for row in stored.history if STEP in row]

@@ -6,10 +6,9 @@ The sections are those of Mitchell et al. 2019, Model Cards for Model Reporting,
 from dataclasses import asdict
 from typing import Any
 
-from tinyimnet.config import Config, flatten
+from tinyimnet.config import NO_RECIPE, Config, flatten
 
 CARD = "MODEL_CARD.md"
-NO_RECIPE = ("run.", "tracking.", "data.")
 
 
 def model_card(settings: dict[str, Any], facts: dict[str, Any], results: dict[str, Any]) -> str:
@@ -23,7 +22,7 @@ def model_card(settings: dict[str, Any], facts: dict[str, Any], results: dict[st
     recipe, default = flatten(settings), flatten(asdict(Config()))
     rows = [_row(key, value, default[key]) for key, value in recipe.items() if not key.startswith(NO_RECIPE)]
     devices = ", ".join(sorted(set(facts["gpus"]))) or "CPU"
-    best = "| best.safetensors, the best epoch; the validation images chose it | {best_step:,} | {best_ema_top1:.2f} % | |\n"
+    best = "| best.safetensors, the best epoch; these images chose it | {best_step:,} | {best_ema_top1:.2f} % | |\n"
     best = best.format(**results) if "best_step" in results else ""
     code = f"{facts['git_commit'] or 'unknown'}{' with changes' if facts['git_modified'] else ''}"
     judges = (

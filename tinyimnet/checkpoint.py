@@ -1,7 +1,7 @@
 """Checkpoints: written atomically and beside the training, verified when read, with a fall-back to the newest good one.
 
 <run>/checkpoints/step_00001234.pt     torch.save of a dictionary of tensors and numbers
-<run>/checkpoints/step_00001234.json   step, epoch, sha256
+<run>/checkpoints/step_00001234.json   step, sha256
 <run>/checkpoints/best.pt, best.json   the best one so far by val/ema_top1
 
 The .json is renamed into place first and removed last, so that a .pt is a checkpoint from the moment it is there, and
@@ -19,20 +19,19 @@ from typing import Any
 
 import torch
 
-from tinyimnet.errors import UserError
+from tinyimnet.errors import UserError, one_line
 from tinyimnet.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
 
-def save(folder: Path, state: dict[str, Any], *, step: int, epoch: int, keep: int, best: bool) -> Path:
+def save(folder: Path, state: dict[str, Any], *, step: int, keep: int, best: bool) -> Path:
     """Write the checkpoint of `step` and remove all but the newest `keep`; call it on one process.
 
     Args:
         folder: <run>/checkpoints.
         state: tensors, numbers, strings and containers of them (`torch.load(weights_only=True)` must take it).
         step: optimizer steps done.
-        epoch: whole epochs done.
         keep: checkpoints kept, best.pt not counted.
         best: this one is also the best.
 
@@ -42,7 +41,7 @@ def save(folder: Path, state: dict[str, Any], *, step: int, epoch: int, keep: in
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getvalue()
-    note = json.dumps({"step": step, "epoch": epoch, "sha256": hashlib.sha256(content).hexdigest()})
+    note = json.dumps({"step": step, "sha256": hashlib.sha256(content).hexdigest()})
     # The best first: killed in between, the run goes on from before this step, evaluates again and repeats both.
     for name in (["best"] if best else []) + [f"step_{step:08d}"]:
         write_atomically(folder / f"{name}.json", note.encode())
@@ -74,13 +73,11 @@ class Saver:
         self._unwritten: dict[str, Any] = {}
         self._unwritten_best: dict[str, Any] = {}
 
-    def submit(
-        self, state: dict[str, Any], copied: Callable[[], None], *, step: int, epoch: int, best: bool
-    ) -> None:
+    def submit(self, state: dict[str, Any], copied: Callable[[], None], *, step: int, best: bool) -> None:
         """Start to write `state`, which is whole when `copied` returns; see `save`. The one before it was `collect`ed."""
         if self._in_flight:
             raise RuntimeError("a checkpoint is still being written")
-        job = {"state": state, "step": step, "epoch": epoch, "best": best}
+        job = {"state": state, "step": step, "best": best}
         self._in_flight = self._thread.submit(self._write, job, copied)
 
     def retry(self) -> None:
@@ -181,5 +178,6 @@ def load(path: Path) -> dict[str, Any]:
             raise ValueError("it does not hold a dictionary")
         return state
     except Exception as error:  # whatever a damaged file makes json, pickle or torch raise
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"checkpoint {path} is damaged ({reason}); an earlier one is needed.") from error
+        raise UserError(
+            f"checkpoint {path} is damaged ({one_line(error)}); an earlier one is needed."
+        ) from error

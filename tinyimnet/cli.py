@@ -1,5 +1,6 @@
-"""Everything besides the training: python -m tinyimnet prepare | inspect | summary | preflight | evaluate | predict, and
-report | sync | dashboard for watching it.
+"""Everything besides the training: data, inspection, evaluation, watching.
+
+python -m tinyimnet prepare | inspect | summary | preflight | evaluate | predict | report | sync | dashboard
 
 Imports are made in the commands: the worker processes of `prepare` import this module and need no torch.
 """
@@ -7,21 +8,14 @@ Imports are made in the commands: the worker processes of `prepare` import this 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from tinyimnet import dashboard, inspection, page, prepare, sync
-from tinyimnet.errors import UserError
+from tinyimnet.errors import Parser, UserError
 
 if TYPE_CHECKING:
     from tinyimnet.data import Dataset
     from tinyimnet.export import Trained
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are our one-sentence errors."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see `{self.prog} --help`.")
 
 
 def main(argv: list[str]) -> int:
@@ -30,74 +24,53 @@ def main(argv: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
 
     def command(
-        name: str, action: Callable[[argparse.Namespace, list[str]], int], text: str
+        name: str, action: Callable[[argparse.Namespace], int], text: str, *, takes_options: bool = False
     ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        sub.set_defaults(action=action)
+        sub.set_defaults(action=action, takes_options=takes_options)
         return sub
 
-    prepare.add_arguments(
-        command("prepare", lambda args, rest: prepare.main(args), "turn a source into arrays")
-    )
-    inspection.add_arguments(
-        command("inspect", inspection.main, "write a PNG grid of images with their classes")
-    )
-    command(
-        "summary", summary, "parameters, multiply-accumulates and shapes by stage; takes train.py's options"
-    )
+    prepare.add_arguments(command("prepare", prepare.main, "turn a source into arrays"))
+    text = "write a PNG grid of images with their classes"
+    inspection.add_arguments(command("inspect", inspection.main, text, takes_options=True))
+    text = "parameters, multiply-accumulates and shapes by stage; takes train.py's options"
+    command("summary", summary, text, takes_options=True)
     _evaluate_arguments(command("evaluate", evaluate, "accuracy, calibration and confused classes of a run"))
-    command(
-        "preflight",
-        preflight,
-        "check the nodes of a job: under srun or accelerate launch; takes train.py's options",
-    )
+    text = "check the nodes of a job: under srun or accelerate launch; takes train.py's options"
+    command("preflight", preflight, text, takes_options=True)
     _predict_arguments(command("predict", predict, "write filename,label for images without labels"))
-    page.add_arguments(
-        command(
-            "report", lambda args, rest: page.main(args), "a run, or several side by side, as one HTML page"
-        )
-    )
-    sync.add_arguments(
-        command("sync", lambda args, rest: sync.main(args), "send to W&B what it does not have yet of runs")
-    )
-    dashboard.add_arguments(
-        command(
-            "dashboard",
-            lambda args, rest: dashboard.main(args),
-            "a view of the project on W&B, a report of runs",
-        )
-    )
-    args, rest = parser.parse_known_args(argv)
-    if rest and args.command not in (
-        "summary",
-        "inspect",
-        "preflight",
-    ):  # these hand the rest to the configuration
+    page.add_arguments(command("report", page.main, "a run, or several side by side, as one HTML page"))
+    sync.add_arguments(command("sync", sync.main, "send to W&B what it does not have yet of runs"))
+    text = "a view of the project on W&B, a report of runs"
+    dashboard.add_arguments(command("dashboard", dashboard.main, text))
+    args, options = parser.parse_known_args(argv)
+    args.options = options
+    if args.options and not args.takes_options:
         raise UserError(
-            f"unrecognized arguments: {' '.join(rest)}; see `python -m tinyimnet {args.command} --help`."
+            f"unrecognized arguments: {' '.join(args.options)}; see `python -m tinyimnet {args.command} --help`."
         )
-    return args.action(args, rest)
+    return args.action(args)
 
 
 # ---- preflight ----------------------------------------------------------------------------------------------
 
 
-def preflight(_args: argparse.Namespace, rest: list[str]) -> int:
+def preflight(args: argparse.Namespace) -> int:
     """Check the nodes of a job."""
     from tinyimnet.preflight import main
 
-    return main(rest)
+    return main(args.options)
 
 
 # ---- summary ------------------------------------------------------------------------------------------------
 
 
-def summary(args: argparse.Namespace, rest: list[str]) -> int:
+def summary(args: argparse.Namespace) -> int:
     """Print the network of a configuration, stage by stage, and the share of the parameter budget it uses."""
     from tinyimnet import commandline, console, data
     from tinyimnet.model import build_model, count_parameters, resolve_width, summarise
 
-    settings = commandline.load(rest, prog="python -m tinyimnet summary")
+    settings = commandline.load(args.options, prog="python -m tinyimnet summary")
     root = Path(settings.data.root)
     n_classes = len(data.open_dataset(root, verify=False).classes) if data.is_prepared(root) else 200
     resolved = resolve_width(settings.model, n_classes)
@@ -124,25 +97,26 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tta", choices=("none", "flip"), default="none", help="flip: average the mirrored image in"
     )
-    parser.add_argument("--data", type=Path, help="prepared folder (default: the run's data.root)")
+    whose = "prepared folder (default: the run's data.root, split as by its data.tune_split)"
+    parser.add_argument("--data", type=Path, help=whose)
     parser.add_argument(
         "--out", type=Path, help="folder for the tables and pictures (default: RUN/evaluation)"
     )
 
 
-def evaluate(args: argparse.Namespace, rest: list[str]) -> int:
+def evaluate(args: argparse.Namespace) -> int:
     """Print top-1, top-5, loss and calibration error; write the tables and pictures of RUN/evaluation."""
-    from tinyimnet import analysis, console
+    from tinyimnet import analysis, console, data
 
     trained = _load_trained(args.run)
-    dataset = _dataset_of(trained, args.run, args.data)
+    dataset, split = _dataset_of(trained, args.run, args.data), args.split
+    if not args.data and _data_of(args.run)["tune_split"]:
+        dataset, split = data.tuning_split(dataset), split.replace("val", "held-out train")
     images, labels = dataset.images[args.split], dataset.labels[args.split]
     out = args.out or (args.run.parent if args.run.is_file() else args.run) / "evaluation"
     log_probabilities = analysis.log_probabilities(trained, images, flip=args.tta == "flip")
     try:
-        results = analysis.write(
-            out, trained, images, labels, log_probabilities, split=args.split, tta=args.tta
-        )
+        results = analysis.write(out, trained, images, labels, log_probabilities, split=split, tta=args.tta)
     except OSError as error:
         raise UserError(f"--out {out} cannot be written ({error.strerror}); choose another folder.") from None
     rows = [
@@ -150,7 +124,7 @@ def evaluate(args: argparse.Namespace, rest: list[str]) -> int:
         ("top-5", f"{results['top5']:.2f} %"),
         ("loss", f"{results['loss']:.4f}"),
         ("calibration error (ECE)", f"{results['ece']:.2f} %"),
-        ("images", f"{results['images']:,} ({args.split}, tta {args.tta})"),
+        ("images", f"{results['images']:,} ({split}, tta {args.tta})"),
         ("weights", f"{trained.origin}, step {trained.step:,}"),
         ("written", f"{out}: {', '.join(sorted(file.name for file in out.iterdir()))}"),
     ]
@@ -175,7 +149,7 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help="prepared folder (default: the run's data.root)")
 
 
-def predict(args: argparse.Namespace, rest: list[str]) -> int:
+def predict(args: argparse.Namespace) -> int:
     """Write filename,label, one row an image, in file order."""
     import csv
 
@@ -194,11 +168,16 @@ def predict(args: argparse.Namespace, rest: list[str]) -> int:
     flip = args.tta == "flip"
     predicted = analysis.log_probabilities(trained, images, flip=flip).argmax(1).tolist()
     label = {"wnid": trained.classes, "index": range(len(trained.classes)), "name": trained.names}[args.label]
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with args.out.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["filename", "label"])
-        writer.writerows([name, label[index]] for name, index in zip(files, predicted, strict=True))
+    try:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        with args.out.open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["filename", "label"])
+            writer.writerows([name, label[index]] for name, index in zip(files, predicted, strict=True))
+    except OSError as error:
+        raise UserError(
+            f"--out {args.out} cannot be written ({error.strerror}); choose another file."
+        ) from None
     print(f"{len(files):,} predictions of {trained.origin} (step {trained.step:,}): {args.out}")
     return 0
 
@@ -217,11 +196,17 @@ def _load_trained(run: Path) -> "Trained":
 
 
 def _dataset_of(trained: "Trained", run: Path, root: Path | None) -> "Dataset":
-    from tinyimnet import data, runfolder
+    from tinyimnet import data
 
-    if root is None:
-        root = Path(runfolder.read_config(run.parent if run.is_file() else run)["data"]["root"])
+    root = root or Path(_data_of(run)["root"])
     dataset = data.open_dataset(root)
     if dataset.classes != trained.classes:
         raise UserError(f"{root} has other classes than {trained.origin} was trained on; choose --data.")
     return dataset
+
+
+def _data_of(run: Path) -> dict:
+    """The section `data` of the configuration of a run, or of the run beside a file with its weights."""
+    from tinyimnet import runfolder
+
+    return runfolder.read_config(run.parent if run.is_file() else run)["data"]

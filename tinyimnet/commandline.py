@@ -83,6 +83,8 @@ def _unknown(key: str) -> str:
 def _sentence(message: str) -> str:
     """jsonargparse's message as one sentence that starts with the key."""
     message = " ".join(message.split())
+    if file := re.match(r"unrecognized arguments: (\S+\.ya?ml)", message):
+        return f"{file[1]} is not an option; give it as --config {file[1]}."
     if unknown := re.match(r"(?:unrecognized arguments:|Option) '?-*([\w.]+)", message):
         return _unknown(unknown[1])
     message = re.sub(r"<class '(\w+)'>", r"\1", message).replace("typing.", "")
@@ -91,5 +93,5 @@ def _sentence(message: str) -> str:
     ):
         return f"{union[1]} is {union[3]!r} and must be one of {union[2]}."
     if wrong := re.match(r'Parser key "(.+?)": Expected an? (.*)\. Got value: (.*)', message):
-        return f"{wrong[1]} is {wrong[3]!r} and must be a {wrong[2]}."
+        return f"{wrong[1]} is {wrong[3]!r} and must be of type {wrong[2]}."
     return message if message.endswith(".") else message + "."

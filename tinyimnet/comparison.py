@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tinyimnet import markup, svg
+from tinyimnet.config import NO_RECIPE
 from tinyimnet.markup import Html
 from tinyimnet.record import Record, clock, moment
 from tinyimnet.tracking import STEP
 
-# What runs of one recipe may differ in: where they lie, how they report, the seed.
-APART = ("run.", "data.root", "data.stage", "tracking.")
 COMPARED = {
     "val/ema_top1": "EMA top-1, validation [%]",
     "val/ema_top5": "EMA top-5, validation [%]",
@@ -120,7 +119,7 @@ def by_seed(runs: Sequence[Record]) -> list[Seeds]:
     for run in runs:
         if found := re.fullmatch(r"(.+)-seed\d+", run.name):
             recipe = sorted(
-                (key, str(value)) for key, value in run.settings.items() if not key.startswith(APART)
+                (key, str(value)) for key, value in run.settings.items() if not key.startswith(NO_RECIPE)
             )
             groups.setdefault((found[1], *recipe), []).append(run)
     return [Seeds(key[0], group) for key, group in groups.items() if len(group) > 1]

@@ -16,7 +16,7 @@ class RunConfig:
     """Where a run lies and how often it reports; none of these keys changes the weights, except the seed."""
 
     dir: str = ""
-    """Run folder; empty: runs/<name of the config file>."""
+    """Run folder; empty: <name of the config file> in $RUNS_ROOT, else in runs/."""
     seed: int = 0
     """Seed of everything random: initial weights, order, augmentation, DropPath."""
     log_every: int = 50
@@ -76,7 +76,7 @@ class ModelConfig:
     drop_path: float = 0.0
     """Probability of dropping the last block's residual branch; earlier blocks rise linearly to it."""
     max_parameters: int = 1_000_000
-    """The law: a larger network is an error."""
+    """Hard limit: a larger network is refused."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class TrainConfig:
     compile: bool = False
     """torch.compile the network."""
     max_bad_steps: int = 20
-    """Steps in a row with a non-finite gradient (each is skipped) after which the run ends."""
+    """Steps in a row with a non-finite gradient (each is skipped) after which the run ends; seen at each log line."""
     timeout: int = 600
     """Seconds after which a collective operation gives up on a lost process."""
 
@@ -156,7 +156,7 @@ class TrackingConfig:
     """Weights & Biases; metrics.jsonl in the run folder is written in any case."""
 
     wandb: Literal["online", "offline", "disabled"] = "online"
-    """online: offline by itself without a key or a network. It never asks and never stops the run; WANDB_MODE goes first."""
+    """online falls back to offline without a key or a network; never prompts, never stops a run; WANDB_MODE overrides it."""
     project: str = "tiny-imagenet-1m"
     """W&B project."""
     per_rank: bool = False
@@ -197,6 +197,9 @@ MAY_CHANGE = ("run.log_every", "run.eval_every", "run.save_every", "run.keep_che
               "run.max_lives", "run.dir", "data.root", "data.stage", "train.timeout", "tracking.",
               # How a process cuts its share into passes belongs to the machine, as the number of processes does.
               "train.device_batch_size")  # fmt: skip
+
+# What runs of one recipe may differ in: where they lie, how they report, the seed, how long they wait.
+NO_RECIPE = ("run.", "tracking.", "data.root", "data.stage", "train.timeout")
 
 
 def check(config: Config) -> None:

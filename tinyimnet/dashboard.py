@@ -11,14 +11,15 @@ import multiprocessing
 import statistics
 import textwrap
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from tinyimnet.config import MAY_CHANGE, Config, TrackingConfig, flatten
-from tinyimnet.errors import UserError
-from tinyimnet.tracking import STEP, how_to_sync, read_metrics
+from tinyimnet.errors import UserError, one_line
+from tinyimnet.record import Record, read_record
+from tinyimnet.tracking import STEP, how_to_sync
 
 TITLE = "Tiny ImageNet 1M"
 TITLE_LENGTH = 128  # most characters of a report's title
@@ -54,17 +55,6 @@ COLUMNS = ("run:state", "summary:val/ema_top1", "summary:val/ema_top5", "summary
 RESULTS = ("val/ema_top1", "val/ema_top5", "val/top1", "val/top5", "val/ema_loss", "epoch")  # in a report
 
 
-@dataclass(frozen=True)
-class SentRun:
-    """What a run folder says of a run that W&B has."""
-
-    path: Path
-    id: str  # of the W&B run
-    settings: dict[str, Any]  # {"optim.lr": 0.5}
-    rows: list[dict[str, float]]  # lines of metrics.jsonl
-    lives: list[dict[str, Any]]  # lines of lives.jsonl
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders of a report")
@@ -97,27 +87,22 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_run(path: Path) -> SentRun:
+def read_run(path: Path) -> Record:
     """Read a run folder.
 
     Raises:
-        UserError: it is none, or its run was never sent to W&B.
+        UserError: it is none, has no metrics yet, or its run was never sent to W&B.
     """
-    from tinyimnet.runfolder import read_config  # imports torch
-
-    settings = flatten(read_config(path))
-    try:
-        run = json.loads((path / "wandb_run.json").read_text())["id"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path} was never tracked on W&B: it has no wandb_run.json with an id.") from None
-    metrics, lives = read_metrics(path / "metrics.jsonl"), read_metrics(path / "lives.jsonl")
-    return SentRun(path.absolute(), run, settings, metrics, lives)
+    run = read_record(path.absolute())
+    if not run.wandb_id:
+        raise UserError(f"{path} was never tracked on W&B: it has no wandb_run.json with an id.")
+    return run
 
 
 # ---- in the process that speaks to W&B ----------------------------------------------------------------------
 
 
-def publish(entity: str | None, project: str, runs: list[SentRun]) -> dict[str, str]:
+def publish(entity: str | None, project: str, runs: list[Record]) -> dict[str, str]:
     """Save the view and, with runs, the report; returns their addresses.
 
     Raises:
@@ -138,7 +123,7 @@ def publish(entity: str | None, project: str, runs: list[SentRun]) -> dict[str, 
         return {"view": save_view(entity, project, views), **urls}
     except (wandb.Error, WandbApiFailedError, OSError) as error:
         raise UserError(
-            f"W&B failed ({_reason(error)}); look at the network, WANDB_BASE_URL and WANDB_API_KEY, then give the same "
+            f"W&B failed ({one_line(error)}); look at the network, WANDB_BASE_URL and WANDB_API_KEY, then give the same "
             "command again."
         ) from None
 
@@ -151,22 +136,23 @@ def saved(entity: str, project: str, kind: str) -> list[Any]:
     """
     import wandb
 
+    # A new Api each time: one lists a project once and keeps that, whatever the kind.
     listed = wandb.Api().reports(f"{entity}/{project}")
     listed.variables["viewType"] = kind  # the client lists reports only, its query any kind
     try:
         return list(listed)
     except ValueError as error:
-        raise UserError(f"W&B: {_reason(error)}; choose --project and --entity.") from None
+        raise UserError(f"W&B: {one_line(error)}; choose --project and --entity.") from None
 
 
-def check_sent(api: Any, entity: str, project: str, runs: list[SentRun]) -> None:
+def check_sent(api: Any, entity: str, project: str, runs: list[Record]) -> None:
     """Raise a UserError for the first run that W&B does not have."""
-    chosen = {"name": {"$in": [run.id for run in runs]}}
-    sent = {run.id for run in api.runs(f"{entity}/{project}", chosen)}
+    chosen = {"name": {"$in": [run.wandb_id for run in runs]}}
+    sent = {run.wandb_id for run in api.runs(f"{entity}/{project}", chosen)}
     for run in runs:
-        if run.id not in sent:
+        if run.wandb_id not in sent:
             raise UserError(
-                f"W&B has no run {run.id} of {run.path.name} in {entity}/{project}; choose --project and --entity, or send "
+                f"W&B has no run {run.wandb_id} of {run.name} in {entity}/{project}; choose --project and --entity, or send "
                 f"it with: {how_to_sync(run.path)}"
             )
 
@@ -195,14 +181,14 @@ def save_view(entity: str, project: str, views: list[Any]) -> str:
     return view.url
 
 
-def save_report(entity: str, project: str, reports: list[Any], runs: list[SentRun]) -> str:
+def save_report(entity: str, project: str, reports: list[Any], runs: list[Record]) -> str:
     """Make or renew the report of some runs; returns its address."""
     import wandb_workspaces.expr as expr
     import wandb_workspaces.reports.v2 as wr
 
-    ids = [run.id for run in runs]
+    ids = [run.wandb_id for run in runs]
     drawn = [panel for panels in all_panels().values() for panel in panels]
-    names = ", ".join(run.path.name for run in runs)
+    names = ", ".join(run.name for run in runs)
     these = wr.Runset(
         entity=entity,
         project=project,
@@ -256,22 +242,22 @@ def all_panels() -> dict[str, list[Any]]:
 # ---- tables -------------------------------------------------------------------------------------------------
 
 
-def results(runs: list[SentRun]) -> list[list[str]]:
+def results(runs: list[Record]) -> list[list[str]]:
     """The last evaluation of each run, under a heading."""
     rows = [["run", "id", *RESULTS, "images/s", "lives"]]
     for run in runs:
-        evaluated = [row for row in run.rows if "val/ema_top1" in row]
+        evaluated = [row for row in run.lines if "val/ema_top1" in row]
         last = evaluated[-1] if evaluated else {}
-        speeds = [row["perf/images_per_s"] for row in run.rows if "perf/images_per_s" in row]
+        speeds = [row["perf/images_per_s"] for row in run.lines if "perf/images_per_s" in row]
         numbers = [f"{last[key]:.2f}" if key in last else "-" for key in RESULTS]
         speed = f"{statistics.median(speeds):.0f}" if speeds else "-"
-        rows.append([run.path.name, run.id, *numbers, speed, str(len(run.lives))])
+        rows.append([run.name, run.wandb_id, *numbers, speed, str(len(run.lives))])
     return rows
 
 
-def recipe(runs: list[SentRun]) -> list[list[str]]:
+def recipe(runs: list[Record]) -> list[list[str]]:
     """Settings that differ between the runs, or of a single one those that are not the defaults, under a heading."""
-    columns = [(run.path.name, run.settings) for run in runs]
+    columns = [(run.name, run.settings) for run in runs]
     if len(runs) == 1:
         columns.insert(0, ("default", flatten(asdict(Config()))))
     rows = [["key", *(name for name, _ in columns)]]
@@ -282,14 +268,14 @@ def recipe(runs: list[SentRun]) -> list[list[str]]:
     return rows
 
 
-def lives(runs: list[SentRun]) -> list[list[str]]:
+def lives(runs: list[Record]) -> list[list[str]]:
     """Each start of each run, under a heading."""
     rows = [["run", "life", "started (UTC)", "job", "nodes", "processes", "from step"]]
     for run in runs:
         for number, life in enumerate(run.lives, 1):
             started = time.strftime("%Y-%m-%d %H:%M", time.gmtime(life["started"]))
             about = [life["job"] or "-", ", ".join(life["nodes"]), str(life["processes"]), str(life["step"])]
-            rows.append([run.path.name, str(number), started, *about])
+            rows.append([run.name, str(number), started, *about])
     return rows
 
 
@@ -297,7 +283,3 @@ def markdown(rows: list[list[str]]) -> str:
     """A heading and rows as Markdown."""
     ruled = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "\n".join("| " + " | ".join(row) + " |" for row in ruled)
-
-
-def _reason(error: Exception) -> str:
-    return " ".join((str(error) or type(error).__name__).split())[:200]

@@ -131,21 +131,26 @@ def check_split(where: str, images: np.ndarray, labels: np.ndarray, n_classes: i
         raise UserError(f"{where}: label {wrong} is outside the {n_classes} classes (0 to {n_classes - 1}).")
 
 
+def not_prepared(root: Path) -> UserError:
+    """The error that `root` holds no data."""
+    return UserError(
+        f"data.root {root} holds no prepared data set; run `python -m tinyimnet prepare SOURCE --out {root}`."
+    )
+
+
 def _read_manifest(root: Path) -> dict:
     try:
         manifest = json.loads((root / "manifest.json").read_text())
         if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']} instead of {FORMAT}")
         for entry in manifest["classes"]:
-            entry["id"], entry["name"]
+            entry["id"], entry["name"]  # raises where one is missing
         if not len(manifest["mean"]) == len(manifest["std"]) == 3 or not min(manifest["std"]) > 0:
             raise ValueError("mean and std are not three numbers each")
-        manifest["sha256"].items(), manifest["test_files"]
+        manifest["sha256"].items(), manifest["test_files"]  # the same
         return manifest
     except FileNotFoundError:
-        raise UserError(
-            f"data.root {root} holds no prepared data set; run `python -m tinyimnet prepare SOURCE --out {root}`."
-        ) from None
+        raise not_prepared(root) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{root}/manifest.json is damaged ({error}); delete {root} and prepare it anew."

@@ -23,13 +23,14 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 from tinyimnet import slurm
 from tinyimnet.config import TrainConfig
-from tinyimnet.errors import LostProcess, UserError
+from tinyimnet.errors import LostProcess, UserError, one_line
 from tinyimnet.meeting import Meeting
 
 logger = logging.getLogger(__name__)
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of glibc
 
 T = TypeVar("T")
+NETWORK = "the network interface between the nodes (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME in slurm/site.env)"
 _START = "start the processes with accelerate launch --multi_gpu, torchrun or srun, or unset RANK."
 PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -44,12 +45,14 @@ def map_environment(environ: MutableMapping[str, str] = os.environ) -> None:
     if "RANK" in environ:
         check_variables(environ)
         return
-    if "SLURM_STEP_ID" not in environ or int(environ.get("SLURM_NTASKS", "1")) <= 1:
+    # SLURM_NTASKS is the job's where an interactive step of it preserves its environment: salloc -n 4, then python train.py.
+    world_size = environ.get("SLURM_STEP_NUM_TASKS") or environ.get("SLURM_NTASKS", "1")
+    if "SLURM_STEP_ID" not in environ or int(world_size) <= 1:
         return
     nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", "")
     tasks = environ.get("SLURM_STEP_TASKS_PER_NODE", "1")
     environ["RANK"] = environ["SLURM_PROCID"]
-    environ["WORLD_SIZE"] = environ["SLURM_NTASKS"]
+    environ["WORLD_SIZE"] = world_size
     environ["LOCAL_RANK"] = environ["SLURM_LOCALID"]
     environ["LOCAL_WORLD_SIZE"] = str(slurm.tasks_on_node(tasks, int(environ.get("SLURM_NODEID", "0"))))
     environ.setdefault("MASTER_ADDR", slurm.first_host(nodes))
@@ -115,6 +118,7 @@ def share_cores(sharers: int) -> None:
     share = max(1, cores // sharers)
     # Accelerate counts the cores itself where this is missing.
     os.environ["OMP_NUM_THREADS"] = str(share)
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(share))  # torch starts 32 for each process
     torch.set_num_threads(share)
 
 
@@ -163,23 +167,24 @@ def start(config: TrainConfig, meeting: Meeting) -> Accelerator:
             ],
         )
     except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"the process group could not form ({reason}); check MASTER_ADDR, MASTER_PORT and whether all "
-            f"{os.environ.get('WORLD_SIZE')} processes have started.",
+            f"the process group could not form ({one_line(error)}); check MASTER_ADDR, MASTER_PORT, whether all "
+            f"{os.environ.get('WORLD_SIZE')} processes have started, and {NETWORK}.",
             every_rank=True,
         ) from error
     check_world(accelerator.num_processes, os.environ)
     if accelerator.is_main_process and config.precision == "bf16" and _imitates_bf16(accelerator.device):
         logger.warning(
-            "train.precision is bf16 and this CPU has no instructions for it: it imitates them, several times slower than "
-            "fp32; --train.precision fp32 is the same recipe."
+            "train.precision is bf16 and this device has no instructions for it: they are emulated, several times slower than "
+            "fp32; --train.precision fp32 is the same recipe, fp16 one for older GPUs."
         )
     return accelerator
 
 
 def _imitates_bf16(device: torch.device) -> bool:
-    return device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if device.type == "cuda":
+        return not torch.cuda.is_bf16_supported(including_emulation=False)
+    return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def from_main(accelerator: Accelerator, make: Callable[[], T]) -> T:
@@ -217,7 +222,11 @@ def lost_processes_named() -> Iterator[None]:
         # gloo raises plain RuntimeErrors with its file and line in front.
         if not isinstance(error, torch.distributed.DistError) and "gloo" not in reason:
             raise
-        reason = re.sub(r"^\[\S+\] ", "", reason).partition(". ")[0][:200]
+        # NCCL says what happened behind "Last error:".
+        reason = (
+            reason.rpartition("Last error: ")[2] if "Last error: " in reason else reason.partition(". ")[0]
+        )
+        reason = re.sub(r"^\[\S+\] ", "", reason)[:200]
         raise LostProcess(
             f"another process of the group is gone or stuck ({reason}); the first to fail says why in "
             "logs/rank_*.log of the run folder, and one that was killed is named by its launcher."

@@ -12,7 +12,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from tinyimnet import files
-from tinyimnet.errors import Busy, UserError
+from tinyimnet.errors import Busy, UserError, one_line
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 SIZE = 248_100_043
@@ -59,7 +59,7 @@ def fetch(target: Path, url: str = URL, size: int = SIZE, sha256: str = SHA256) 
     except (OSError, HTTPException) as error:
         if part.exists() and not part.stat().st_size:
             part.unlink()
-        raise failed(" ".join(str(error).split()) or type(error).__name__) from None
+        raise failed(one_line(error)) from None
     return target
 
 

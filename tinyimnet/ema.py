@@ -7,7 +7,7 @@ a number that the host computes from the step.
 from copy import deepcopy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Ema:
@@ -22,13 +22,24 @@ class Ema:
         torch._foreach_lerp_(averaged(self.module), averaged(model), 1 - decay)
 
 
-def averaged(model: nn.Module) -> list[torch.Tensor]:
+def averaged(model: nn.Module) -> list[Tensor]:
     """Parameters and BatchNorm statistics, without the integer counter num_batches_tracked, which nothing reads."""
-    return [*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point())]
+    return [*model.parameters(), *float_buffers(model)]
+
+
+def float_buffers(model: nn.Module) -> list[Tensor]:
+    """BatchNorm's running means and variances."""
+    return [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+
+
+def unflatten(flat: Tensor, tensors: list[Tensor]) -> None:
+    """Copy the pieces of a concatenation back into the tensors that it was made of."""
+    for piece, tensor in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True):
+        tensor.copy_(piece.view_as(tensor))
 
 
 @torch.no_grad()
-def distance(model: nn.Module, average: nn.Module) -> torch.Tensor:
+def distance(model: nn.Module, average: nn.Module) -> Tensor:
     """|model - average| / |model| over all parameters, (), on their device: how far the average lags behind."""
     weights, averages = tuple(model.parameters()), tuple(average.parameters())
     apart = torch._foreach_norm(torch._foreach_sub(weights, averages))

@@ -7,7 +7,6 @@ in it waits for the device; the host reads a number back only where a line is lo
 import logging
 import time
 from contextlib import nullcontext
-from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
-from tinyimnet import batches, export, optim
+from tinyimnet import batches, export, optim, reduction
 from tinyimnet.checkpoint import Saver
 from tinyimnet.config import Config
 from tinyimnet.console import Progress
@@ -91,34 +90,21 @@ class Trainer:
             precision=config.train.precision,
         )
         if config.train.compile:
-            # In place: the names of the weights stay as they are. One graph for each of at most 7 resolutions.
-            self.bare.compile(dynamic=False)
+            # In place: the names of the weights stay as they are. One graph for each of at most 7 resolutions. Not the
+            # kernel that was fastest when it was tried: that may be another one, which rounds in another way, on another node.
+            self.bare.compile(dynamic=False, options={"deterministic": True})
         self.model, self.optimizer = accelerator.prepare(
             self.bare, optim.build_optimizer(self.bare, config.optim)
         )
+        if accelerator.num_processes > 1:
+            self.model.register_comm_hook(None, reduction.average_gradients)
         self.about = export.description(config, dataset)
         pass_size = self.micro_batches[0].stop - self.micro_batches[0].start
         self.state = TrainState(accelerator, self.bare, self.ema, self.optimizer, self.about, pass_size)
         self.kept_statistics = [statistic.clone() for statistic in self.state.statistics]
-        self.settle_gradient_order()
-        steps, is_main = (self.total_steps, self.steps_per_epoch), accelerator.is_main_process
-        self.progress = Progress(*steps, self.batches.work_left, enabled=is_main)
+        work_left, is_main = self.batches.work_left, accelerator.is_main_process
+        self.progress = Progress(self.total_steps, self.steps_per_epoch, work_left, enabled=is_main)
         self.clock, self.save_seconds = StepClock(device), 0.0
-
-    def settle_gradient_order(self) -> None:
-        """Let DDP find the order in which gradients arrive, before the first step of each life of the run.
-
-        DDP lays its buckets out anew after the first backward pass, and a sum over three or more ranks is rounded
-        differently in another place of a bucket: without this a resumed run differed by 1e-7 on four processes.
-        """
-        if self.accelerator.num_processes == 1:
-            return
-        before = deepcopy(self.bare.state_dict())
-        images, targets = self.batches.load(self.batches.draw(0), self.micro_batches[0], 0)
-        for _ in range(2):  # the layout changes at the start of the second forward pass
-            self.accelerator.backward(F.cross_entropy(self.model(images), targets))
-        self.optimizer.zero_grad()
-        self.bare.load_state_dict(before)
 
     # ---- the loop -------------------------------------------------------------------------------------------
 
@@ -131,7 +117,7 @@ class Trainer:
         """
         self.tracker, self.saver = tracker, saver
         with writable(self.run_dir):
-            self.tracker.rewind(self.step)
+            self.tracker.start(self.step)
         logger.info("from step %d of %d", self.step, self.total_steps)
         if self.step:
             self.progress.resumed(self.step)
@@ -221,7 +207,7 @@ class Trainer:
         if evaluate_now or self.step % self.config.run.save_every == 0:
             self.save(best=best)
         if evaluate_now:
-            self.clock.restart()  # evaluations do not count, checkpoints do
+            self.clock.restart()  # an evaluation and its checkpoint do not count
 
     # ---- numbers --------------------------------------------------------------------------------------------
 
@@ -237,8 +223,8 @@ class Trainer:
     def train_metrics(self) -> dict[str, float]:
         """Means since the last log line; the one place where the training waits for the device."""
         tallies = [*self.state.tallies, distance(self.bare, self.ema.module)]
-        loss_sum, loss_steps, grad_norm, bad_in_a_row, bad_steps, ema_distance = self.accelerator.reduce(
-            torch.stack(tallies), "mean"
+        loss_sum, loss_steps, grad_norm, bad_in_a_row, bad_steps, ema_distance = reduction.averaged(
+            torch.stack(tallies)
         ).tolist()
         speed = self.clock.read(self.config.train.global_batch_size)
         speed |= {"perf/save_s": self.save_seconds, "perf/failed_saves": self.saver.failed}
@@ -267,8 +253,8 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         """Metrics of the raw weights and of their average on the validation set.
 
-        At the resolution of the last step: 10 to 15 points are lost at 64 px by a network that has only seen 40 to 56.
-        The end of the run is measured at 64 px.
+        At the resolution of the last step: a network that has seen 32 to 56 px only loses 10 points at 64 (trial 10 of
+        docs/experiments.md). The end of the run is measured at 64 px.
         """
         size = IMAGE_SIZE if self.step == self.total_steps else self.batches.size(self.step - 1)
         measure = self.evaluator.measure
@@ -282,12 +268,11 @@ class Trainer:
         snapshot, copied = self.state.snapshot()
         if self.accelerator.is_main_process:
             self.report_failed_save(wait=True)
-            epoch = self.step // self.steps_per_epoch
-            self.saver.submit(snapshot, copied, step=self.step, epoch=epoch, best=best)
+            self.saver.submit(snapshot, copied, step=self.step, best=best)
         self.save_seconds += time.perf_counter() - started
 
     def report_failed_save(self, *, wait: bool) -> str:
-        """Say so where the save in flight failed, and why; the next one is the next try."""
+        """Report a save that failed, and return why; the next save tries again."""
         if reason := self.saver.collect(wait=wait):
             self.tracker.alert(
                 "Checkpoint not written",

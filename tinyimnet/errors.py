@@ -1,10 +1,12 @@
 """The one kind of error a user can cause and mend: a single sentence, exit code 2."""
 
+import argparse
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 logger = logging.getLogger(__name__)
 USER_ERROR = 2  # exit code
@@ -27,8 +29,20 @@ class Busy(UserError):
     """Another process is at it."""
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are our one-sentence errors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see `{self.prog} --help`.")
+
+
 class LostProcess(Exception):
     """Another process of the group is gone or stuck; the one that failed first knows why."""
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, on one line of at most 200 characters."""
+    return " ".join((str(error) or type(error).__name__).split())[:200]
 
 
 def run(main: Callable[[list[str]], int], argv: list[str]) -> int:

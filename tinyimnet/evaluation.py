@@ -6,7 +6,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from tinyimnet import reduction
 from tinyimnet.augment import Normalise
+from tinyimnet.ema import float_buffers, unflatten
 from tinyimnet.inference import evaluate, rows_of_rank
 
 
@@ -47,7 +49,7 @@ class Evaluator:
         sums = evaluate(
             model, self.images, self.labels, rows, self.normalise, precision=self.precision, **options
         )
-        loss, top1, top5, count = self.accelerator.reduce(sums, "sum").tolist()
+        loss, top1, top5, count = reduction.summed(sums).tolist()
         assert count == n, f"{count} of {n} validation images counted"
         return {f"{prefix}top1": 100 * top1 / n, f"{prefix}top5": 100 * top5 / n, f"{prefix}loss": loss / n}
 
@@ -58,16 +60,6 @@ class Evaluator:
         """
         self.model.load_state_dict(source.state_dict())
         statistics = float_buffers(self.model)
-        unflatten(self.accelerator.reduce(torch.cat([b.flatten() for b in statistics]), "mean"), statistics)
+        flat = torch.cat([b.flatten() for b in statistics])
+        unflatten(reduction.averaged(flat), statistics)
         return self.model
-
-
-def float_buffers(model: nn.Module) -> list[Tensor]:
-    """BatchNorm's running means and variances."""
-    return [buffer for buffer in model.buffers() if buffer.is_floating_point()]
-
-
-def unflatten(flat: Tensor, tensors: list[Tensor]) -> None:
-    """Copy the pieces of a concatenation back into the tensors that it was made of."""
-    for piece, tensor in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True):
-        tensor.copy_(piece.view_as(tensor))

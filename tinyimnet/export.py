@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tinyimnet import checkpoint
 from tinyimnet.config import Config, ModelConfig
 from tinyimnet.data import Dataset
+from tinyimnet.ema import float_buffers, unflatten
 from tinyimnet.errors import UserError
 from tinyimnet.files import write_atomically
 from tinyimnet.model import build_model, resolve_width
@@ -22,7 +23,7 @@ BEST = "best.safetensors"
 
 @dataclass(frozen=True)
 class Trained:
-    """A network in eval mode, on the CPU but for one in training, and what its outputs mean.
+    """A network in eval mode, on the CPU unless a run exports it at its end, and what its outputs mean.
 
     Attributes:
         model: the network.
@@ -98,13 +99,10 @@ def load_trained(run: Path) -> Trained:
 
 
 def _from_checkpoint(origin: Path, state: dict[str, Any]) -> Trained:
-    tensors = dict(state["ema"])
-    statistics = [name for name in tensors if tensors[name].is_floating_point() and "running_" in name]
-    flat, start = state["by_rank"]["ema"].mean(0), 0
-    for name in statistics:  # averaged over the ranks of the run, as in its own evaluations
-        stop = start + tensors[name].numel()
-        tensors[name], start = flat[start:stop].view_as(tensors[name]), stop
-    return _rebuild(origin, state["step"], json.loads(state["about"]), tensors)
+    found = _rebuild(origin, state["step"], json.loads(state["about"]), state["ema"])
+    # Averaged over the ranks of the run, as in its own evaluations.
+    unflatten(state["by_rank"]["ema"].mean(0), float_buffers(found.model))
+    return found
 
 
 def _from_safetensors(file: Path) -> Trained:

@@ -1,5 +1,6 @@
 """Log-probabilities and sums of hits of images, in batches: for the training loop and the command line."""
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
@@ -51,7 +52,7 @@ def batched_log_probabilities(
         with autocast(device, precision):
             views = [model(x), model(x.flip(3))] if flip else [model(x)]
         log_probabilities = torch.stack([F.log_softmax(view.float(), dim=1) for view in views])
-        yield batch, log_probabilities.logsumexp(0) - torch.tensor(float(len(views))).log().to(device)
+        yield batch, log_probabilities.logsumexp(0) - math.log(len(views))
 
 
 def evaluate(
@@ -68,7 +69,7 @@ def evaluate(
         target = labels[batch].to(device)
         hits = log_probabilities.topk(min(5, log_probabilities.shape[1]), dim=1).indices == target[:, None]
         loss = F.nll_loss(log_probabilities.double(), target, reduction="sum")
-        sums += torch.stack([loss, hits[:, 0].sum(), hits.sum(), torch.tensor(len(target), device=device)])
+        sums += torch.stack([loss, hits[:, 0].sum(), hits.sum(), loss.new_full((), len(target))])
     return sums
 
 

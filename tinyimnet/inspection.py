@@ -32,13 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "Takes train.py's options too: --config, --data.root, --augment.cutmix_probability 1 ..."
 
 
-def main(args: argparse.Namespace, rest: list[str]) -> int:
+def main(args: argparse.Namespace) -> int:
     """Write a PNG grid of images, from the prepared arrays or as the network sees them."""
     import numpy as np
 
     from tinyimnet import commandline, data, pictures
 
-    settings = commandline.load(rest, prog="python -m tinyimnet inspect")
+    settings = commandline.load(args.options, prog="python -m tinyimnet inspect")
     dataset = data.open_dataset(Path(settings.data.root))
     if args.split not in dataset.images:
         raise UserError(f"--split {args.split}: {settings.data.root} has no {args.split} images.")
@@ -54,7 +54,12 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         titles = [
             dataset.names[labels[row]] if labels is not None else dataset.test_files[row] for row in rows
         ]
-    pictures.image_grid(images, titles, args.out)
+    try:
+        pictures.image_grid(images, titles, args.out)
+    except OSError as error:
+        raise UserError(
+            f"--out {args.out} cannot be written ({error.strerror}); choose another file."
+        ) from None
     print(f"{len(images)} images of {settings.data.root} ({args.split}): {args.out}")
     return 0
 

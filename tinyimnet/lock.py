@@ -26,7 +26,7 @@ from tinyimnet.errors import UserError
 logger = logging.getLogger(__name__)
 BEAT = 5.0  # seconds between two renewals
 LEASE = 30.0  # seconds without one after which a holder on another machine is taken for dead
-SETTLE = 1.0  # seconds after which of several processes that took over at once the last one is known
+SETTLE = 1.0  # seconds to wait after a take-over: of several at once the last writer wins
 
 
 class RunLock:
@@ -44,6 +44,7 @@ class RunLock:
             "started": _start_of(os.getpid()),
             "machine": _machine(),
             "job": slurm.job_name(),
+            "restart": slurm.restarts(),
         }
         self._released = threading.Event()
         self._held = False
@@ -65,11 +66,16 @@ class RunLock:
             with self.path.open("x") as file:
                 json.dump(self._me, file)
         except FileExistsError:
-            self._wait_for_a_dead_holder()
+            if earlier := self._is_earlier_life(_read(self.path)):
+                logger.warning("%s is taken over from an earlier life of this job.", self.path)
+            else:
+                self._wait_for_a_dead_holder()
             mine = self.path.with_name(f".LOCK.{self._me['token']}")
             mine.write_text(json.dumps(self._me))
             os.replace(mine, self.path)
-            time.sleep(SETTLE)
+            time.sleep(
+                2 * BEAT if earlier else SETTLE
+            )  # by then that one has seen it and stopped, should it still live
         except OSError:  # a full disk: an empty LOCK would keep the next start waiting
             self.path.unlink(missing_ok=True)
             raise
@@ -93,6 +99,11 @@ class RunLock:
             if self._held:
                 self.path.unlink()
         self._held = False
+
+    def _is_earlier_life(self, holder: dict[str, Any]) -> bool:
+        """Whether Slurm started the job of the holder again, as this process: it took the holder's node for lost."""
+        same_job = bool(self._me["job"]) and holder.get("job") == self._me["job"]
+        return same_job and holder.get("restart", 0) < self._me["restart"]
 
     def _wait_for_a_dead_holder(self) -> None:
         holder, renewed = _read(self.path), _renewed(self.path)
@@ -125,7 +136,7 @@ class RunLock:
 
 
 def is_held(run_dir: Path) -> bool:
-    """Whether somebody renews the lock of a run folder."""
+    """Whether somebody renews the lock of a run folder; one look, which a clock that is LEASE off makes a wrong one."""
     try:
         return time.time() - _renewed(run_dir / "LOCK") / 1e9 < LEASE
     except OSError:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from torch.distributed import PrefixStore, Store, TCPStore
 
 from tinyimnet import slurm
-from tinyimnet.errors import UserError
+from tinyimnet.errors import UserError, one_line
 
 T = TypeVar("T")
 # Seconds that the processes of a job may start apart: torch from a cold network file system takes minutes.
@@ -140,10 +140,9 @@ def _store(environ: Mapping[str, str], rank: int, patience: float) -> Store:
             host, port, is_master=keeper, timeout=timedelta(seconds=patience), wait_for_workers=False
         )
     except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
         raise UserError(
             f"{socket.gethostname()} cannot {'open' if keeper else 'reach'} the port of rank 0, MASTER_ADDR {host} "
-            f"and MASTER_PORT {port} ({reason}); check that rank 0 runs there and that the nodes reach each other.",
+            f"and MASTER_PORT {port} ({one_line(error)}); check that rank 0 runs there and that the nodes reach each other.",
             every_rank=True,
         ) from error
     # An agent that starts its processes again keeps the store, and in it what the last ones said.
@@ -178,8 +177,8 @@ def _arrives(store: Store, key: str, deadline: float) -> bool:
 
 
 def _ranks(ranks: list[int]) -> str:
-    """'rank 2 (n2), rank 3 (n2)': with the nodes where Slurm tells them, which gives them out in blocks."""
+    """'rank 2 (n2), rank 3 (n2)': with the nodes where Slurm tells them, as if each had as many processes as this one."""
     nodes = slurm.step_hosts(os.environ)
-    tasks = int(os.environ.get("SLURM_NTASKS_PER_NODE", "0")) or 1
+    tasks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     named = [f"rank {r} ({nodes[r // tasks]})" if r // tasks < len(nodes) else f"rank {r}" for r in ranks]
     return ", ".join(named[:8]) + (f" and {len(named) - 8} more" if len(named) > 8 else "")

@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import queue
+import re
 import signal
 import sys
 import threading
@@ -27,8 +28,9 @@ import yaml
 
 from tinyimnet import artifacts, files
 from tinyimnet.config import TrackingConfig
+from tinyimnet.errors import one_line
 from tinyimnet.files import write_atomically
-from tinyimnet.stored import KILLED, Known, on_server, recorded, turn
+from tinyimnet.stored import KILLED, Known, on_server, recorded, send_lock
 from tinyimnet.tracking import MARGIN, STEP, how_to_sync, run_id
 
 INIT_TIMEOUT = 20  # seconds; a server that refuses or hangs costs 10 more (wandb 0.31)
@@ -60,7 +62,7 @@ class Mirror:
         self.run: Any = None
         self.known = Known()  # what W&B has
         self.entity: str | None = read_json(run_dir / "wandb_run.json").get("entity")
-        self.turn: TextIO | None = None  # locked while this process sends
+        self.send_lock: TextIO | None = None  # held while this process sends
         self.offset = 0  # bytes of metrics.jsonl read
         self.tried = -AGAIN
 
@@ -73,14 +75,15 @@ class Mirror:
             if "end" in order:
                 # A connection may turn out to be dead in the last call only: then once more, with a new one.
                 end = partial(self.finish, **order["end"])
-                self.attempt(end, wait=False) or self.attempt(end, wait=False)
+                if not self.attempt(end, wait=False):
+                    self.attempt(end, wait=False)
                 return
             self.attempt(self.send_rows)
             if "alert" in order:
                 self.attempt(partial(self.alert, **order["alert"]))
 
     def attempt(self, call: Callable[[], None], *, wait: bool = True) -> bool:
-        """Do something with the W&B run; whether it was done.
+        """Make a call that needs a connected run; returns whether it worked.
 
         Where it fails, a later attempt begins with a new connection, which finds out what arrived: wandb-core dies of the
         SIGTERM that scancel sends to every process, and then all calls raise.
@@ -96,7 +99,7 @@ class Mirror:
         except Exception as error:  # OSError of a dead wandb-core, wandb.Error and more
             if self.rank == 0:
                 lines = self.run_dir / "metrics.jsonl"
-                say(f"interrupted ({short(error)}); it connects again, {lines} has everything")
+                say(f"connection lost ({one_line(error)}); it connects again, and {lines} has every row")
             self.disconnect()
             return False
 
@@ -116,9 +119,9 @@ class Mirror:
                 self.disconnect()
                 if not self.fallback:
                     raise
-                say(f"{short(error)} Recording offline; send it later with: {how_to_sync(self.run_dir)}")
+                say(f"{one_line(error)} Recording offline; send it later with: {how_to_sync(self.run_dir)}")
                 self.mode = "offline"
-                self.turn = None  # closed: `sync --live` may send
+                self.send_lock = None  # closed: `sync --live` may send
         if self.mode == "offline":
             self.known = recorded(self.run_dir, self.id)
             self.run = self.start("offline")
@@ -127,10 +130,10 @@ class Mirror:
 
     def connect_online(self) -> None:
         """Start or resume the run on the server, after the mirror of a life that was killed has said its last word."""
-        if self.pid and not self.turn:
-            self.turn = turn(self.run_dir)
+        if self.pid and not self.send_lock:
+            self.send_lock = send_lock(self.run_dir)
             until = time.monotonic() + 2 * self.tracking.finish_timeout + MARGIN
-            while files.lock(self.turn) is False and time.monotonic() < until:
+            while files.lock(self.send_lock) is False and time.monotonic() < until:
                 time.sleep(0.5)
         self.run = self.start("online")
         self.known = (
@@ -171,11 +174,11 @@ class Mirror:
             # Only the main process says when the run has ended.
             first = self.rank == 0
             settings |= {"x_label": f"rank_{self.rank}", "x_primary": first, "x_update_finish_state": first}
-        seeds, _, _seed = self.run_dir.name.rpartition("-seed")
+        seeds = re.match(r"(.+)-seed\d+$", self.run_dir.name)
         run = wandb.init(
             entity=self.entity, project=self.project, name=self.run_dir.name, id=self.id, dir=self.run_dir,
             resume=None if shared and self.rank else "allow", mode="shared" if shared else mode,  # type: ignore[arg-type]
-            group=os.environ.get("WANDB_RUN_GROUP") or seeds or None, settings=wandb.Settings(**settings),
+            group=os.environ.get("WANDB_RUN_GROUP") or (seeds and seeds[1]), settings=wandb.Settings(**settings),
         )  # fmt: skip
         if self.rank:
             return run
@@ -252,7 +255,7 @@ class Mirror:
 
 
 def prepare_environment(run_dir: Path) -> None:
-    """Keep from W&B what it has no business with, and from the home directory, which may be small or read-only, files."""
+    """Hide most of Slurm's variables from W&B, and keep its files out of the home directory, often small or read-only."""
     for name in [name for name in os.environ if name.startswith("SLURM_") and name not in SLURM]:
         del os.environ[name]
     for place in ("DATA", "CACHE"):
@@ -262,11 +265,6 @@ def prepare_environment(run_dir: Path) -> None:
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a file; empty where there is none."""
     return json.loads(file.read_text()) if file.exists() else {}
-
-
-def short(error: Exception) -> str:
-    """The first sentence of an error, on one line."""
-    return " ".join((str(error) or type(error).__name__).split())[:200]
 
 
 def say(sentence: str) -> None:

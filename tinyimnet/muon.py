@@ -77,7 +77,9 @@ def orthogonalised(updates: list[Tensor]) -> list[Tensor]:
 
 
 def newton_schulz(matrices: Tensor) -> Tensor:
-    """Singular values of (N, R, C) matrices pushed towards 1 by a quintic iteration: between about 0.7 and 1.2.
+    """Singular values of (N, R, C) matrices pushed towards 1 by a quintic iteration.
+
+    Those above 2 % of the matrix's norm end between about 0.7 and 1.2; three steps lift smaller ones 41 times.
 
     x <- a x + b (x x') x + c (x x')^2 x, as one product of x with a polynomial of the small square x x'.
     """

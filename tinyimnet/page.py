@@ -146,7 +146,7 @@ def key_figures(run: Record) -> str:
         ("MACs", f"{macs / 1e6:,.1f} M" if macs else "", "for one image"),
         ("epochs", f"{run.lines[-1].get('epoch', 0):.4g}", f"of {settings.get('train.epochs', '?')}"),
         ("images/s", f"{statistics.median(speeds):,.0f}" if speeds else "", "median"),
-        ("lives", str(len(run.lives) or int(run.last("perf/life") or 1)), "starts of the run"),
+        ("lives", str(len(run.lives)) if run.lives else "", "starts of the run"),
         ("training time", clock(run.training_seconds), since),
     ]
     return markup.tiles(figure for figure in found if figure[1])

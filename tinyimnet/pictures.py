@@ -33,7 +33,7 @@ def image_grid(images: np.ndarray, titles: list[str], path: Path, columns: int =
     _save(canvas, path)
 
 
-def image_rows(rows: list[tuple[str, np.ndarray, list[str]]], path: Path, columns: int = 6) -> None:
+def image_rows(rows: list[tuple[str, np.ndarray, list[str]]], path: Path, columns: int) -> None:
     """Write a PNG of rows, each a heading, images (n, S, S, 3) uint8 with n <= columns, and a caption for each image."""
     heading, height = LINE + 8, LINE + 8 + SIDE + LINE + GAP
     canvas, draw = _blank(columns * (SIDE + GAP) + GAP, len(rows) * height + GAP)

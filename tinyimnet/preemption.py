@@ -14,10 +14,15 @@ from accelerate import Accelerator
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 LOOK = 1.0  # seconds between two looks for a STOP file
-# What a person asks for. Everything else comes from a scheduler, which is to start the run again.
-_BY_A_PERSON = ("SIGINT", "a STOP file in the run folder")
 # Above every signal number: the reason travels between ranks as one number.
 _STOP_FILE, _LAUNCHER_GONE, _DEADLINE = 101, 102, 103
+_IN_WORDS = {
+    _STOP_FILE: "a STOP file in the run folder",
+    _LAUNCHER_GONE: "the end of the launcher",
+    _DEADLINE: "the end of the job's time",
+}
+# What a person asks for. Everything else comes from a scheduler, which is to start the run again.
+_BY_A_PERSON = (signal.SIGINT.name, _IN_WORDS[_STOP_FILE])
 
 
 def job_deadline(seconds_before: float, environ: Mapping[str, str] = os.environ) -> float:
@@ -31,7 +36,7 @@ class StopRequest:
 
     Args:
         run_dir: a file STOP in it is a request.
-        deadline: Unix time of the last request.
+        deadline: Unix time at which the run is asked to stop.
     """
 
     def __init__(self, run_dir: Path, deadline: float = float("inf")):
@@ -98,12 +103,4 @@ def wants_requeue(reason: str) -> bool:
 
 def describe(code: int) -> str:
     """The reason behind a code, in words; empty for 0."""
-    if code == 0:
-        return ""
-    if code == _STOP_FILE:
-        return "a STOP file in the run folder"
-    if code == _LAUNCHER_GONE:
-        return "the end of the launcher"
-    if code == _DEADLINE:
-        return "the end of the job's time"
-    return signal.Signals(code).name
+    return _IN_WORDS.get(code) or (signal.Signals(code).name if code else "")

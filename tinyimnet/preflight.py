@@ -25,14 +25,15 @@ from accelerate import Accelerator
 from tinyimnet import commandline, console, data, distributed
 from tinyimnet import config as configuration
 from tinyimnet.config import Config
-from tinyimnet.errors import UserError
+from tinyimnet.errors import UserError, one_line
 from tinyimnet.meeting import Meeting
 
 MAX_SKEW = 30.0  # seconds between two clocks; the job's deadline (run.stop_before_end) is one of a clock
-CHECKPOINT = 16  # bytes for each parameter: weights, average, momentum, statistics
+CHECKPOINT = 16  # bytes for each parameter: weights, average, and the two moments of AdamW
 MIN_GPU = 4 << 30  # bytes; the data takes 1.35 GB, a batch of 128 images the rest
 VISIBLE = 10.0  # seconds within which a network file system shows a new file on all nodes
 ALL_REDUCE = 1_000_000  # floats: the gradient of the largest network
+HEADER = ("node", "processes", "device", "cores", "free GPU memory", "free for the run", "clock")
 Facts = dict[str, Any]
 
 
@@ -72,7 +73,7 @@ def problems(facts: list[Facts]) -> list[str]:
     for rank, fact in enumerate(facts):
         node = f"node {fact['host']} (rank {rank})"
         for key, what, way_out in same:
-            if fact[key] != first[key]:
+            if fact[key] != first[key] and not (key == "device" and fact["local_rank"] >= fact["gpus"] > 0):
                 details = _difference(first[key], fact[key])
                 found.append(f"{node} has {what} than node {first['host']} ({details}); {way_out}.")
         if not fact["sees_run"]:
@@ -80,13 +81,13 @@ def problems(facts: list[Facts]) -> list[str]:
                          "put --run.dir on a file system that all nodes share.")  # fmt: skip
         if fact["disk"] < fact["needs"]:
             found.append(f"{node} has {fact['disk'] / 1e6:.0f} MB free for {fact['run_dir']}, and two checkpoints need "
-                         f"{fact['needs'] / 1e6:.0f}; make room, or choose another --run.dir.")  # fmt: skip
+                         f"{fact['needs'] / 1e6:.0f} MB; make room, or choose another --run.dir.")  # fmt: skip
         if fact["gpus"] and not fact["usable"]:
             found.append(f"{node} has {fact['gpus']} GPUs that torch {fact['versions']['torch']} for CUDA {torch.version.cuda} "
                          "cannot use: the driver or the GPU is too old for it; install PyTorch's build for an older CUDA.")  # fmt: skip
         elif fact["gpus"] and fact["local_rank"] >= fact["gpus"]:
-            found.append(f"{node} has {fact['gpus']} GPUs and a process for GPU {fact['local_rank']}; "
-                         "start as many processes on a node as it has GPUs.")  # fmt: skip
+            found.append(f"{node} sees {fact['gpus']} GPUs and is process {fact['local_rank']} of its node, from 0; start as many "
+                         "processes as GPUs, and let each see all of them (srun --gpu-bind=none).")  # fmt: skip
         elif fact["gpus"] and fact["gpu_free"] < MIN_GPU:
             found.append(f"{node} has {fact['gpu_free'] / 1e9:.1f} GB free on GPU {fact['local_rank']}, and a run needs "
                          f"{MIN_GPU / 1e9:.1f}; end what else runs there.")  # fmt: skip
@@ -112,7 +113,14 @@ def measure(accelerator: Accelerator, facts: list[Facts]) -> None:
         torch.distributed.all_reduce(numbers)
         return numbers
 
-    add()  # connections are made here
+    try:
+        add()  # connections are made here
+    except RuntimeError as error:
+        raise UserError(
+            f"the first all-reduce over {world_size} processes failed ({one_line(error)}): one of them is gone, or check "
+            f"{distributed.NETWORK}; NCCL_DEBUG=INFO says more.",
+            every_rank=True,
+        ) from error
     started = time.perf_counter()
     wrong = (add() != expected).any()
     failed = accelerator.gather(wrong.reshape(1)).tolist()  # waits for the device
@@ -172,10 +180,7 @@ def main(argv: list[str]) -> int:
 
 def _see_data(root: Path) -> None:
     if not data.is_prepared(root):
-        raise UserError(f"data.root {root} holds no prepared data set; run `python -m tinyimnet prepare`.")
-
-
-HEADER = ("node", "processes", "device", "cores", "free GPU memory", "free for the run", "clock")
+        raise data.not_prepared(root)
 
 
 def _static_facts(config: Config, run_dir: Path) -> Facts:

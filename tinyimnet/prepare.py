@@ -145,7 +145,16 @@ def _opened_everywhere(settings: DataConfig, meeting: "Meeting") -> data.Dataset
 
 
 def _make(root: Path, source: str) -> None:
-    """Make the data set unless it is there; of runs that start together and find none, one does and the others wait."""
+    """Make the data set unless it is there.
+
+    Of runs that start together and find none, one downloads and the others wait; each decodes, and all use what the first
+    to finish has made. Tiny ImageNet goes only into a folder of its name: another one is meant to hold other data.
+
+    Raises:
+        UserError: it cannot be made, or `root` is such a folder.
+    """
+    if source == "tiny-imagenet" and root.name != Path(ARCHIVE).stem and not data.is_prepared(root):
+        raise data.not_prepared(root)
     deadline = time.monotonic() + PATIENCE
     while not data.is_prepared(root):
         try:

@@ -1,6 +1,6 @@
 """What a run folder says, for its report: no torch, and nothing is written.
 
-Every file but config.yaml and metrics.jsonl may be missing: of an older or unfinished run, or one without an evaluation.
+Every file but config.yaml and metrics.jsonl may be missing: of an unfinished run, or one without an evaluation.
 """
 
 import csv
@@ -14,8 +14,8 @@ import yaml
 
 from tinyimnet import lock
 from tinyimnet.config import flatten
-from tinyimnet.errors import UserError
-from tinyimnet.tracking import STEP, read_metrics
+from tinyimnet.errors import UserError, one_line
+from tinyimnet.tracking import STEP, read_lines
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Record:
         facts: of facts.json.
         results: of DONE; empty while the run is not finished.
         url: of the W&B run, or empty.
+        wandb_id: of the W&B run, or empty.
     """
 
     path: Path
@@ -39,6 +40,7 @@ class Record:
     facts: dict[str, Any]
     results: dict[str, Any]
     url: str
+    wandb_id: str
 
     @property
     def name(self) -> str:
@@ -76,14 +78,7 @@ class Record:
 
     def starts(self) -> list[tuple[float, int]]:
         """Step and number of each life but the first; of lives that began at one step, the last."""
-        if self.lives:
-            begun = {life["step"]: i for i, life in enumerate(self.lives, 1)}
-        else:
-            pairs = zip(self.lines, self.lines[1:], strict=False)
-            lives = [(a[STEP], a.get("perf/life"), b.get("perf/life")) for a, b in pairs]
-            begun = {
-                step: int(after) for step, before, after in lives if before and after and before != after
-            }
+        begun = {life["step"]: i for i, life in enumerate(self.lives, 1)}
         return [(step, life) for step, life in begun.items() if step]
 
     def state(self) -> tuple[str, str]:
@@ -123,21 +118,23 @@ def read_record(path: Path) -> Record:
     try:
         settings = flatten(yaml.safe_load(file.read_text()))
     except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
-        raise UserError(f"{file} is damaged ({' '.join(str(error).split())}); restore it.") from None
-    lines = [line for line in read_metrics(path / "metrics.jsonl") if STEP in line]
+        raise UserError(f"{file} is damaged ({one_line(error)}); restore it.") from None
+    lines = [line for line in read_lines(path / "metrics.jsonl") if STEP in line]
     if not lines:
         raise UserError(
             f"{path} has no line in metrics.jsonl yet; the first one comes after run.log_every "
             f"({settings.get('run.log_every')}) steps: wait for it, or start the run."
         )
+    wandb = read_object(path / "wandb_run.json")
     return Record(
         path=path,
         settings=settings,
         lines=lines,
-        lives=read_metrics(path / "lives.jsonl"),
+        lives=read_lines(path / "lives.jsonl"),
         facts=read_object(path / "facts.json"),
         results=read_object(path / "DONE"),
-        url=str(read_object(path / "wandb_run.json").get("url") or ""),
+        url=str(wandb.get("url") or ""),
+        wandb_id=str(wandb.get("id") or ""),
     )
 
 

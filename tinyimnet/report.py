@@ -15,7 +15,7 @@ from tinyimnet.export import FINAL
 from tinyimnet.files import write_atomically
 from tinyimnet.model import count_parameters
 from tinyimnet.preemption import wants_requeue
-from tinyimnet.tracking import Tracker, read_metrics
+from tinyimnet.tracking import Tracker, read_lines
 
 logger = logging.getLogger(__name__)
 AUGMENTED = "augmented.png"
@@ -38,7 +38,7 @@ def started(run_dir: Path, trainer: Trainer) -> None:
 
 
 def stopped(run_dir: Path, tracker: Tracker, reason: str, step: int, life: dict[str, Any]) -> None:
-    """A run that was asked to stop and saved; the marker REQUEUE where its scheduler asked, and not a person."""
+    """Report a run that stopped and saved; leave the marker REQUEUE if its scheduler asked, and not a person."""
     if wants_requeue(reason):
         marker = {"reason": reason, "life": [life["job"], life["restart"]], "steps": step - life["step"]}
         runfolder.mark(run_dir, "REQUEUE", json.dumps(marker))
@@ -76,14 +76,15 @@ def _analyse(run_dir: Path, trainer: Trainer, network: torch.nn.Module) -> dict[
     trained = export.trained(network, run_dir / FINAL, trainer.step, trainer.about)
     images, labels = (tensor.cpu().numpy() for tensor in (trainer.evaluator.images, trainer.evaluator.labels))
     found = analysis.log_probabilities(trained, images)
-    return analysis.write(run_dir / "evaluation", trained, images, labels, found, split="val", tta="none")
+    split = "held-out train" if trainer.config.data.tune_split else "val"
+    return analysis.write(run_dir / "evaluation", trained, images, labels, found, split=split, tta="none")
 
 
 def finished(run_dir: Path, tracker: Tracker, results: dict[str, float | int]) -> None:
     """A run that reached its last step: curves, model card, DONE, table."""
     from tinyimnet import plots  # here: matplotlib takes half a second to import
 
-    lines = read_metrics(run_dir / "metrics.jsonl")
+    lines = read_lines(run_dir / "metrics.jsonl")
     plots.curves(lines, run_dir / "curves.png")
     results = {**lines[-1], **results}
     facts = json.loads((run_dir / "facts.json").read_text())

@@ -1,4 +1,4 @@
-"""The run folder, which is the whole truth about a run: the same command starts it, resumes it or finds it finished.
+"""The run folder, which is the whole truth about a run: the same command starts it, resumes it or says that it is finished.
 
 config.yaml      resolved configuration          metrics.jsonl   one line for each logged step
 checkpoints/     newest k and best                final.safetensors, curves.png, DONE   at the end
@@ -24,7 +24,7 @@ import yaml
 from tinyimnet import checkpoint, slurm
 from tinyimnet import config as configuration
 from tinyimnet.config import Config
-from tinyimnet.errors import UserError
+from tinyimnet.errors import UserError, one_line
 from tinyimnet.files import write_atomically
 from tinyimnet.lock import RunLock
 
@@ -146,8 +146,9 @@ def read_config(run_dir: Path) -> dict:
     except FileNotFoundError:
         raise UserError(f"{run_dir} is not a run folder: it has no config.yaml.") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{file} is damaged ({reason}); restore it, or choose another --run.dir.") from None
+        raise UserError(
+            f"{file} is damaged ({one_line(error)}); restore it, or choose another --run.dir."
+        ) from None
 
 
 def is_done(run_dir: Path, config: Config) -> bool:
@@ -155,6 +156,6 @@ def is_done(run_dir: Path, config: Config) -> bool:
     return (run_dir / "DONE").exists() and read_config(run_dir)["train"]["epochs"] == config.train.epochs
 
 
-def mark(run_dir: Path, name: str, content: str = "") -> None:
+def mark(run_dir: Path, name: str, content: str) -> None:
     """Leave the marker DONE or REQUEUE."""
     write_atomically(run_dir / name, content.encode())

@@ -10,9 +10,8 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
-from tinyimnet.ema import Ema
-from tinyimnet.errors import UserError
-from tinyimnet.evaluation import float_buffers, unflatten
+from tinyimnet.ema import Ema, float_buffers, unflatten
+from tinyimnet.errors import UserError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -62,15 +61,17 @@ class TrainState:
         }
 
     def snapshot(self) -> tuple[dict[str, Any], Callable[[], None]]:
-        """A copy in the host's memory, and a function that waits until it is whole; every rank calls it.
+        """A copy in the host's memory, and a function that waits until it is whole; every rank calls it, rank 0 gets it.
 
-        The device copies in the order of its work, and only who writes the copy waits for it. To read the tensors from
+        The device copies in the order of its work, and only the thread that writes the copy waits for it. To read the tensors from
         there one by one would wait for all that the training has queued meanwhile, each time.
         """
         by_rank = {
             name: self.accelerator.gather(torch.cat([t.flatten() for t in tensors])[None])
             for name, tensors in self._of_rank().items()
         }
+        if not self.accelerator.is_main_process:
+            return {}, lambda: None
         scaler = self.accelerator.scaler
         state = {
             "step": self.step,
@@ -125,9 +126,8 @@ class TrainState:
                     self.pass_size, saved["pass_size"],
                 )  # fmt: skip
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"the checkpoint does not fit this version of the program ({type(error).__name__}: {reason}); "
+                f"the checkpoint does not fit this version of the program ({type(error).__name__}: {one_line(error)}); "
                 "resume it with the version that wrote it, or start in another --run.dir."
             ) from error
 

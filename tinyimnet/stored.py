@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from tinyimnet.tracking import STEP, read_metrics
+from tinyimnet.tracking import STEP, read_lines
 
 ANSWER = 20  # seconds that the server has for an answer
 KILLED = 137  # exit code of what ended without a word, as a shell counts SIGKILL
@@ -36,7 +36,7 @@ class Known:
 
     def is_complete(self, run_dir: Path) -> bool:
         """Whether it has every row of the run folder, and of a finished run the results."""
-        rows = steps_of(read_metrics(run_dir / "metrics.jsonl"))
+        rows = steps_of(read_lines(run_dir / "metrics.jsonl"))
         return rows <= self.steps and final_step(run_dir) in (0, self.final)
 
 
@@ -46,8 +46,8 @@ def final_step(run_dir: Path) -> int:
     return json.loads(done.read_text())["steps"] if done.exists() else 0
 
 
-def turn(run_dir: Path) -> TextIO:
-    """A file to lock (files.lock) for who sends a run: two would send the same rows. It is not the training's LOCK."""
+def send_lock(run_dir: Path) -> TextIO:
+    """The file that whoever sends a run locks (files.lock): two would send the same rows. Not the training's LOCK."""
     (run_dir / "wandb").mkdir(exist_ok=True)
     return (run_dir / "wandb" / "turn").open("a")
 

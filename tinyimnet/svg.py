@@ -118,11 +118,11 @@ def thin(values: Sequence[float], most: int = POINTS) -> list[int]:
     return sorted(kept)
 
 
-def ticks(low: float, high: float, wanted: int = 6) -> list[float]:
-    """About `wanted` round numbers, from the last one that is not above `low` to the first not below `high`."""
+def ticks(low: float, high: float) -> list[float]:
+    """About 6 round numbers, from the last one that is not above `low` to the first not below `high`."""
     if high <= low:
         return [low, low + (abs(low) or 1)]
-    rough = (high - low) / wanted
+    rough = (high - low) / 6
     power = 10 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from tinyimnet import files, lock, stored
 from tinyimnet.config import runs_root
-from tinyimnet.errors import UserError
+from tinyimnet.errors import UserError, one_line
 from tinyimnet.stored import KILLED, Known, exit_code_of, rows_of, steps_of
-from tinyimnet.tracking import read_metrics
+from tinyimnet.tracking import read_lines
 
 if TYPE_CHECKING:
     from tinyimnet.mirror import Mirror
@@ -38,14 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=Path,
         metavar="RUN",
-        help="run folders (default: those in $RUNS_ROOT or runs/ that W&B shall have and that are not being trained)",
+        help="run folders (default: all in $RUNS_ROOT or runs/ that are tracked on W&B and not training)",
     )
     parser.add_argument(
         "--timeout",
         type=int,
         default=600,
         metavar="SECONDS",
-        help="for each run; not for following one (600)",
+        help="limit for each run (default: 600); none with --live",
     )
     parser.add_argument(
         "--live",
@@ -101,7 +101,7 @@ def check(run: Path, *, live: bool = False) -> None:
 
 
 def attempt(run: Path, timeout: int) -> UserError | None:
-    """Send one run; the other ones do not wait for its mistake."""
+    """Send one run; returns its error, so that the others are still sent."""
     try:
         check(run)
         print(f"{run}: {bounded(send, run, timeout)}", flush=True)
@@ -127,7 +127,7 @@ def bounded(call: Callable[[Path, Any], Any], run: Path, timeout: int | None) ->
 @contextmanager
 def one_at_a_time(run: Path) -> Iterator[None]:
     """Two that send the same rows would double them."""
-    with stored.turn(run) as file:
+    with stored.send_lock(run) as file:
         if files.lock(file) is False:
             raise UserError(
                 f"{run} is being sent by another command or the end of its training; wait for that."
@@ -144,10 +144,8 @@ def send(run_dir: Path, timeout: int) -> str:
     Raises:
         UserError: W&B does not take it.
     """
-    from tinyimnet.mirror import short
-
     mirror = mirror_of(run_dir)
-    rows = steps_of(read_metrics(run_dir / "metrics.jsonl"))
+    rows = steps_of(read_lines(run_dir / "metrics.jsonl"))
     ended = how_it_ended(run_dir, stored.records(run_dir, mirror.id))  # before there is a record of this
     try:
         before = ask(mirror)
@@ -160,7 +158,7 @@ def send(run_dir: Path, timeout: int) -> str:
         after = wait_for(mirror)
     except Exception as error:
         raise UserError(
-            f"{run_dir} was not sent ({short(error)}); look at the network, WANDB_BASE_URL and WANDB_API_KEY."
+            f"{run_dir} was not sent ({one_line(error)}); look at the network, WANDB_BASE_URL and WANDB_API_KEY."
         ) from None
     if not after.is_complete(run_dir):
         raise UserError(

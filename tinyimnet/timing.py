@@ -16,7 +16,7 @@ class StepClock:
         device: where the arithmetic runs.
 
     Attributes:
-        steps: steps since the last `restart`; who steps counts them.
+        steps: steps since the last `restart`; the caller counts them.
     """
 
     def __init__(self, device: torch.device):

@@ -20,14 +20,14 @@ from typing import Any
 
 from tinyimnet.config import TrackingConfig
 from tinyimnet.console import console
+from tinyimnet.errors import UserError
 from tinyimnet.files import write_atomically
 
 logger = logging.getLogger(__name__)
 STEP = "trainer/global_step"
 RESTARTS = 3  # of a mirror that ends by itself
-MARGIN = (
-    45  # seconds beside tracking.finish_timeout that a mirror may need: one that just tries to start (31 s)
-)
+MARGIN = 45  # seconds on top of tracking.finish_timeout: a mirror that is still starting needs 31
+_ROOT = str(Path(__file__).resolve().parent.parent)
 
 
 class Tracker:
@@ -37,30 +37,30 @@ class Tracker:
         run_dir: the run folder.
         config: where W&B goes.
         rank: of this process.
-        life: starts of this run, with this one.
+        life: which start of the run this is, from 1.
     """
 
     def __init__(self, run_dir: Path, config: TrackingConfig, *, rank: int = 0, life: int = 1):
         self.file = run_dir / "metrics.jsonl"
         self.run_dir, self.config, self.rank, self.life = run_dir, config, rank, life
-        self._mirror: Mirror | None = None
+        self._mirror: MirrorProcess | None = None
         self._lines: FileIO | None = None
         self._unwritten = b""
         self._writing = threading.Lock()  # the thread that saves checkpoints calls `sync`
 
-    def rewind(self, step: int) -> None:
-        """Drop what was logged after `step`, which a resumed run replays with the same values, and start the mirror.
+    def start(self, step: int) -> None:
+        """Open metrics.jsonl, without what was logged after `step` and is replayed with the same values; start the mirror.
 
         Raises:
             OSError: the file cannot be written.
         """
         if self.rank == 0:
-            kept = [json.dumps(line) + "\n" for line in read_metrics(self.file) if line[STEP] <= step]
+            kept = [json.dumps(line) + "\n" for line in read_lines(self.file) if line[STEP] <= step]
             write_atomically(self.file, "".join(kept).encode())
             self._lines = self.file.open("ab", buffering=0)
         mode = wandb_mode(self.config)
         if mode != "disabled" and (self.rank == 0 or (mode == "online" and self.config.per_rank)):
-            self._mirror = Mirror(self.run_dir, mode, self.rank)
+            self._mirror = MirrorProcess(self.run_dir, mode, self.rank)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Record values under a global step; calls come in the order of the steps.
@@ -106,7 +106,7 @@ class Tracker:
                 self._unwritten = self._unwritten[written:]
 
 
-class Mirror:
+class MirrorProcess:
     """The process that follows the run folder; it is started again when it ends by itself.
 
     Args:
@@ -170,12 +170,17 @@ class Mirror:
             self._start()
 
 
-_ROOT = str(Path(__file__).resolve().parent.parent)
-
-
 def wandb_mode(config: TrackingConfig) -> str:
-    """online, offline or disabled: WANDB_MODE, else tracking.wandb."""
-    return os.environ.get("WANDB_MODE") or config.wandb
+    """online, offline or disabled: WANDB_MODE, else tracking.wandb.
+
+    Raises:
+        UserError: WANDB_MODE is something else.
+    """
+    mode = os.environ.get("WANDB_MODE") or config.wandb
+    mode = {"run": "online", "dryrun": "offline"}.get(mode, mode)  # wandb's older words
+    if mode not in ("online", "offline", "disabled"):
+        raise UserError(f"WANDB_MODE is {mode!r} and must be online, offline or disabled.")
+    return mode
 
 
 def run_id(run_dir: Path) -> str:
@@ -197,8 +202,8 @@ def how_to_sync(run_dir: Path) -> str:
     return f"python -m tinyimnet sync {place}"
 
 
-def read_metrics(file: Path) -> list[dict[str, float]]:
-    """The whole lines of a metrics.jsonl; a crash may have left half a line at the end."""
+def read_lines(file: Path) -> list[dict[str, float]]:
+    """The whole lines of metrics.jsonl or lives.jsonl; a crash may have left half a line at the end."""
     lines = []
     for text in file.read_text().splitlines() if file.exists() else []:
         try:

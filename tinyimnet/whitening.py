@@ -13,22 +13,21 @@ N_IMAGES = 4000  # 27 x 27 covariances of a million patches
 EPSILON = 1e-3  # of the variance of normalised pixels: components below it are noise of the JPEG files
 
 
-def whitening_filters(images: Tensor, kernel: int = 3) -> Tensor:
+def whitening_filters(images: Tensor) -> Tensor:
     """Filters whose responses to patches of `images` are uncorrelated and of about unit variance.
 
     Args:
         images: (N, C, S, S) float32, normalised.
-        kernel: side of a patch in px.
 
     Returns:
-        (C * kernel^2, C, kernel, kernel) float32 on the CPU, by falling variance of the component.
+        (9 C, C, 3, 3) float32 on the CPU, by falling variance of the component.
     """
     channels = images.shape[1]
-    patches = F.unfold(images, kernel, stride=kernel).movedim(1, 0).flatten(1)
+    patches = F.unfold(images, 3, stride=3).movedim(1, 0).flatten(1)
     covariance = (patches @ patches.T / patches.shape[1]).double().cpu()
     variances, components = torch.linalg.eigh(covariance)
     filters = (components / (variances + EPSILON).sqrt()).T.flip(0)
-    return filters.float().view(-1, channels, kernel, kernel)
+    return filters.float().view(-1, channels, 3, 3)
 
 
 @torch.no_grad()

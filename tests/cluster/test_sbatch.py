@@ -129,11 +129,17 @@ def test_preempted_it_saves_within_its_grace_time_and_comes_back_to_the_same_end
     assert cluster.end(job) == "COMPLETED", log.read_text()
     assert "stopped by SIGTERM: saved" in log.read_text()
     assert "preempted; requeued for life 2" in log.read_text()
+    assert (
+        cluster.show(job).get("PreemptTime", "None") == "None"
+    )  # an error in this life would not count as preemption
     assert_same_end(untouched, run)
 
 
 @pytest.mark.parametrize(
-    "node, fault", [("n1", "node-kill"), ("n2", "net-down")], ids=["power cut", "cable pulled"]
+    "node, fault",
+    [("n1", "node-kill"), ("n2", "node-kill"), ("n2", "net-down")],
+    # The second one is noticed by the other node's processes before Slurm does.
+    ids=["power cut, first node", "power cut, second node", "cable pulled"],
 )
 def test_a_lost_node_is_replaced_and_the_end_is_the_same(
     cluster, tiny_config, untouched, tmp_path, node, fault
@@ -163,31 +169,65 @@ def test_scancel_saves_and_the_job_stays_cancelled(cluster, tiny_config, tmp_pat
     assert step >= 10 and len(lives(run)) == 1
 
 
-def test_a_rank_that_fails_ends_the_job_at_once_with_its_traceback_in_the_log(
+def failing_rank(folder: Path, step: int, how: str) -> str:
+    """A PYTHONPATH with which rank 3 fails after so many steps in the first life of its job."""
+    (folder / "sitecustomize.py").write_text(f"""
+import os, sys
+if os.environ.get("SLURM_PROCID") == "3" and "SLURM_RESTART_COUNT" not in os.environ:
+    sys.path.insert(0, {str(REPO)!r})
+    from tinyimnet import optim
+    decay_at = optim.ema_decay_at
+    def failing(step, decay):
+        if step == {step}:
+            {how}
+        return decay_at(step, decay)
+    optim.ema_decay_at = failing
+""")
+    return str(folder)
+
+
+def test_a_rank_that_fails_before_anything_was_saved_ends_the_job_at_once_with_its_traceback_in_the_log(
     cluster, tiny_config, tmp_path
 ) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    (tmp_path / "sitecustomize.py").write_text(FAILING_RANK)
-    job = cluster.sbatch(TRAIN, tiny_config, f"--run.dir={run}", log=log, PYTHONPATH=str(tmp_path))
-    cluster.until_step(run, 18, job)
+    failing = failing_rank(tmp_path, 18, "raise ZeroDivisionError('on purpose')")
+    job = cluster.sbatch(TRAIN, tiny_config, f"--run.dir={run}", log=log, PYTHONPATH=failing)
+    cluster.until_step(run, 16, job)
     assert cluster.end(job, 15) == "FAILED"
     assert "ZeroDivisionError: on purpose" in log.read_text()
     assert "ended with exit code" in log.read_text() and "not requeued" in log.read_text()
     assert len(lives(run)) == 1
 
 
-FAILING_RANK = f"""
-import os, sys
-if os.environ.get("SLURM_PROCID") == "3":
-    sys.path.insert(0, {str(REPO)!r})
-    from tinyimnet import optim
-    decay_at = optim.ema_decay_at
-    def failing(step, decay):
-        if step == 20:
-            raise ZeroDivisionError("on purpose")
-        return decay_at(step, decay)
-    optim.ema_decay_at = failing
-"""
+@pytest.mark.parametrize(
+    "how", ["os.kill(os.getpid(), 9)", "raise ZeroDivisionError('on purpose')"], ids=["killed", "fails"]
+)
+def test_a_rank_that_is_killed_or_fails_later_costs_a_life_and_the_end_is_the_same(
+    cluster, tiny_config, untouched, tmp_path, how
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    failing = failing_rank(tmp_path, 58, how)
+    job = cluster.sbatch(TRAIN, tiny_config, f"--run.dir={run}", log=log, PYTHONPATH=failing)
+    assert cluster.end(job) == "COMPLETED", log.read_text()
+    assert re.search(r"ended with exit code \d+, with step [24]0 saved; requeued for life 2", log.read_text())
+    assert len(lives(run)) == 2
+    assert_same_end(untouched, run)
+
+
+def test_however_the_gpus_were_asked_for_and_from_within_another_job_it_trains(
+    cluster, tiny_config, tmp_path
+) -> None:
+    inherited = {
+        "SLURM_CPU_BIND": "quiet,mask_cpu:0x00000001",
+        "SLURM_MEM_PER_CPU": "10",
+        "SLURM_MEM_PER_NODE": "10",
+    }
+    job = cluster.run(
+        "sbatch", "--parsable", "--ntasks=4", "--ntasks-per-node=2", "--gpus-per-task=1", f"--output={tmp_path}/log",
+        TRAIN, tiny_config, f"--run.dir={tmp_path}/run", SHORT, **inherited,
+    ).strip()  # fmt: skip
+    assert cluster.end(job) == "COMPLETED", (tmp_path / "log").read_text()
+    assert "2 processes each" in (tmp_path / "log").read_text()
 
 
 def test_a_configuration_that_is_wrong_ends_the_job_with_a_sentence(cluster, tiny_config, tmp_path) -> None:
