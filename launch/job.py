@@ -1,7 +1,7 @@
 """The job that submitit pickles: the arguments of train.py, and how a life of it ends.
 
 It holds no state: every life finds its own in the run folder. That is what makes it right after a lost node too, where
-Slurm starts the pickle of the submission again.
+Slurm starts the pickle of the submission again. Whether there is another life, launch.requeue decides in the batch script.
 """
 
 import atexit
@@ -15,6 +15,8 @@ from typing import Any
 
 import submitit
 
+from tinyimnet.config import RunConfig
+
 
 @dataclass
 class TrainJob:
@@ -27,10 +29,9 @@ class TrainJob:
     arguments: list[str]
 
     def __call__(self) -> dict[str, Any]:
-        """Train until the end, and return what DONE holds, or until asked to stop, and be requeued."""
-        from launch.requeue import PATIENCE, decide, requeue, show_job
-        from tinyimnet import commandline, distributed, slurm
-        from tinyimnet.errors import LostProcess
+        """Train until the end, and return what DONE holds, or until asked to stop."""
+        from tinyimnet import commandline, distributed
+        from tinyimnet.errors import USER_ERROR, UserError
 
         environment = submitit.JobEnvironment()
         # submitit's own, which starts a job of its local cluster again. The training takes the signal over.
@@ -43,23 +44,14 @@ class TrainJob:
             helper.export(set_cuda_visible_devices=False, overwrite=True)
         import train
 
-        lost: LostProcess | None = None
         try:
             train.main(self.arguments)
-        except LostProcess as error:
-            print(lost := error, flush=True)
+        except UserError:
+            exit_code = USER_ERROR
+            raise
         run = commandline.load(self.arguments).run
-        verdict = decide(run, int(bool(lost)), show_job(slurm.job_name()), os.environ)
-        print(f"job {environment.job_id}: {verdict.sentence}", flush=True)
-        if verdict.requeue and environment.cluster != "debug":  # which has no other life
-            # After a loss rank 0 may be what was lost: then each of the others asks, and the first one is heard.
-            if environment.cluster == "slurm" and (environment.global_rank == 0 or lost):
-                requeue(slurm.job_name())
-            elif environment.global_rank == 0 and callable(again):
-                again(signal.SIGUSR2, None)
-            time.sleep(2 * PATIENCE)  # the requeue ends all of them
-        if verdict.exit_code:
-            raise RuntimeError(verdict.sentence) from lost
+        if environment.cluster == "local":
+            come_back(run, environment, again)
         exit_code = 0
         done = Path(run.dir) / "DONE"
         return json.loads(done.read_text()) if done.exists() else {}
@@ -67,3 +59,21 @@ class TrainJob:
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """What submitit starts in the next life: the same."""
         return submitit.helpers.DelayedSubmission(self)
+
+
+def come_back(run: RunConfig, environment: submitit.JobEnvironment, again: Any) -> None:
+    """On submitit's local cluster: end all processes and start them again where the run was stopped as by a scheduler.
+
+    Raises:
+        RuntimeError: it was, and is not to be started again.
+    """
+    from launch.requeue import PATIENCE, decide
+
+    verdict = decide(run, 0, {}, os.environ)
+    print(f"job {environment.job_id}: {verdict.sentence}", flush=True)
+    if verdict.requeue:
+        if environment.global_rank == 0:
+            again(signal.SIGUSR2, None)
+        time.sleep(2 * PATIENCE)  # it ends all of them
+    if verdict.exit_code:
+        raise RuntimeError(verdict.sentence)

@@ -30,9 +30,8 @@ import yaml
 from launch.job import TrainJob
 from tinyimnet import commandline, errors, runfolder
 from tinyimnet import config as configuration
-from tinyimnet.cli import Parser
 from tinyimnet.config import Config
-from tinyimnet.errors import UserError
+from tinyimnet.errors import Parser, UserError
 from tinyimnet.files import write_atomically
 
 REPO = Path(__file__).resolve().parent.parent
@@ -69,7 +68,8 @@ def main(argv: list[str]) -> int:
     runs = expand(args, overrides)
     first = runs[0].run
     folder = Path(first.dir) / f"submit-{time.strftime('%Y%m%d-%H%M%S')}"
-    executor = make_executor(args.cluster, profile, folder, first.max_lives)
+    files = [folder / f"{Path(config.run.dir).name}.yaml" for config in runs]
+    executor = make_executor(args.cluster, profile, files)
     if args.dry_run:
         print(sbatch_script(executor, len(runs)))
         return 0
@@ -79,7 +79,7 @@ def main(argv: list[str]) -> int:
         for name in overridden(sbatch_script(executor, len(runs))):
             os.environ.pop(name, None)
     snapshot(REPO, folder / "code")
-    jobs = executor.submit_array([make_job(config, folder) for config in runs])
+    jobs = executor.submit_array([make_job(*pair) for pair in zip(runs, files, strict=True)])
     for job, config in zip(jobs, runs, strict=True):
         run_dir = Path(config.run.dir)
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -170,9 +170,8 @@ def expand(args: argparse.Namespace, overrides: list[str]) -> list[Config]:
     return runs
 
 
-def make_job(config: Config, folder: Path) -> TrainJob:
+def make_job(config: Config, file: Path) -> TrainJob:
     """A job for this configuration, which is written down: the files that it was read from may change."""
-    file = folder / f"{Path(config.run.dir).name}.yaml"
     write_atomically(file, configuration.dump(config).encode())
     return TrainJob(["--config", str(file)])
 
@@ -224,22 +223,31 @@ def _git(repo: Path, *command: str) -> str:
 # ---- submitit -----------------------------------------------------------------------------------------------
 
 
-def make_executor(cluster: str, profile: Profile, folder: Path, max_lives: int) -> submitit.AutoExecutor:
-    """An executor whose jobs run in folder/code and come back after a time limit, a preemption and a lost node."""
+def make_executor(cluster: str, profile: Profile, files: list[Path]) -> submitit.AutoExecutor:
+    """An executor whose jobs run in the folder `code` beside their configurations and come back as train.sbatch does.
+
+    Args:
+        cluster: slurm, local or debug.
+        profile: the shape of a job.
+        files: the configuration of each job, in the order in which they will be submitted.
+    """
     if cluster == "slurm" and not shutil.which("sbatch"):
         raise UserError(
             "--cluster is slurm and there is no sbatch on PATH; submit on a login node, or use --cluster local."
         )
     if cluster != "slurm" and profile.nodes > 1:
         raise UserError(f"nodes is {profile.nodes} and must be 1 with --cluster {cluster}.")
-    options = {"slurm_max_num_timeout": max_lives} if cluster == "slurm" else {}
-    executor = submitit.AutoExecutor(folder=folder.absolute() / "%j", cluster=cluster, **options)
+    folder = files[0].parent.absolute()
+    executor = submitit.AutoExecutor(folder=folder / "%j", cluster=cluster)
     tasks = profile.gpus_per_node or profile.tasks_per_node
-    code, site_env = folder.absolute() / "code", shlex.quote(str(REPO / "slurm" / "site.env"))
+    code, site_env = folder / "code", shlex.quote(str(REPO / "slurm" / "site.env"))
     setup = [f"cd {shlex.quote(str(code))}", f"[[ ! -f {site_env} ]] || source {site_env}",
              "export PYTHONUNBUFFERED=1 SLURM_EXPORT_ENV=ALL SLURM_GPU_BIND=none",
              # Of a job in which this one was submitted: slurm/train.sbatch has the reasons.
-             'unset SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SLURM_MEM_PER_NODE "${!SLURM_CPU_BIND@}"']  # fmt: skip
+             'unset SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SLURM_MEM_PER_NODE "${!SLURM_CPU_BIND@}"',
+             # Behind submitit's srun, which is the script's last line.
+             f"python={shlex.quote(sys.executable)} configs=({shlex.join(map(str, files))})",
+             'trap \'exec "$python" -m launch.requeue $? --config "${configs[${SLURM_ARRAY_TASK_ID:-0}]}"\' EXIT']  # fmt: skip
     executor.update_parameters(
         name="tinyimnet",
         nodes=profile.nodes,

@@ -47,6 +47,23 @@ def slow_first_life(folder: Path) -> str:
     return str(folder / "slow")
 
 
+def failing_rank(folder: Path, step: int, how: str) -> str:
+    """A PYTHONPATH with which rank 3 fails after so many steps in the first life of its job."""
+    (folder / "sitecustomize.py").write_text(f"""
+import os, sys
+if os.environ.get("SLURM_PROCID") == "3" and "SLURM_RESTART_COUNT" not in os.environ:
+    sys.path.insert(0, {str(REPO)!r})
+    from tinyimnet import optim
+    decay_at = optim.ema_decay_at
+    def failing(step, decay):
+        if step == {step}:
+            {how}
+        return decay_at(step, decay)
+    optim.ema_decay_at = failing
+""")
+    return str(folder)
+
+
 class Cluster:
     """Commands for the cluster, and patient looks at what became of a job.
 

@@ -1,6 +1,7 @@
 """launch.submit: which runs it sends, as what, with which code. On a real Slurm: tests/cluster/test_submitit.py."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def test_a_job_gets_the_configuration_of_its_submission(tmp_path: Path) -> None:
     file.write_text("optim: {lr: 0.3}\n")
     args, overrides = submit._parser().parse_known_args(["--config", str(file), f"--run.dir={tmp_path}/run"])
     (config,) = submit.expand(args, overrides)
-    job = submit.make_job(config, tmp_path)
+    job = submit.make_job(config, tmp_path / "sent.yaml")
     file.write_text("optim: {lr: 0.4}\n")
     assert commandline.load(job.arguments) == config
 
@@ -99,7 +100,7 @@ def test_a_profile_that_is_wrong_is_refused(profile: str, sentence: str, tmp_pat
 def test_without_slurm_it_says_what_else_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UserError, match="there is no sbatch on PATH"):
-        submit.make_executor("slurm", submit.Profile(), Path("x"), 5)
+        submit.make_executor("slurm", submit.Profile(), [Path("x.yaml")])
 
 
 def test_a_dry_run_prints_the_script_and_leaves_nothing(tmp_path: Path) -> None:
@@ -116,6 +117,10 @@ def test_a_dry_run_prints_the_script_and_leaves_nothing(tmp_path: Path) -> None:
                  "--signal=USR2@120", "--open-mode=append"):  # fmt: skip
         assert f"#SBATCH {line}\n" in result.stdout
     assert "--kill-on-bad-exit=1 --wait=0" in result.stdout and "wckey" not in result.stdout
+    configs = re.search(r"configs=\((.*)\)", result.stdout)
+    assert configs and [Path(name).name for name in configs[1].split()] == [
+        f"run-seed{i}.yaml" for i in range(10)
+    ]
     assert [path.name for path in tmp_path.iterdir()] == ["bin"]
 
 

@@ -71,6 +71,17 @@ def test_offline_lives_become_one_run_with_each_row_once_and_in_order(
     assert run.state == "finished" and run.events  # with the system metrics of its nodes
 
 
+def test_it_sends_from_a_shell_in_which_runs_are_offline_and_under_another_id_where_one_was_deleted(
+    offline: Path, wandb_server: WandbServer, monkeypatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")  # as slurm/site.env of a cluster without a network has it
+    monkeypatch.setenv("WANDB_RUN_ID", "another")
+    done = sync(offline)
+    assert done.returncode == 0, done.stderr
+    assert steps(wandb_server, offline) == list(range(1, 16))
+    assert [run.name for run in wandb_server.store.runs.values()] == ["another"]
+
+
 def test_a_second_sync_sends_nothing(offline: Path, wandb_server: WandbServer) -> None:
     sync(offline)
     again = sync(offline)

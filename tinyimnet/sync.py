@@ -211,9 +211,10 @@ def send_records(mirror: "Mirror", has: Known, timeout: float) -> None:
 
 def wait_for(mirror: "Mirror") -> Known:
     """What the server has, as soon as that is everything; what it took may show later."""
-    until = time.monotonic() + SETTLE
+    until, pause = time.monotonic() + SETTLE, 1.0
     while not (has := ask(mirror)).is_complete(mirror.run_dir) and time.monotonic() < until:
-        time.sleep(1)
+        time.sleep(pause)
+        pause *= 2  # a look is several requests, of which W&B allows so many a minute
     return has
 
 

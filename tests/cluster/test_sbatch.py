@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import REPO
 from lives import assert_same_end, last_step
-from slurm_cluster import slow_first_life
+from slurm_cluster import failing_rank, slow_first_life
 
 from tinyimnet import checkpoint
 
@@ -167,23 +167,6 @@ def test_scancel_saves_and_the_job_stays_cancelled(cluster, tiny_config, tmp_pat
     step = checkpoint.load_newest(run / "checkpoints")["step"]
     assert f"stopped by SIGTERM: saved at step {step}" in log.read_text()
     assert step >= 10 and len(lives(run)) == 1
-
-
-def failing_rank(folder: Path, step: int, how: str) -> str:
-    """A PYTHONPATH with which rank 3 fails after so many steps in the first life of its job."""
-    (folder / "sitecustomize.py").write_text(f"""
-import os, sys
-if os.environ.get("SLURM_PROCID") == "3" and "SLURM_RESTART_COUNT" not in os.environ:
-    sys.path.insert(0, {str(REPO)!r})
-    from tinyimnet import optim
-    decay_at = optim.ema_decay_at
-    def failing(step, decay):
-        if step == {step}:
-            {how}
-        return decay_at(step, decay)
-    optim.ema_decay_at = failing
-""")
-    return str(folder)
 
 
 def test_a_rank_that_fails_before_anything_was_saved_ends_the_job_at_once_with_its_traceback_in_the_log(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import REPO
 from lives import assert_same_end, last_step
-from slurm_cluster import slow_first_life
+from slurm_cluster import failing_rank, slow_first_life
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("nodes_are_up")]
 PROFILE = (
@@ -96,6 +96,14 @@ def test_after_a_lost_node_it_goes_on_elsewhere_to_the_same_end(
     cluster.control("node-kill", "n2")
     assert cluster.end(job, 240) == "COMPLETED", output(run)
     assert [life["nodes"] for life in lives(run)] == [["n1", "n2"], ["n1", "n3"]]
+    assert_same_end(untouched, run)
+
+
+def test_after_a_killed_process_it_goes_on_to_the_same_end(cluster, tiny_config, untouched, tmp_path) -> None:
+    run = tmp_path / "run"
+    job = submit(cluster, tiny_config, run, PYTHONPATH=failing_rank(tmp_path, 58, "os.kill(os.getpid(), 9)"))
+    assert cluster.end(job) == "COMPLETED", output(run)
+    assert len(lives(run)) == 2
     assert_same_end(untouched, run)
 
 
