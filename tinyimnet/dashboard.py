@@ -148,7 +148,7 @@ def saved(entity: str, project: str, kind: str) -> list[Any]:
 def check_sent(api: Any, entity: str, project: str, runs: list[Record]) -> None:
     """Raise a UserError for the first run that W&B does not have."""
     chosen = {"name": {"$in": [run.wandb_id for run in runs]}}
-    sent = {run.wandb_id for run in api.runs(f"{entity}/{project}", chosen)}
+    sent = {run.id for run in api.runs(f"{entity}/{project}", chosen)}
     for run in runs:
         if run.wandb_id not in sent:
             raise UserError(
