@@ -85,8 +85,10 @@ def fit(
                 elif is_main:
                     report.finished(run_dir, tracker, results)
             exit_code = 0
-        except errors.UserError:
+        except errors.UserError as error:
             exit_code = errors.USER_ERROR
+            if is_main:  # ahead of W&B, for which Slurm may not wait
+                report.mistaken(run_dir, lock, error)
             raise
         finally:
             saver.close()

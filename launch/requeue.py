@@ -11,6 +11,7 @@ person's STOP, a cancelled job, a run that makes no progress.
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -21,12 +22,13 @@ from typing import NamedTuple
 from tinyimnet import commandline, errors, slurm
 from tinyimnet.config import RunConfig
 from tinyimnet.errors import UserError
-from tinyimnet.tracking import read_lines
+from tinyimnet.files import read_lines
 
 # Seconds, beyond the 20 to 40 that scontrol waits for a controller itself; one that restarts or fails over is back by then.
 PATIENCE = 60
 # Lives in a row that fail and save nothing new, after which a job ends: what fails each time is no accident.
 IDLE_LIVES = 3
+SECOND_CTRL_C = 128 + signal.SIGINT
 
 
 class Verdict(NamedTuple):
@@ -78,14 +80,17 @@ def decide(
         environ: SLURM_RESTART_COUNT and the ids of the job.
         begun_late: the run was not there yet when this life began, and may have had no time for a step.
     """
-    life = slurm.restarts(environ) + 1
-    if exit_code == 0 and (Path(run.dir) / "DONE").exists():
+    life, begun = slurm.restarts(environ) + 1, lives_of_job(Path(run.dir), environ)
+    # What crashes when it leaves is finished as well; a DONE of an earlier run is removed when a life begins.
+    if (exit_code == 0 or life - 1 in begun) and (Path(run.dir) / "DONE").exists():
         return Verdict(False, 0, f"finished in life {life}")
     if job.get("JobState", "RUNNING") != "RUNNING":
         return Verdict(False, exit_code, f"{job['JobState'].lower()}; not requeued")
+    if int(job.get("Restarts", "0")) >= life:  # Slurm took this life's node for lost
+        return Verdict(False, exit_code, "a later life of this job has begun; not requeued")
     preempted = is_preempted(job)
     marker = read_marker(Path(run.dir), environ)
-    accident = is_accident(Path(run.dir), exit_code, environ)
+    accident = bool(job) and not (preempted or marker) and is_accident(Path(run.dir), exit_code, environ)
     if not preempted and not marker and not accident:
         return Verdict(False, exit_code, f"ended with exit code {exit_code}; not requeued")
     if preempted:
@@ -120,18 +125,24 @@ def is_accident(run_dir: Path, exit_code: int, environ: Mapping[str, str]) -> bo
 
     Slurm itself notices a lost node after SlurmdTimeout, 300 s by default; the processes on the other nodes see it at once
     and end. A life that was refused before it began counts as well, for example by the preflight for a node that is not
-    in order, but not a mistake in one that had begun. In no case unless an earlier life of this job, or this one, saved
-    something new, IDLE_LIVES ago at most.
+    in order, but neither a mistake in one that had begun nor what a person wanted to end. In no case unless an earlier
+    life of this job, or this one, saved something new, IDLE_LIVES ago at most.
     """
-    job, restart = slurm.job_name(environ), slurm.restarts(environ)
-    begun = {
-        life["restart"]: life["step"] for life in read_lines(run_dir / "lives.jsonl") if life["job"] == job
-    }
-    if not job or not exit_code or (exit_code == errors.USER_ERROR and restart in begun):
+    restart, begun = slurm.restarts(environ), lives_of_job(run_dir, environ)
+    # The exit code alone does not tell: srun has that of a signal where it killed a process that waited for W&B.
+    mistake = restart in begun and (exit_code == errors.USER_ERROR or (run_dir / "MISTAKE").exists())
+    by_a_person = exit_code == SECOND_CTRL_C or (run_dir / "STOP").exists()
+    if not exit_code or mistake or by_a_person:
         return False
     saved = saved_step(run_dir)
     productive = [life for life, step in begun.items() if step < saved]
     return bool(productive) and restart - max(productive) < IDLE_LIVES
+
+
+def lives_of_job(run_dir: Path, environ: Mapping[str, str]) -> dict[int, int]:
+    """The lives of this job that began: how often it had been started again, and the step from which the life went on."""
+    job, lives = slurm.job_name(environ), read_lines(run_dir / "lives.jsonl")
+    return {life["restart"]: life["step"] for life in lives if job and life.get("job") == job}
 
 
 def saved_step(run_dir: Path) -> int:
@@ -141,11 +152,11 @@ def saved_step(run_dir: Path) -> int:
 
 
 def show_job(job: str) -> dict[str, str]:
-    """JobState and PreemptTime of a job; empty outside Slurm, and where it does not answer."""
+    """JobState, PreemptTime and Restarts of a job; empty outside Slurm, and where it does not answer."""
     if not job:
         return {}
     answer = scontrol("--oneliner", "show", "job", job)
-    return dict(re.findall(r"\b(JobState|PreemptTime)=(\S+)", answer.stdout))
+    return dict(re.findall(r"\b(JobState|PreemptTime|Restarts)=(\S+)", answer.stdout))
 
 
 def is_preempted(job: Mapping[str, str]) -> bool:

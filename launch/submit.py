@@ -76,7 +76,10 @@ def main(argv: list[str]) -> int:
     for config in runs:
         runfolder.find_run(config)  # refuse now what a job would refuse in an hour
     if args.cluster == "slurm":
-        for name in overridden(sbatch_script(executor, len(runs))):
+        outer = {
+            name for name in os.environ if name.startswith(("SLURM_ARRAY_", "SLURM_RESTART"))
+        }  # of the job we are in
+        for name in overridden(sbatch_script(executor, len(runs))) | outer:
             os.environ.pop(name, None)
     snapshot(REPO, folder / "code")
     jobs = executor.submit_array([make_job(*pair) for pair in zip(runs, files, strict=True)])
@@ -244,6 +247,7 @@ def make_executor(cluster: str, profile: Profile, files: list[Path]) -> submitit
     setup = [f"cd {shlex.quote(str(code))}", f"[[ ! -f {site_env} ]] || source {site_env}",
              "export PYTHONUNBUFFERED=1 SLURM_EXPORT_ENV=ALL SLURM_GPU_BIND=none",
              # Of a job in which this one was submitted: slurm/train.sbatch has the reasons.
+             "unset SLURM_GPUS_PER_TASK SLURM_NTASKS_PER_GPU SLURM_TRES_PER_TASK",
              'unset SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SLURM_MEM_PER_NODE "${!SLURM_CPU_BIND@}"',
              # Behind submitit's srun, which is the script's last line.
              f"python={shlex.quote(sys.executable)} configs=({shlex.join(map(str, files))})",

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from tinyimnet import checkpoint, distributed, errors, evaluation, lock, optim
-from tinyimnet.tracking import read_lines
+from tinyimnet.files import read_lines
 
 SERVER = multiprocessing.get_context("forkserver")
 # What train.py imports at once and, the last three, on the way.

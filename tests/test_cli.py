@@ -13,7 +13,7 @@ from PIL import Image
 
 import train
 from tinyimnet import cli, errors
-from tinyimnet.tracking import read_lines
+from tinyimnet.files import read_lines
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,11 @@ from tinyimnet import checkpoint, commandline, data, distributed, facts, report,
 from tinyimnet.checkpoint import Saver
 from tinyimnet.engine import Trainer
 from tinyimnet.errors import UserError
+from tinyimnet.files import read_lines
 from tinyimnet.lock import RunLock
 from tinyimnet.meeting import Meeting
 from tinyimnet.preemption import StopRequest
-from tinyimnet.tracking import STEP, read_lines
+from tinyimnet.tracking import STEP
 
 
 @pytest.fixture

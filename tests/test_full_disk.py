@@ -11,7 +11,7 @@ import pytest
 from lives import assert_same_end, at_step, live
 
 from tinyimnet import checkpoint, preemption
-from tinyimnet.tracking import read_lines
+from tinyimnet.files import read_lines
 
 OPTIONS = {"train__epochs": 4, "run__save_every": 3, "run__log_every": 1}  # 24 steps, saves at 3, 6, 9, ...
 

@@ -95,6 +95,7 @@ def test_a_job_that_slurm_started_again_takes_it_from_its_earlier_life_which_lea
     RunLock(tmp_path / "run").acquire()
     assert wait(earlier) == [2]
     assert "now belongs to process" in (tmp_path / "earlier").read_text()
+    assert not (tmp_path / "run" / "MISTAKE").exists()
 
 
 def test_the_earlier_life_does_not_take_it_back(tmp_path: Path, monkeypatch) -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from lives import live
 
 from launch import requeue
 from launch.requeue import decide, main
@@ -94,6 +95,59 @@ def test_a_later_life_that_is_refused_before_it_begins_is_requeued_and_a_mistake
     with (Path(run.dir) / "lives.jsonl").open("a") as lives:
         lives.write(json.dumps({"job": "123", "restart": 2, "step": 100}) + "\n")
     assert not decide(run, errors.USER_ERROR, RUNNING, LIFE_3).requeue
+
+
+@pytest.mark.parametrize("file", ["STOP", "MISTAKE"])
+def test_what_a_person_asked_for_or_has_to_mend_is_not_requeued_whatever_the_exit_code(
+    file: str, run: RunConfig
+) -> None:
+    """Killed while it waits for W&B, or stuck until it is killed, a process has the exit code of a signal."""
+    past(run, ("123", 2, 0), saved=100)
+    assert decide(run, 137, RUNNING, LIFE_3).requeue
+    (Path(run.dir) / file).touch()
+    assert not decide(run, 137, RUNNING, LIFE_3).requeue
+
+
+def test_a_second_ctrl_c_is_obeyed(run: RunConfig) -> None:
+    past(run, ("123", 2, 0), saved=100)
+    assert not decide(run, 130, RUNNING, LIFE_3).requeue
+
+
+def test_a_run_that_diverges_leaves_the_marker(arguments, tmp_path: Path) -> None:
+    keys = {"optim__lr": 1e30, "train__max_bad_steps": 1, "run__log_every": 1, "run__save_every": 1}
+    assert live(arguments(**keys), tmp_path / "log", environment={"SLURM_JOB_ID": "123"}) == [2]
+    assert "not finite" in (tmp_path / "run" / "MISTAKE").read_text()
+    run, first = RunConfig(dir=str(tmp_path / "run")), {"SLURM_JOB_ID": "123"}
+    assert not decide(run, 137, RUNNING, first).requeue
+    (tmp_path / "run" / "MISTAKE").unlink()
+    assert decide(run, 137, RUNNING, first).requeue
+
+
+def test_a_life_that_slurm_took_for_lost_does_not_end_the_one_after_it(run: RunConfig) -> None:
+    past(run, ("123", 2, 0), saved=100)
+    mark(run)
+    again, exit_code, sentence = decide(run, 1, {**RUNNING, "Restarts": "3"}, LIFE_3)
+    assert (again, exit_code) == (False, 1) and "a later life of this job has begun" in sentence
+    assert decide(run, 1, {**RUNNING, "Restarts": "2"}, LIFE_3).requeue
+
+
+def test_without_an_answer_of_slurm_a_failure_is_not_requeued(run: RunConfig) -> None:
+    past(run, ("123", 2, 0), saved=100)
+    assert not decide(run, 137, {}, LIFE_3).requeue
+
+
+def test_a_line_that_a_power_failure_cut_hides_no_other(run: RunConfig) -> None:
+    past(run, ("123", 0, 0), ("123", 2, 100), saved=140)
+    lives = Path(run.dir) / "lives.jsonl"
+    first, last = lives.read_text().splitlines()
+    lives.write_text(f"{first}\n{first[:20]}\n{last}\n")
+    assert decide(run, 1, RUNNING, LIFE_3).requeue
+
+
+def test_a_finished_run_that_crashed_when_it_left_is_finished(run: RunConfig) -> None:
+    past(run, ("123", 2, 0), saved=100)
+    (Path(run.dir) / "DONE").touch()
+    assert decide(run, 134, RUNNING, LIFE_3) == (False, 0, "finished in life 3")
 
 
 def test_outside_slurm_nothing_is_requeued(run: RunConfig) -> None:

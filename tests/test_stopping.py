@@ -12,7 +12,7 @@ from conftest import ACCELERATE, REPO, TORCHRUN
 from lives import assert_same_end, last_step, live, start, wait
 
 from tinyimnet import checkpoint, preemption
-from tinyimnet.tracking import read_lines
+from tinyimnet.files import read_lines
 
 BOUND = 10  # seconds from the request to the end of all processes; slurm's KillWait is 30
 # Endless for a test; one step in two is logged, so that it can be met in mid-run.

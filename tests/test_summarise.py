@@ -8,8 +8,9 @@ from conftest import REPO
 
 import train
 from results import summarise
+from tinyimnet.files import read_lines
 from tinyimnet.record import read_record
-from tinyimnet.tracking import STEP, read_lines
+from tinyimnet.tracking import STEP
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ from wandb_records import StoredRun
 from wandb_server import WandbServer
 
 from tinyimnet import prepared
-from tinyimnet.tracking import STEP, read_lines
+from tinyimnet.files import read_lines
+from tinyimnet.tracking import STEP
 
 pytestmark = pytest.mark.wandb
 SHARED = {**SMALL, "model.stem_stride": 2, "train.global_batch_size": 16}  # 0.4 s an epoch

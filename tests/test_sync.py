@@ -16,8 +16,9 @@ from wandb_server import WandbServer
 
 from tinyimnet import config as configuration
 from tinyimnet.config import Config, TrackingConfig
+from tinyimnet.files import read_lines
 from tinyimnet.lock import RunLock
-from tinyimnet.tracking import STEP, Tracker, read_lines
+from tinyimnet.tracking import STEP, Tracker
 
 pytestmark = pytest.mark.wandb
 

@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 
 from tinyimnet.config import TrackingConfig
-from tinyimnet.tracking import STEP, Tracker, read_lines, run_id
+from tinyimnet.files import read_lines
+from tinyimnet.tracking import STEP, Tracker, run_id
 
 DISABLED = TrackingConfig(wandb="disabled")
 

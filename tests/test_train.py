@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 import train
 from tinyimnet import arrays, cli, commandline, errors, export, runfolder
+from tinyimnet.files import read_lines
 from tinyimnet.lock import RunLock
-from tinyimnet.tracking import STEP, read_lines
+from tinyimnet.tracking import STEP
 
 
 def weights_equal(left: Path, right: Path) -> bool:

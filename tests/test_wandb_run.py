@@ -14,7 +14,8 @@ from conftest import launch, small_run
 from test_mirror_online import steps
 from wandb_server import WandbServer
 
-from tinyimnet.tracking import STEP, read_lines
+from tinyimnet.files import read_lines
+from tinyimnet.tracking import STEP
 
 pytestmark = pytest.mark.wandb
 SECRET = "planted-4f1c8e"

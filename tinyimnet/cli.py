@@ -110,7 +110,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
     trained = _load_trained(args.run)
     dataset, split = _dataset_of(trained, args.run, args.data), args.split
-    if not args.data and _data_of(args.run)["tune_split"]:
+    if not args.data and _data_of(args.run).get("tune_split"):
         dataset, split = data.tuning_split(dataset), split.replace("val", "held-out train")
     images, labels = dataset.images[args.split], dataset.labels[args.split]
     out = args.out or (args.run.parent if args.run.is_file() else args.run) / "evaluation"

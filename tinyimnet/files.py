@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import hashlib
+import json
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +28,15 @@ def write_atomically(path: Path, content: bytes) -> None:
             partial.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file, one a line; without what a crash left of a line, and none where there is no file."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        with suppress(json.JSONDecodeError):
+            lines.append(json.loads(text))
+    return lines
 
 
 def sync(path: Path) -> None:

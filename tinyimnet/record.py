@@ -15,7 +15,8 @@ import yaml
 from tinyimnet import lock
 from tinyimnet.config import flatten
 from tinyimnet.errors import UserError, one_line
-from tinyimnet.tracking import STEP, read_lines
+from tinyimnet.files import read_lines
+from tinyimnet.tracking import STEP
 
 
 @dataclass(frozen=True)

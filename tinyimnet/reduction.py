@@ -38,7 +38,8 @@ def average_gradients(_state: None, bucket: dist.GradBucket) -> torch.futures.Fu
     dist.all_to_all_single(of_all_ranks, padded)
     dist.all_gather_single(padded, _add_up(of_all_ranks.view(world_size, part)) / world_size)
     gradients.copy_(padded[: len(gradients)])
-    done: torch.futures.Future[Tensor] = torch.futures.Future()
+    on_gpu: list[int | str | torch.device] = [gradients.device] if gradients.is_cuda else []
+    done: torch.futures.Future[Tensor] = torch.futures.Future(devices=on_gpu)
     done.set_result(gradients)
     return done
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from tinyimnet.card import CARD, model_card
 from tinyimnet.engine import Trainer
 from tinyimnet.errors import UserError
 from tinyimnet.export import FINAL
-from tinyimnet.files import write_atomically
+from tinyimnet.files import read_lines, write_atomically
+from tinyimnet.lock import RunLock
 from tinyimnet.model import count_parameters
 from tinyimnet.preemption import wants_requeue
-from tinyimnet.tracking import Tracker, read_lines
+from tinyimnet.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 AUGMENTED = "augmented.png"
@@ -45,6 +47,13 @@ def stopped(run_dir: Path, tracker: Tracker, reason: str, step: int, life: dict[
         if not marker["steps"]:
             tracker.alert("No progress", f"stopped by {reason} before one step was done, at step {step}")
     console.console.print(f"stopped by {reason}: saved at step {step}; the same command goes on from there")
+
+
+def mistaken(run_dir: Path, lock: RunLock, error: UserError) -> None:
+    """Leave the marker MISTAKE, unless the folder is another process's by now or cannot be written."""
+    with suppress(UserError, OSError):
+        lock.check()
+        runfolder.mark(run_dir, "MISTAKE", str(error))
 
 
 def finish(run_dir: Path, trainer: Trainer) -> dict[str, float | int]:

@@ -6,6 +6,7 @@ logs/            one for each rank                LOCK            held by the pr
 lives.jsonl      one line for each start: when, where, in which job, from which step
 STOP             put there by a user: save and exit
 REQUEUE          left there by a run that its scheduler stopped and that is to be started again
+MISTAKE          left there by a run that ended by an error for a person, as it would each time
 """
 
 import json
@@ -25,10 +26,11 @@ from tinyimnet import checkpoint, slurm
 from tinyimnet import config as configuration
 from tinyimnet.config import Config
 from tinyimnet.errors import UserError, one_line
-from tinyimnet.files import write_atomically
+from tinyimnet.files import read_lines, write_atomically
 from tinyimnet.lock import RunLock
 
 logger = logging.getLogger(__name__)
+MARKERS = ("STOP", "REQUEUE", "MISTAKE", "DONE")
 
 
 def find_run(config: Config) -> Path:
@@ -77,11 +79,11 @@ def open_run(run_dir: Path, config: Config, life: dict[str, Any]) -> int:
         (run_dir / "logs").mkdir(exist_ok=True)
         checkpoint.sweep(run_dir / "checkpoints", life["step"])
         write_atomically(run_dir / "config.yaml", configuration.dump(config).encode())
-        with (run_dir / "lives.jsonl").open("a") as lives:
-            lives.write(json.dumps(life) + "\n")
-        for marker in ("STOP", "REQUEUE", "DONE"):
+        lives = [*read_lines(run_dir / "lives.jsonl"), life]  # without half a line that a power failure left
+        write_atomically(run_dir / "lives.jsonl", "".join(json.dumps(each) + "\n" for each in lives).encode())
+        for marker in MARKERS:
             (run_dir / marker).unlink(missing_ok=True)
-        return (run_dir / "lives.jsonl").read_bytes().count(b"\n")
+        return len(lives)
 
 
 def describe_life(nodes: list[str], processes: int, step: int, total_steps: int) -> dict[str, Any]:
@@ -157,5 +159,5 @@ def is_done(run_dir: Path, config: Config) -> bool:
 
 
 def mark(run_dir: Path, name: str, content: str) -> None:
-    """Leave the marker DONE or REQUEUE."""
+    """Leave the marker DONE, REQUEUE or MISTAKE."""
     write_atomically(run_dir / name, content.encode())

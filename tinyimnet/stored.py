@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from tinyimnet.tracking import STEP, read_lines
+from tinyimnet.files import read_lines
+from tinyimnet.tracking import STEP
 
 ANSWER = 20  # seconds that the server has for an answer
 KILLED = 137  # exit code of what ended without a word, as a shell counts SIGKILL

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 from tinyimnet import files, lock, stored
 from tinyimnet.config import runs_root
 from tinyimnet.errors import UserError, one_line
+from tinyimnet.files import read_lines
 from tinyimnet.stored import KILLED, Known, exit_code_of, rows_of, steps_of
-from tinyimnet.tracking import read_lines
 
 if TYPE_CHECKING:
     from tinyimnet.mirror import Mirror

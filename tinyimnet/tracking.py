@@ -21,7 +21,7 @@ from typing import Any
 from tinyimnet.config import TrackingConfig
 from tinyimnet.console import console
 from tinyimnet.errors import UserError
-from tinyimnet.files import write_atomically
+from tinyimnet.files import read_lines, write_atomically
 
 logger = logging.getLogger(__name__)
 STEP = "trainer/global_step"
@@ -200,14 +200,3 @@ def how_to_sync(run_dir: Path) -> str:
     """The command that sends what W&B does not have yet of a run."""
     place = run_dir.relative_to(Path.cwd()) if run_dir.is_relative_to(Path.cwd()) else run_dir
     return f"python -m tinyimnet sync {place}"
-
-
-def read_lines(file: Path) -> list[dict[str, float]]:
-    """The whole lines of metrics.jsonl or lives.jsonl; a crash may have left half a line at the end."""
-    lines = []
-    for text in file.read_text().splitlines() if file.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines

@@ -203,6 +203,9 @@ def test_however_the_gpus_were_asked_for_and_from_within_another_job_it_trains(
     inherited = {
         "SLURM_CPU_BIND": "quiet,mask_cpu:0x00000001",
         "SLURM_MEM_PER_CPU": "10",
+        "SLURM_ARRAY_JOB_ID": "1",
+        "SLURM_ARRAY_TASK_ID": "5",
+        "SLURM_RESTART_COUNT": "3",
         "SLURM_MEM_PER_NODE": "10",
     }
     job = cluster.run(
@@ -210,7 +213,8 @@ def test_however_the_gpus_were_asked_for_and_from_within_another_job_it_trains(
         TRAIN, tiny_config, f"--run.dir={tmp_path}/run", SHORT, **inherited,
     ).strip()  # fmt: skip
     assert cluster.end(job) == "COMPLETED", (tmp_path / "log").read_text()
-    assert "2 processes each" in (tmp_path / "log").read_text()
+    log = (tmp_path / "log").read_text()
+    assert f"job {job}, life 1, " in log and "2 processes each" in log and "finished in life 1" in log
 
 
 def test_a_configuration_that_is_wrong_ends_the_job_with_a_sentence(cluster, tiny_config, tmp_path) -> None:
