@@ -15,6 +15,7 @@ from conftest import REPO, launch
 
 from tinyimnet import config as configuration
 from tinyimnet.config import Config, TrackingConfig
+from tinyimnet.mirror import prepare_environment
 from tinyimnet.tracking import STEP, Tracker
 
 pytestmark = pytest.mark.wandb
@@ -190,3 +191,9 @@ def test_the_training_does_not_import_wandb_nor_the_mirror_torch() -> None:
     for module, foreign in (("train", {"wandb", "submitit"}), ("tinyimnet.mirror", {"torch", "matplotlib"})):
         program = f"import sys, {module}; assert not {foreign} & set(sys.modules)"
         assert launch([sys.executable, "-c", program], PYTHONPATH=str(REPO)).returncode == 0, module
+
+
+def test_an_empty_mode_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {"WANDB_MODE": ""})
+    prepare_environment(tmp_path)
+    assert "WANDB_MODE" not in os.environ

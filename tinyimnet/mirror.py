@@ -258,6 +258,8 @@ def prepare_environment(run_dir: Path) -> None:
     """Hide most of Slurm's variables from W&B, and keep its files out of the home directory, often small or read-only."""
     for name in [name for name in os.environ if name.startswith("SLURM_") and name not in SLURM]:
         del os.environ[name]
+    if not os.environ.get("WANDB_MODE"):  # empty is unset for the training; wandb refuses it
+        os.environ.pop("WANDB_MODE", None)
     for place in ("DATA", "CACHE"):
         os.environ.setdefault(f"WANDB_{place}_DIR", str((run_dir / "wandb" / place.lower()).absolute()))
 
