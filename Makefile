@@ -34,7 +34,7 @@ test-wandb: $(VENV)/.installed-dev
 # As root: it installs Slurm's Debian packages, starts the cluster and ends it.
 test-cluster: $(VENV)/.installed-dev
 	tests/cluster/cluster.sh install
-	shellcheck slurm/*.sbatch slurm/site.env.example tests/cluster/cluster.sh .ci/run
+	shellcheck slurm/*.sbatch slurm/own_job.sh slurm/site.env.example tests/cluster/cluster.sh .ci/run
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m cluster
 
 # The full disk is a small tmpfs where this is root; FAULTS_SEED=N draws other moments.

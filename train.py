@@ -13,15 +13,15 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from tinyimnet import commandline, distributed, errors, facts, preflight, prepare, report, runfolder
+from tinyimnet import commandline, distributed, errors, facts, preflight, prepare, report, runfolder, slurm
 from tinyimnet.checkpoint import Saver
 from tinyimnet.config import Config
 from tinyimnet.data import Dataset
 from tinyimnet.engine import Trainer
 from tinyimnet.lock import RunLock
 from tinyimnet.meeting import Meeting
-from tinyimnet.preemption import StopRequest, job_deadline, wants_requeue
-from tinyimnet.tracking import Tracker
+from tinyimnet.preemption import StopRequest, wants_requeue
+from tinyimnet.tracking import Tracker, wandb_mode
 
 
 def main(argv: list[str]) -> int:
@@ -31,6 +31,7 @@ def main(argv: list[str]) -> int:
     console = logging.StreamHandler()
     console.setLevel(logging.WARNING)  # INFO goes to logs/rank_N.log alone
     logging.basicConfig(handlers=[console], format="%(levelname)s: %(message)s")
+    wandb_mode(settings.tracking)  # refuses a mistake while nothing is changed yet
     run_dir = runfolder.find_run(settings)
     meeting = Meeting(settings.train.timeout)
     with distributed.lost_processes_named():
@@ -53,15 +54,14 @@ def fit(
 ) -> None:
     """Train until the end or until asked to stop, with the run folder locked."""
     is_main, from_main = accelerator.is_main_process, partial(distributed.from_main, accelerator)
-    stop = StopRequest(run_dir, job_deadline(settings.run.stop_before_end))
+    stop = StopRequest(run_dir, slurm.end_of_job() - settings.run.stop_before_end)
     stop.install()
     trainer = Trainer(settings, accelerator, dataset, run_dir, stop)
     with RunLock(run_dir) as lock:
         if saved := from_main(lambda: runfolder.lock_run(run_dir, settings, lock)):
             trainer.state.restore(saved)
         # Until here nothing in the folder was changed.
-        hosts = list(dict.fromkeys(process["host"] for process in found))
-        life = runfolder.describe_life(hosts, accelerator.num_processes, trainer.step, trainer.total_steps)
+        life = runfolder.describe_life(found, trainer.step, trainer.total_steps)
         lives = from_main(lambda: runfolder.open_run(run_dir, settings, life))
         runfolder.log_to(run_dir, accelerator.process_index, accelerator.num_processes)
         if is_main:

@@ -86,10 +86,13 @@ def decide(
         return Verdict(False, 0, f"finished in life {life}")
     if job.get("JobState", "RUNNING") != "RUNNING":
         return Verdict(False, exit_code, f"{job['JobState'].lower()}; not requeued")
-    if int(job.get("Restarts", "0")) >= life:  # Slurm took this life's node for lost
+    if is_superseded(job, environ):
         return Verdict(False, exit_code, "a later life of this job has begun; not requeued")
-    preempted = is_preempted(job)
     marker = read_marker(Path(run.dir), environ)
+    # Ahead of a preemption: what it asked for is done.
+    if exit_code == 0 and not marker and (Path(run.dir) / "STOP").exists():
+        return Verdict(False, 0, "stopped by a person; not requeued")
+    preempted = is_preempted(job)
     accident = bool(job) and not (preempted or marker) and is_accident(Path(run.dir), exit_code, environ)
     if not preempted and not marker and not accident:
         return Verdict(False, exit_code, f"ended with exit code {exit_code}; not requeued")
@@ -126,7 +129,8 @@ def is_accident(run_dir: Path, exit_code: int, environ: Mapping[str, str]) -> bo
     Slurm itself notices a lost node after SlurmdTimeout, 300 s by default; the processes on the other nodes see it at once
     and end. A life that was refused before it began counts as well, for example by the preflight for a node that is not
     in order, but neither a mistake in one that had begun nor what a person wanted to end. In no case unless an earlier
-    life of this job, or this one, saved something new, IDLE_LIVES ago at most.
+    life of this job, or this one, got on IDLE_LIVES ago at most: saved something new or, as the first one, went on from
+    what another job had saved.
     """
     restart, begun = slurm.restarts(environ), lives_of_job(run_dir, environ)
     # The exit code alone does not tell: srun has that of a signal where it killed a process that waited for W&B.
@@ -135,7 +139,7 @@ def is_accident(run_dir: Path, exit_code: int, environ: Mapping[str, str]) -> bo
     if not exit_code or mistake or by_a_person:
         return False
     saved = saved_step(run_dir)
-    productive = [life for life, step in begun.items() if step < saved]
+    productive = [life for life, step in begun.items() if step < saved or (life == 0 and step > 0)]
     return bool(productive) and restart - max(productive) < IDLE_LIVES
 
 
@@ -162,6 +166,11 @@ def show_job(job: str) -> dict[str, str]:
 def is_preempted(job: Mapping[str, str]) -> bool:
     """Whether Slurm is taking the nodes away from a job."""
     return job.get("PreemptTime", "None") != "None"
+
+
+def is_superseded(job: Mapping[str, str], environ: Mapping[str, str]) -> bool:
+    """Whether Slurm has started a job again while this life of it goes on: it took its node for lost."""
+    return int(job.get("Restarts", "0")) > slurm.restarts(environ)
 
 
 def scontrol(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -76,10 +76,7 @@ def main(argv: list[str]) -> int:
     for config in runs:
         runfolder.find_run(config)  # refuse now what a job would refuse in an hour
     if args.cluster == "slurm":
-        outer = {
-            name for name in os.environ if name.startswith(("SLURM_ARRAY_", "SLURM_RESTART"))
-        }  # of the job we are in
-        for name in overridden(sbatch_script(executor, len(runs))) | outer:
+        for name in overridden(sbatch_script(executor, len(runs))):
             os.environ.pop(name, None)
     snapshot(REPO, folder / "code")
     jobs = executor.submit_array([make_job(*pair) for pair in zip(runs, files, strict=True)])
@@ -245,10 +242,7 @@ def make_executor(cluster: str, profile: Profile, files: list[Path]) -> submitit
     tasks = profile.gpus_per_node or profile.tasks_per_node
     code, site_env = folder / "code", shlex.quote(str(REPO / "slurm" / "site.env"))
     setup = [f"cd {shlex.quote(str(code))}", f"[[ ! -f {site_env} ]] || source {site_env}",
-             "export PYTHONUNBUFFERED=1 SLURM_EXPORT_ENV=ALL SLURM_GPU_BIND=none",
-             # Of a job in which this one was submitted: slurm/train.sbatch has the reasons.
-             "unset SLURM_GPUS_PER_TASK SLURM_NTASKS_PER_GPU SLURM_TRES_PER_TASK",
-             'unset SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SLURM_MEM_PER_NODE "${!SLURM_CPU_BIND@}"',
+             "source slurm/own_job.sh",
              # Behind submitit's srun, which is the script's last line.
              f"python={shlex.quote(sys.executable)} configs=({shlex.join(map(str, files))})",
              'trap \'exec "$python" -m launch.requeue $? --config "${configs[${SLURM_ARRAY_TASK_ID:-0}]}"\' EXIT']  # fmt: skip

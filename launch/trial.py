@@ -81,14 +81,16 @@ def ended(file: Path) -> int:
     trial = json.loads(file.read_text())
     run_dir, exit_code = Path(trial["run_dir"]), trial["exit_code"]
     job, reason = requeue.show_job(slurm.job_name()), requeue.read_marker(run_dir, os.environ).get("reason")
-    undisturbed = job.get("JobState") == "RUNNING" and not requeue.is_preempted(job)
+    running = job.get("JobState") == "RUNNING" and not requeue.is_superseded(job, os.environ)
+    undisturbed = running and not requeue.is_preempted(job)
+    stopped = running and exit_code == 0 and not reason and (run_dir / "STOP").exists()
     if (run_dir / "DONE").exists():
         return over(file, run_dir, "finished", 0)
     if undisturbed and reason == "SIGTERM":
         # Not from Slurm, hence from its agent: W&B stops the trial early. It is not to be started again.
         os.replace(run_dir / "REQUEUE", run_dir / "STOP")
         return over(file, run_dir, "stopped by W&B", 0)
-    if undisturbed and not reason and exit_code is not None:
+    if stopped or (undisturbed and not reason and exit_code is not None):
         return over(file, run_dir, "failed" if exit_code else "stopped by a person", exit_code)
     verdict = requeue.decide(
         replace(commandline.load(trial["arguments"], prog="train.py").run, dir=str(run_dir)),

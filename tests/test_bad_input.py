@@ -350,6 +350,10 @@ ENVIRONMENTS: dict[str, tuple[dict[str, str | None], str]] = {
         {**SRUN, "SLURM_STEP_TASKS_PER_NODE": "two"},
         "SLURM_STEP_TASKS_PER_NODE is 'two'",
     ),
+    "WANDB_MODE mistyped": (
+        {"WANDB_MODE": "offlin"},
+        "WANDB_MODE is 'offlin' and must be online, offline or disabled",
+    ),
     "the port in use": (
         {**GROUP, "MASTER_PORT": "busy"},
         "cannot open the port of rank 0, .*address already in use",

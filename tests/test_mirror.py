@@ -16,7 +16,7 @@ from conftest import REPO, launch
 from tinyimnet import config as configuration
 from tinyimnet.config import Config, TrackingConfig
 from tinyimnet.mirror import prepare_environment
-from tinyimnet.tracking import STEP, Tracker
+from tinyimnet.tracking import LEAVE, STEP, Tracker
 
 pytestmark = pytest.mark.wandb
 SECRET = "planted-4f1c8e"
@@ -154,6 +154,17 @@ def test_after_sigkill_of_the_training_the_run_has_every_row_and_failed(run_dir:
     assert killed.returncode == -signal.SIGKILL
     within(20, lambda: exit_codes(run_dir) == [137])
     assert rows(run_dir) == list(range(301))
+
+
+def test_a_job_that_ends_soon_waits_no_longer_than_it_can_still_be_requeued(
+    run_dir: Path, monkeypatch
+) -> None:
+    log = tracker(run_dir, wandb="offline")
+    os.kill(log._mirror.process.pid, signal.SIGSTOP)  # type: ignore[union-attr]
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + LEAVE + 3))
+    started = time.monotonic()
+    log.close(0)
+    assert 1 < time.monotonic() - started < 6
 
 
 def test_a_server_that_does_not_answer_costs_a_step_nothing_and_the_end_a_bounded_time(

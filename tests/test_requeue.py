@@ -66,6 +66,7 @@ def test_one_that_lost_a_process_after_it_had_saved_something_new_is_requeued(ru
 
 NOTHING_NEW: dict[str, tuple[list, int, bool]] = {
     "never, in this job": ([("123", 2, 0)], 0, False),
+    "but went on from another job": ([("99", 0, 0), ("123", 0, 100), ("123", 2, 100)], 100, True),
     "in another job only": ([("99", 0, 0), ("123", 2, 100)], 100, False),
     "for one life": ([("123", 1, 50), ("123", 2, 100)], 100, True),
     "for two lives": ([("123", 0, 50), ("123", 1, 100), ("123", 2, 100)], 100, True),
@@ -164,8 +165,10 @@ def test_an_error_after_a_life_that_was_requeued_is_not(run: RunConfig) -> None:
     assert not decide(run, 1, RUNNING, LIFE_3).requeue
 
 
-def test_a_person_who_stopped_it_is_obeyed(run: RunConfig) -> None:
-    assert decide(run, 0, RUNNING, LIFE_3) == (False, 0, "ended with exit code 0; not requeued")
+@pytest.mark.parametrize("job", [RUNNING, PREEMPTED], ids=["running", "preempted"])
+def test_a_person_who_stopped_it_is_obeyed(job: dict[str, str], run: RunConfig) -> None:
+    (Path(run.dir) / "STOP").touch()
+    assert decide(run, 0, job, LIFE_3) == (False, 0, "stopped by a person; not requeued")
 
 
 def test_a_cancelled_one_stays_cancelled(run: RunConfig) -> None:

@@ -55,6 +55,19 @@ def test_a_stop_file_stops_all_ranks(arguments, tmp_path: Path) -> None:
     assert_saved(tmp_path / "run", (tmp_path / "log").read_text(), "a STOP file in the run folder")
 
 
+def test_a_stop_file_is_obeyed_where_it_was_put_while_the_job_waited_for_its_next_life(
+    arguments, tmp_path: Path
+) -> None:
+    run, log, job = tmp_path / "run", tmp_path / "log", {"SLURM_JOB_ID": "7"}
+    ranks = start(arguments(**ENDLESS), log, environment=job)
+    until_step(run, 4)
+    ranks[0].terminate()
+    assert wait(ranks, BOUND) == [0]
+    (run / "STOP").touch()
+    assert live(arguments(**ENDLESS), log, environment=job | {"SLURM_RESTART_COUNT": "1"}) == [0]
+    assert_saved(run, log.read_text(), "a STOP file in the run folder")
+
+
 def job_ends_at(end: float) -> None:
     os.environ["SLURM_JOB_END_TIME"] = str(int(end))
 

@@ -20,6 +20,7 @@ from tinyimnet.errors import UserError
 RUNNING = "JobState=RUNNING PreemptTime=None"
 PREEMPTED = "JobState=RUNNING PreemptTime=2026-11-24T17:10:14"
 CANCELLED = "JobState=CANCELLED PreemptTime=None"
+SUPERSEDED = "JobState=RUNNING PreemptTime=None Restarts=1"
 
 
 def program(folder: Path, name: str, text: str) -> None:
@@ -61,6 +62,7 @@ def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
         ((None, PREEMPTED, "", "DONE"), 0),  # killed after its end
         ((1, RUNNING), 1),  # its own error
         ((0, RUNNING, "", "STOP"), 0),  # by a person
+        ((0, PREEMPTED, "", "STOP"), 0),  # the same, at the moment of a preemption
         ((0, RUNNING, "SIGTERM"), 0),  # by its agent
         ((None, RUNNING, "SIGTERM"), 0),  # the same, killed while it waited for W&B
     ],
@@ -127,6 +129,13 @@ def test_an_element_that_has_no_trial_comes_back_only_where_it_was_preempted(
     program(tmp_path, "scontrol", f"echo \"$*\" >> '{tmp_path}/asked'; echo {job}")
     assert trial.main(["--none", "3"]) == (0 if comes_back else 3)
     assert ("requeue 7_0" in (tmp_path / "asked").read_text()) == comes_back
+
+
+@pytest.mark.parametrize("left", [(2, SUPERSEDED), (0, SUPERSEDED, "", "STOP"), (0, SUPERSEDED, "SIGTERM")])
+def test_a_life_that_slurm_took_for_lost_leaves_the_trial_to_the_next_one(left, end, tmp_path: Path) -> None:
+    end(*left)
+    assert (tmp_path / "trial").exists()
+    assert "requeue" not in (tmp_path / "asked").read_text()
 
 
 @pytest.mark.parametrize("left", [(None, RUNNING), (0, CANCELLED, "SIGTERM"), (1, CANCELLED)])

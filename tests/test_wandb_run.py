@@ -89,7 +89,7 @@ def test_a_job_that_ends_before_its_first_step_alerts_and_is_preempted(
     tmp_path: Path, tiny_data: Path, wandb_server: WandbServer
 ) -> None:
     arguments = small_run(tiny_data, tmp_path / "run")
-    ends_now = str(int(time.time()) + 30)  # within run.stop_before_end
+    ends_now = str(int(time.time()) + 100)  # within run.stop_before_end
     assert (
         launch(
             [sys.executable, "train.py", *arguments], SLURM_JOB_ID="7", SLURM_JOB_END_TIME=ends_now

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from tinyimnet import batches, export, optim, reduction
 from tinyimnet.checkpoint import Saver
@@ -144,10 +144,7 @@ class Trainer:
         torch._foreach_copy_(self.kept_statistics, self.state.statistics)
         loss = self.backward(drawn)
         with self.clock.part("optimizer"):
-            grad_norm = self.accelerator.clip_grad_norm_(
-                self.bare.parameters(), self.config.optim.clip_grad_norm or float("inf")
-            )
-            self.step_unless_bad(loss, grad_norm)
+            self.step_unless_bad(loss, self.clip(self.config.optim.clip_grad_norm))
             self.optimizer.zero_grad()
             self.ema.update(self.bare, optim.ema_decay_at(self.step, self.config.optim.ema_decay))
         self.state.step += 1
@@ -167,6 +164,19 @@ class Trainer:
                 self.accelerator.backward(loss)
             total += loss.detach()
         return total
+
+    def clip(self, max_norm: float) -> Tensor:
+        """The norm of the gradient over the global batch, which is then scaled down to max_norm; 0: it stays as it is.
+
+        Measured on copies: CUDA's kernel adds up in another order where memory is not aligned to 16 bytes, and where in
+        DDP's buckets a gradient lies changes after the first backward pass of a life.
+        """
+        self.accelerator.unscale_gradients()
+        gradients = [p.grad for p in self.bare.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(torch._foreach_mul(gradients, 1.0))
+        if max_norm:
+            nn.utils.clip_grads_with_norm_(self.bare.parameters(), max_norm, norm)
+        return norm
 
     def step_unless_bad(self, loss: Tensor, grad_norm: Tensor) -> None:
         """Step the optimizer, except where the gradient is not finite: the fused kernel reads that on the device.

@@ -6,7 +6,6 @@ Nothing is saved inside a signal handler. The loop asks `agreed` at every step b
 import os
 import signal
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -23,12 +22,6 @@ _IN_WORDS = {
 }
 # What a person asks for. Everything else comes from a scheduler, which is to start the run again.
 _BY_A_PERSON = (signal.SIGINT.name, _IN_WORDS[_STOP_FILE])
-
-
-def job_deadline(seconds_before: float, environ: Mapping[str, str] = os.environ) -> float:
-    """Unix time at which a run in this Slurm job has to stop; infinite outside one (Slurm tells since 23.02)."""
-    end = environ.get("SLURM_JOB_END_TIME")
-    return float(end) - seconds_before if end else float("inf")
 
 
 class StopRequest:

@@ -80,20 +80,23 @@ def open_run(run_dir: Path, config: Config, life: dict[str, Any]) -> int:
         checkpoint.sweep(run_dir / "checkpoints", life["step"])
         write_atomically(run_dir / "config.yaml", configuration.dump(config).encode())
         lives = [*read_lines(run_dir / "lives.jsonl"), life]  # without half a line that a power failure left
+        # Found by a later life of a job, STOP was put there while the job waited: one that was obeyed has no later life.
+        waited = bool(life.get("job")) and [each.get("job") for each in lives[-2:]] == [life["job"]] * 2
         write_atomically(run_dir / "lives.jsonl", "".join(json.dumps(each) + "\n" for each in lives).encode())
         for marker in MARKERS:
-            (run_dir / marker).unlink(missing_ok=True)
+            if not (marker == "STOP" and waited):
+                (run_dir / marker).unlink(missing_ok=True)
         return len(lives)
 
 
-def describe_life(nodes: list[str], processes: int, step: int, total_steps: int) -> dict[str, Any]:
-    """The line of lives.jsonl: a start of the run, and the Slurm job in which it was."""
+def describe_life(processes: list[dict[str, Any]], step: int, total_steps: int) -> dict[str, Any]:
+    """The line of lives.jsonl: a start of the run on these processes (`preflight.check`), and the Slurm job it was in."""
     return {
         "started": time.time(),
         "job": slurm.job_name(),
         "restart": slurm.restarts(),
-        "nodes": nodes,
-        "processes": processes,
+        "nodes": list(dict.fromkeys(process["host"] for process in processes)),
+        "processes": len(processes),
         "step": step,
         "total_steps": total_steps,
     }

@@ -19,6 +19,11 @@ def restarts(environ: Mapping[str, str] = os.environ) -> int:
     return int(environ.get("SLURM_RESTART_COUNT", "0"))
 
 
+def end_of_job(environ: Mapping[str, str] = os.environ) -> float:
+    """Unix time at which Slurm ends this job; infinite outside one (it tells since 23.02)."""
+    return float(environ.get("SLURM_JOB_END_TIME", "inf"))
+
+
 def first_host(nodelist: str) -> str:
     """'gpu[07-09,12],cpu1' -> 'gpu07'."""
     match = re.match(r"([^\[,]+)(?:\[(\w+))?", nodelist)

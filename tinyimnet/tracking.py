@@ -18,6 +18,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from tinyimnet import slurm
 from tinyimnet.config import TrackingConfig
 from tinyimnet.console import console
 from tinyimnet.errors import UserError
@@ -26,6 +27,7 @@ from tinyimnet.files import read_lines, write_atomically
 logger = logging.getLogger(__name__)
 STEP = "trainer/global_step"
 RESTARTS = 3  # of a mirror that ends by itself
+LEAVE = 15  # seconds that a job needs at its end to be requeued
 MARGIN = 45  # seconds on top of tracking.finish_timeout: a mirror that is still starting needs 31
 _ROOT = str(Path(__file__).resolve().parent.parent)
 
@@ -93,11 +95,16 @@ class Tracker:
             self._mirror.tell(alert={"title": title, "text": text, "level": name, "wait_duration": 300})
 
     def close(self, exit_code: int, *, preempted: bool = False) -> None:
-        """Close the file and end the mirror, which has tracking.finish_timeout seconds to send what it has."""
+        """Close the file and end the mirror, which has tracking.finish_timeout seconds to send what it has.
+
+        Less where the job ends before that: it is requeued by its batch script, behind this.
+        """
         if self._lines:
             self._lines.close()
         if self._mirror:
-            self._mirror.close(self.config.finish_timeout + MARGIN, exit_code=exit_code, preempted=preempted)
+            left = slurm.end_of_job() - time.time() - LEAVE
+            timeout = max(0, min(self.config.finish_timeout + MARGIN, left))
+            self._mirror.close(timeout, exit_code=exit_code, preempted=preempted)
 
     def _write(self) -> None:
         with self._writing:

@@ -242,6 +242,23 @@ def test_an_array_trains_each_seed_and_one_failing_element_harms_no_other(
     assert "optim.lr is -1" in (tmp_path / "list_1").read_text()
 
 
+def test_an_element_with_the_id_of_its_array_counts_its_own_lives(cluster, tiny_config, tmp_path) -> None:
+    run, log = tmp_path / "tiny-seed1", tmp_path / "log_1"
+    array = cluster.sbatch(
+        "--nodes=1", "--gpus-per-node=1", "--array=0-1", "slurm/array.sbatch", tiny_config, "--train.epochs=60",
+        log=tmp_path / "log_%a", RUNS_ROOT=str(tmp_path),
+    )  # fmt: skip
+    element = f"{array}_1"
+    for life in (1, 2):
+        cluster.until_step(run, 30 * life, element)
+        assert cluster.show(element)["JobId"] == array
+        cluster.run("scancel", "--signal=USR1", element)
+        cluster.wait(lambda life=life: f"requeued for life {life + 1}" in log.read_text(), 20, "a requeue")
+    assert cluster.end(element) == "COMPLETED", log.read_text()
+    assert "finished in life 3" in log.read_text() and len(lives(run)) == 3
+    assert cluster.end(f"{array}_0") == "COMPLETED"
+
+
 # ---- what the preflight finds on a node -------------------------------------------------------------------------
 
 

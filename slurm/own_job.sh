@@ -1,0 +1,16 @@
+# shellcheck shell=bash
+# The scripts of jobs source this. sbatch hands on the variables of the shell that it is called from: those of a job in
+# which that shell runs (salloc, srun --pty, an element of an array) are forgotten here, so that nothing names that job.
+
+# Slurm sets these for elements of arrays and from the second life on; where it does not, they are the outer job's. The
+# last element of an array can have the array's own id, for which Slurm shows every element, in a line each.
+if [[ -n ${SLURM_ARRAY_JOB_ID:-}${SLURM_RESTART_COUNT:-} ]] &&
+  shown=$(scontrol --oneliner show job "$SLURM_JOB_ID" | grep "^JobId=$SLURM_JOB_ID "); then
+  [[ $shown == *" ArrayTaskId="* ]] || unset "${!SLURM_ARRAY_@}"
+  [[ $shown != *" Restarts=0 "* ]] || unset SLURM_RESTART_COUNT
+fi
+# A step takes what its job has, and one process sees all GPUs of its node: srun refuses some of these together, and
+# --gpus-per-task would show each rank one GPU.
+unset SLURM_GPUS_PER_TASK SLURM_NTASKS_PER_GPU SLURM_TRES_PER_TASK SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SLURM_MEM_PER_NODE \
+  "${!SLURM_CPU_BIND@}"
+export SLURM_GPU_BIND=none SLURM_EXPORT_ENV=ALL PYTHONUNBUFFERED=1
