@@ -53,6 +53,9 @@ clean:
 	rm -rf $(VENV)
 
 # A .venv of a Python that is too old, or gone with a module, is made anew.
+ifneq ($(shell $(BIN)/python -c '$(NEW_ENOUGH)' 2>/dev/null && echo works),works)
+.PHONY: $(VENV)/.installed
+endif
 $(VENV)/.installed: requirements.txt
 	@$(BIN)/python -c '$(NEW_ENOUGH)' 2>/dev/null || { $(PYTHON) -c '$(NEW_ENOUGH)' && $(PYTHON) -m venv --clear $(VENV); }
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt

@@ -71,6 +71,7 @@ def summarise(run: record.Record) -> dict[str, Any]:
         "lives": len(run.lives),
         **{name: run.facts[name] for name in FACTS},
         "minutes": round(seconds / 60, 1),
+        "minutes_as_recorded": round(run.training_seconds / 60, 1),
         f"minutes_to_{REFERENCE}": passed[0] if passed else None,
         "top1": run.results["val/top1"],
         "ema_top1": run.results["val/ema_top1"],

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# The scripts of jobs source this. sbatch hands on the variables of the shell that it is called from: those of a job in
-# which that shell runs (salloc, srun --pty, an element of an array) are forgotten here, so that nothing names that job.
+# The scripts of jobs source this: which job they are (job) and when it ends. sbatch hands on the variables of the shell that
+# it is called from; those of a job in which that shell runs (salloc, srun --pty, an element of an array) are forgotten here.
 
 # Slurm sets these for elements of arrays and from the second life on; where it does not, they are the outer job's. The
 # last element of an array can have the array's own id, for which Slurm shows every element, in a line each.
@@ -14,3 +14,11 @@ fi
 unset SLURM_GPUS_PER_TASK SLURM_NTASKS_PER_GPU SLURM_TRES_PER_TASK SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SLURM_MEM_PER_NODE \
   "${!SLURM_CPU_BIND@}"
 export SLURM_GPU_BIND=none SLURM_EXPORT_ENV=ALL PYTHONUNBUFFERED=1
+
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
+# Slurm sets this itself since 23.02. train.py stops run.stop_before_end seconds ahead of it, signal or not.
+if [[ -z ${SLURM_JOB_END_TIME:-} ]] && end=$(squeue --noheader --jobs="$job" --format=%e) && [[ $end == *T* ]]; then
+  SLURM_JOB_END_TIME=$(date -d "$end" +%s)
+  export SLURM_JOB_END_TIME
+fi
