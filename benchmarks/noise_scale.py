@@ -33,6 +33,7 @@ def main(argv: list[str]) -> int:
         global_batch_size=SMALL,
     )  # fmt: skip
     model = trained.model.train().requires_grad_()
+    model.get_parameter("stem.0.weight").requires_grad_(not settings.model.whiten_stem)
     total, squares = torch.zeros(()), 0.0
     for step in range(source.total_steps - BATCHES, source.total_steps):  # the last ones: at full resolution
         images, targets = source.load(source.draw(step), slice(0, SMALL), step)

@@ -31,7 +31,7 @@ from tinyimnet.meeting import Meeting
 from tinyimnet.model import build_model
 from tinyimnet.preemption import StopRequest
 
-ROUNDS, SECONDS = 31, 0.5
+ROUNDS, SECONDS = 31, 3.0
 EPOCH, VAL = 100_000, 10_000  # images of the official Tiny ImageNet
 ENDLESS = (
     100_000  # epochs of four steps: after the last one nothing is mixed and the learning rate is below zero
@@ -122,6 +122,7 @@ def _bare_step(settings: config.Config, accelerator):
     images = images.to(memory_format=torch.channels_last)
     targets = torch.randn(batch, classes, device=accelerator.device).softmax(1)
     model = build_model(settings.model, classes).to(accelerator.device).train()
+    model.get_parameter("stem.0.weight").requires_grad_(not settings.model.whiten_stem)
     if settings.train.compile:
         model.compile(dynamic=False)
     optimizer = optim.build_optimizer(model, settings.optim)

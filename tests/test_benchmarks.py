@@ -34,7 +34,7 @@ def test_the_loop_against_bare_arithmetic_mixes_every_image_to_the_end(
     assert re.search(r"training loop.*images/s, [\d.]+% ", shown := capsys.readouterr().out)
     assert "with Mixup and CutMix" in shown and "a save holds the loop up by" in shown
     mixed = [d for d in drawn if d.mixed]
-    assert len(mixed) > 6 and all((d.blend < 1).any() and d.boxes.any() for d in mixed)
+    assert len(mixed) >= 5 and all((d.blend < 1).any() and d.boxes.any() for d in mixed)
     assert len(mixed) >= len(drawn) // 2 - 2  # the loop, which saves and warms up too, mixes nothing
 
 

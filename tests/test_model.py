@@ -105,6 +105,15 @@ def test_the_bottleneck_is_grouped_by_group_width() -> None:
     assert [m.groups for m in spatial] == [4]
 
 
+def test_a_filter_starts_with_the_variance_that_keeps_that_of_a_gradient_in_groups_too() -> None:
+    """He et al., arXiv 1502.01852: 2 / (k^2 times the output channels that an input channel reaches)."""
+    config = ModelConfig(block="inverted", widths=(64, 128), depths=(2, 2), width=1.0, expansion=3.0)
+    network = build_model(config, 200)
+    for conv in (m for m in network.modules() if isinstance(m, nn.Conv2d) and m.weight.numel() > 1500):
+        reached = conv.out_channels // conv.groups * conv.kernel_size[0] ** 2
+        assert conv.weight.var().item() == pytest.approx(2 / reached, rel=0.15)
+
+
 def test_drop_path_rises_linearly_to_the_last_block() -> None:
     model = build_model(replace(SMALL, drop_path=0.2), 10)
     assert [m.probability for m in model.modules() if isinstance(m, DropPath)] == pytest.approx([0, 0.1, 0.2])

@@ -25,7 +25,7 @@ def test_responses_to_patches_are_uncorrelated_and_of_unit_variance_above_the_no
     torch.testing.assert_close(second_moment, variances.diag(), atol=1e-3, rtol=0)
 
 
-def test_noise_is_not_blown_up() -> None:
+def test_filters_are_bounded_where_the_images_have_no_variance() -> None:
     filters = whitening_filters(1e-4 * torch.randn(50, 3, 63, 63, generator=torch.Generator().manual_seed(0)))
     assert filters.flatten(1).norm(dim=1).max() <= 1.001 * EPSILON**-0.5
 

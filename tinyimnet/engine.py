@@ -183,13 +183,14 @@ class Trainer:
 
         BatchNorm's running statistics have seen the bad batch by then and go back to what they were.
         """
-        bad, state = (~torch.isfinite(grad_norm)).float(), self.state
+        good, state = torch.isfinite(grad_norm), self.state
+        bad = (~good).float()
         for statistic, kept in zip(state.statistics, self.kept_statistics, strict=True):
-            torch.where(bad == 0, statistic, kept, out=statistic)
+            torch.where(good, statistic, kept, out=statistic)
         self.optimizer.optimizer.found_inf = bad  # under fp16 the GradScaler puts its own in this place
         self.optimizer.optimizer.grad_scale = None
         self.optimizer.step()
-        state.loss_sum += torch.where(bad == 0, loss, 0)
+        state.loss_sum += torch.where(good, loss, 0)
         state.loss_steps += 1 - bad
         state.grad_norm.copy_(grad_norm)
         state.bad_in_a_row.add_(1).mul_(bad)

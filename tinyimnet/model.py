@@ -10,6 +10,7 @@ inverted blocks as in MobileNetV2 (arXiv 1801.04381), squeeze-and-excitation as 
 import math
 from collections import OrderedDict
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,8 @@ from tinyimnet.config import ModelConfig
 from tinyimnet.data import IMAGE_SIZE
 from tinyimnet.errors import UserError
 
-ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU}
+# SiLU's gradient needs its input, of which autograd would make a copy where it works in place.
+ACTIVATIONS = {"relu": partial(nn.ReLU, inplace=True), "silu": nn.SiLU}
 CHANNEL_MULTIPLE = 8  # vector units and tensor cores work on 8 channels or more at a time
 
 
@@ -72,17 +74,14 @@ class Block(nn.Module):
         self.shortcut = _shortcut(c_in, c_out, stride)
         self.drop_path = DropPath(drop_path)
         # MobileNetV2's linear bottleneck: no activation after an inverted block's sum.
-        self.activation = (
-            nn.Identity() if config.block == "inverted" else ACTIVATIONS[config.activation](inplace=True)
-        )
+        self.activation = nn.Identity() if config.block == "inverted" else ACTIVATIONS[config.activation]()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.activation(self.shortcut(x) + self.drop_path(self.branch(x)))
 
 
 def _branch(config: ModelConfig, c_in: int, inner: int, c_out: int, stride: int) -> list[nn.Module]:
-    def act() -> nn.Module:
-        return ACTIVATIONS[config.activation](inplace=True)
+    act = ACTIVATIONS[config.activation]
 
     def squeeze_excite(channels: int) -> list[nn.Module]:
         return [SqueezeExcite(channels, max(8, round(channels * config.se_ratio)))] if config.se_ratio else []
@@ -115,7 +114,7 @@ class Network(nn.Sequential):
         widths = [round_channels(width * float(config.width), config.group_width) for width in config.widths]
         act = ACTIVATIONS[config.activation]
         parts: OrderedDict[str, nn.Module] = OrderedDict()
-        parts["stem"] = nn.Sequential(*conv_bn(3, widths[0], 3, config.stem_stride), act(inplace=True))
+        parts["stem"] = nn.Sequential(*conv_bn(3, widths[0], 3, config.stem_stride), act())
         channels, n_blocks, built = widths[0], sum(config.depths), 0
         for stage, (width, depth) in enumerate(zip(widths, config.depths, strict=True), start=1):
             blocks = []
@@ -126,7 +125,7 @@ class Network(nn.Sequential):
                 channels, built = width, built + 1
             parts[f"stage{stage}"] = nn.Sequential(*blocks)
         if config.head_width:
-            parts["head"] = nn.Sequential(*conv_bn(channels, config.head_width, 1), act(inplace=True))
+            parts["head"] = nn.Sequential(*conv_bn(channels, config.head_width, 1), act())
             channels = config.head_width
         parts["classifier"] = nn.Sequential(
             nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, n_classes)
@@ -168,6 +167,10 @@ def build_model(config: ModelConfig, n_classes: int, seed: int = 0) -> Network:
         for module in model.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                with (
+                    torch.no_grad()
+                ):  # it counts all output channels, of which an input channel reaches its group's
+                    module.weight *= module.groups**0.5
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

@@ -44,8 +44,8 @@ class Muon(torch.optim.Optimizer):
             parameters = group["params"]
             device = parameters[0].device
             bad = torch.zeros((), device=device) if self.found_inf is None else self.found_inf
-            keep, nothing = 1 - bad, torch.zeros((), device=device)
-            gradients = [torch.where(bad == 0, p.grad, nothing) for p in parameters]
+            good, keep, nothing = bad == 0, 1 - bad, torch.zeros((), device=device)
+            gradients = [torch.where(good, p.grad, nothing) for p in parameters]
             momenta = [self.state[p]["momentum_buffer"] for p in parameters]
             torch._foreach_mul_(momenta, bad + keep * group["momentum"])  # times 1 where the step is skipped
             torch._foreach_add_(momenta, gradients)

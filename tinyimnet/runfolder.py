@@ -97,6 +97,7 @@ def describe_life(processes: list[dict[str, Any]], step: int, total_steps: int) 
         "restart": slurm.restarts(),
         "nodes": list(dict.fromkeys(process["host"] for process in processes)),
         "processes": len(processes),
+        "code": processes[0]["code"],
         "step": step,
         "total_steps": total_steps,
     }

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 N_IMAGES = 4000  # 27 x 27 covariances of a million patches
-EPSILON = 1e-3  # of the variance of normalised pixels: components below it are noise of the JPEG files
+EPSILON = (
+    1e-3  # of the variance of normalised pixels: bounds the filters of components that the images hardly have
+)
 
 
 def whitening_filters(images: Tensor) -> Tensor:
