@@ -9,6 +9,7 @@ inverted blocks as in MobileNetV2 (arXiv 1801.04381), squeeze-and-excitation as 
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -21,7 +22,7 @@ from tinyimnet.data import IMAGE_SIZE
 from tinyimnet.errors import UserError
 
 # SiLU's gradient needs its input, of which autograd would make a copy where it works in place.
-ACTIVATIONS = {"relu": partial(nn.ReLU, inplace=True), "silu": nn.SiLU}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": partial(nn.ReLU, inplace=True), "silu": nn.SiLU}
 CHANNEL_MULTIPLE = 8  # vector units and tensor cores work on 8 channels or more at a time
 
 
