@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import REPO
 
 import train
 from results import summarise
+from tinyimnet.export import load_trained
 from tinyimnet.files import read_lines
+from tinyimnet.model import count_parameters
 from tinyimnet.record import read_record
 from tinyimnet.tracking import STEP
 
@@ -84,3 +87,10 @@ def test_the_readme_has_the_figures_of_every_run_that_is_kept(file: Path) -> Non
     assert any(all(f"| {text} |" in row for text in expected) for row in rows), rows
     assert summary["parameters"] <= 1_000_000
     assert (file.parent / f"{file.stem}_submission.csv").exists()
+
+
+@pytest.mark.parametrize("file", sorted((REPO / "results").glob("*.safetensors")), ids=lambda file: file.stem)
+def test_a_network_that_is_kept_is_the_one_of_its_run_and_can_be_used(file: Path) -> None:
+    trained, summary = load_trained(file), json.loads(file.with_suffix(".json").read_text())
+    assert count_parameters(trained.model) == summary["parameters"]
+    assert trained.model(torch.zeros(1, 3, 64, 64)).shape == (1, len(trained.classes)) == (1, 200)
