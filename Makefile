@@ -24,7 +24,7 @@ train: $(VENV)/.installed
 install: $(VENV)/.installed
 
 test: lint
-	$(BIN)/python -m pytest -m "not long and not cluster and not wandb"
+	$(BIN)/python -m pytest -m "not long and not cluster and not wandb" -n 2 --dist worksteal  # most of it uses one core
 
 # Against a W&B server of our own; pages in Chromium, which Debian has.
 test-wandb: $(VENV)/.installed-dev
