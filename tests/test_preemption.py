@@ -7,12 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from tinyimnet import preemption
+from tinyimnet import preemption, slurm
 from tinyimnet.preemption import StopRequest
 
 
 class OneProcess:
     num_processes = 1
+
+
+def test_without_an_end_of_the_job_there_is_no_deadline() -> None:
+    assert slurm.end_of_job({}) == slurm.end_of_job({"SLURM_JOB_END_TIME": ""}) == float("inf")
+    assert slurm.end_of_job({"SLURM_JOB_END_TIME": "1700000000"}) == 1.7e9
 
 
 @pytest.mark.parametrize("number", preemption.SIGNALS, ids=lambda number: number.name)

@@ -168,10 +168,8 @@ def build_model(config: ModelConfig, n_classes: int, seed: int = 0) -> Network:
         for module in model.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                with (
-                    torch.no_grad()
-                ):  # it counts all output channels, of which an input channel reaches its group's
-                    module.weight *= module.groups**0.5
+                # It counts all output channels, of which an input channel reaches those of its group.
+                module.weight.data *= module.groups**0.5
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

@@ -21,7 +21,7 @@ def restarts(environ: Mapping[str, str] = os.environ) -> int:
 
 def end_of_job(environ: Mapping[str, str] = os.environ) -> float:
     """Unix time at which Slurm ends this job; infinite outside one (it tells since 23.02)."""
-    return float(environ.get("SLURM_JOB_END_TIME", "inf"))
+    return float(environ.get("SLURM_JOB_END_TIME") or "inf")
 
 
 def first_host(nodelist: str) -> str:

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 N_IMAGES = 4000  # 27 x 27 covariances of a million patches
-EPSILON = (
-    1e-3  # of the variance of normalised pixels: bounds the filters of components that the images hardly have
-)
+# Of the variance of normalised pixels: bounds the filters of components that the images hardly have.
+EPSILON = 1e-3
 
 
 def whitening_filters(images: Tensor) -> Tensor:
