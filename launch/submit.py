@@ -165,7 +165,8 @@ def expand(args: argparse.Namespace, overrides: list[str]) -> list[Config]:
             f"-{key.rpartition('.')[2]}{re.sub(r'[^0-9A-Za-z.]+', '_', value)}" for key, value in point
         )
         run = replace(config.run, dir=str(Path(config.run.dir + name).absolute()))
-        data = replace(config.data, root=str(Path(config.data.root).absolute()))
+        soft_labels = config.data.soft_labels and str(Path(config.data.soft_labels).absolute())
+        data = replace(config.data, root=str(Path(config.data.root).absolute()), soft_labels=soft_labels)
         runs.append(replace(config, run=run, data=data))
     return runs
 

@@ -57,6 +57,7 @@ ARGUMENTS = {
     "--model.stem_stride=3": r"model.stem_stride is '3' and must be .*1, 2",
     "--model.expansion=0": "model.expansion is 0.0",
     "--model.se_ratio=2": "model.se_ratio is 2.0",
+    "--augment.soft_label_weight=0": "augment.soft_label_weight is 0.0 and must be above 0 and at most 1",
     "--augment.flip=maybe": "augment.flip is 'maybe' and must be of type bool",
     "--augment.crop_padding=40": "augment.crop_padding is 40 and must be between 0 and 32 px",
     "--augment.cutmix_probability=1.1": "augment.cutmix_probability is 1.1",
@@ -231,7 +232,7 @@ def test_other_data_than_those_the_run_began_with(begun: Path, tmp_path: Path, c
     """Also where they have as many images of the same classes: in another order they are other steps."""
     other = tmp_path / "other"
     synthetic.prepare_synthetic(other, train_per_class=1, val_per_class=1, test_per_class=1, seed=1)
-    pattern = "data.root holds other data than the run was trained on .*; give the folder that it began with"
+    pattern = "data.root holds other data than the run was trained on.*; give those that it began with"
     assert_refused(small_run(other, begun), pattern, begun, capsys)
 
 

@@ -83,6 +83,13 @@ def test_without_data_it_says_how_to_make_them(tmp_path: Path) -> None:
     )
 
 
+def test_without_the_soft_labels_too(tiny_data: Path, tmp_path: Path) -> None:
+    soft_labels = f"--data.soft_labels={tmp_path / 'none'}"
+    result = python("-m", "tinyimnet", "preflight", f"--data.root={tiny_data}", soft_labels)
+    assert result.returncode == 2
+    assert "none does not exist; write it with `python -m tinyimnet soft-labels`" in result.stderr
+
+
 @pytest.mark.parametrize(
     "available, capability, works", [(False, (9, 0), False), (True, (7, 0), False), (True, (9, 0), True)]
 )

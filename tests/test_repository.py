@@ -12,7 +12,7 @@ PACKAGE = sorted((REPO / "tinyimnet").glob("*.py"))
 LAYERS = [
     {"errors", "files", "slurm", "timing", "markup", "muon", "whitening", "reduction"},
     {"config", "data", "lock", "meeting", "staging", "pictures", "card", "svg"},
-    {"commandline", "resizing"},
+    {"commandline", "resizing", "soft_labels"},
     {
         "prepared",
         "augment",

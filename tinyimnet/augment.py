@@ -98,7 +98,7 @@ def weight_map(blend: Tensor, boxes: Tensor, size: int) -> Tensor:
 
 
 def mix(images: Tensor, partners: Tensor, weight: Tensor) -> Tensor:
-    """weight * images + (1 - weight) * partners, (B, C, S, S)."""
+    """weight * images + (1 - weight) * partners, (B, C, S, S); of their soft labels (B, K) as well."""
     return torch.lerp(partners, images, weight)
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from tinyimnet import augment
-from tinyimnet.config import AugmentConfig
-from tinyimnet.data import IMAGE_SIZE
+from tinyimnet.config import AugmentConfig, Config
+from tinyimnet.data import IMAGE_SIZE, Dataset
 from tinyimnet.errors import UserError
 from tinyimnet.resizing import step_sizes, work_left
 
@@ -152,6 +152,7 @@ class TrainBatches:
         mean: channel means in [0, 1].
         std: channel standard deviations in [0, 1].
         config: augmentation.
+        soft_labels: (N, K) float16, on the device, what another network says of the images; None without.
         seed: run.seed.
         epochs: train.epochs.
         global_batch_size: images in a step over all processes.
@@ -169,6 +170,7 @@ class TrainBatches:
         mean: tuple[float, ...],
         std: tuple[float, ...],
         config: AugmentConfig,
+        soft_labels: Tensor | None = None,
         seed: int,
         epochs: int,
         global_batch_size: int,
@@ -179,11 +181,32 @@ class TrainBatches:
                 f"train.global_batch_size is {global_batch_size}, more than the {len(images)} training images."
             )
         self.images, self.labels, self.n_classes = images, labels, n_classes
+        self.soft_labels = soft_labels
         self.normalise = augment.Normalise(mean, std, images.device)
         self.config, self.seed = config, seed
         self.total_steps = epochs * self.steps_per_epoch
         self.sizes = step_sizes(config.start_size, config.full_size_from, self.total_steps)
         self.global_batch_size = global_batch_size
+
+    @classmethod
+    def of_run(cls, config: Config, dataset: Dataset, device: torch.device) -> "TrainBatches":
+        """Those of a run on `dataset`; moves what they need to `device`."""
+        images, labels = (torch.from_numpy(of["train"]).to(device) for of in (dataset.images, dataset.labels))
+        soft_labels = (
+            None if dataset.soft_labels is None else torch.from_numpy(dataset.soft_labels).to(device)
+        )
+        return cls(
+            images,
+            labels,
+            len(dataset.classes),
+            mean=dataset.mean,
+            std=dataset.std,
+            config=config.augment,
+            soft_labels=soft_labels,
+            seed=config.run.seed,
+            epochs=config.train.epochs,
+            global_batch_size=config.train.global_batch_size,
+        )
 
     def draw(self, step: int) -> Draw:
         """What is random about the global batch of `step`."""
@@ -207,17 +230,23 @@ class TrainBatches:
         share = _to_device(drawn.own_share()[rows], self.images.device)
         size = self.size(step)
         images = self._view(own, size)
-        labels = partner_labels = self.labels[own[:, 0]]
+        samples = partner_samples = own[:, 0]
         if drawn.mixed:
             partner = _to_device(drawn.views[drawn.partners[rows]], self.images.device)
             blend = _to_device(drawn.blend[rows], self.images.device)
             boxes = _to_device(drawn.boxes[rows], self.images.device)
-            partner_labels = self.labels[partner[:, 0]]
+            partner_samples = partner[:, 0]
             images = augment.mix(images, self._view(partner, size), augment.weight_map(blend, boxes, size))
-        targets = augment.soft_targets(
-            labels, partner_labels, share, self.n_classes, self.config.label_smoothing
-        )
-        return images, targets
+        return images, self._targets(samples, partner_samples, share)
+
+    def _targets(self, samples: Tensor, partner_samples: Tensor, share: Tensor) -> Tensor:
+        smoothing, weight = self.config.label_smoothing, self.config.soft_label_weight
+        labels, partner_labels = self.labels[samples], self.labels[partner_samples]
+        targets = augment.soft_targets(labels, partner_labels, share, self.n_classes, smoothing)
+        if self.soft_labels is None:
+            return targets
+        own, partners = self.soft_labels[samples].float(), self.soft_labels[partner_samples].float()
+        return torch.lerp(targets, augment.mix(own, partners, share[:, None]), weight)
 
     def plain(self, count: int) -> Tensor:
         """About `count` normalised images, evenly spaced in the set, halfway between the first resolution and 64 px."""

@@ -4,6 +4,7 @@ The sections are those of Mitchell et al. 2019, Model Cards for Model Reporting,
 """
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from tinyimnet.config import NO_RECIPE, Config, flatten
@@ -31,7 +32,7 @@ def model_card(settings: dict[str, Any], facts: dict[str, Any], results: dict[st
     return f"""# {facts["parameters"]:,} parameters on {facts["dataset"]}
 
 A convolutional network for {facts["classes"]} classes of 64 x 64 pixels, trained from random weights on the images named
-below and nothing else. It has {facts["parameters"]:,} parameters and takes {facts["macs"] / 1e6:.1f} million
+below {_besides(recipe["data.soft_labels"])}. It has {facts["parameters"]:,} parameters and takes {facts["macs"] / 1e6:.1f} million
 multiply-accumulates an image.
 
 ## Results
@@ -77,6 +78,12 @@ Its last start had {facts["world_size"]} process(es) on {len(facts["nodes"])} no
 
 Made to compare training methods. It knows 64 x 64 pixels and its own classes alone, and takes anything else for one of them.
 """
+
+
+def _besides(soft_labels: str) -> str:
+    if not soft_labels:
+        return "and nothing else"
+    return f"and, beside their labels, on what other networks say of them ({Path(soft_labels).name})"
 
 
 def _row(key: str, value: Any, default: Any) -> str:

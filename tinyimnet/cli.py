@@ -1,6 +1,6 @@
 """Everything besides the training: data, inspection, evaluation, watching.
 
-python -m tinyimnet prepare | inspect | summary | preflight | evaluate | predict | report | sync | dashboard
+python -m tinyimnet prepare | inspect | summary | preflight | evaluate | predict | soft-labels | report | sync | dashboard
 
 Imports are made in the commands: the worker processes of `prepare` import this module and need no torch.
 """
@@ -39,6 +39,8 @@ def main(argv: list[str]) -> int:
     text = "check the nodes of a job: under srun or accelerate launch; takes train.py's options"
     command("preflight", preflight, text, takes_options=True)
     _predict_arguments(command("predict", predict, "write filename,label for images without labels"))
+    text = "write what a network says of the training images, for data.soft_labels of another run"
+    _soft_labels_arguments(command("soft-labels", soft_labels, text))
     page.add_arguments(command("report", page.main, "a run, or several side by side, as one HTML page"))
     sync.add_arguments(command("sync", sync.main, "send to W&B what it does not have yet of runs"))
     text = "a view of the project on W&B, a report of runs"
@@ -179,6 +181,42 @@ def predict(args: argparse.Namespace) -> int:
             f"--out {args.out} cannot be written ({error.strerror}); choose another file."
         ) from None
     print(f"{len(files):,} predictions of {trained.origin} (step {trained.step:,}): {args.out}")
+    return 0
+
+
+# ---- soft-labels --------------------------------------------------------------------------------------------
+
+
+def _soft_labels_arguments(parser: argparse.ArgumentParser) -> None:
+    several = "run folder or .safetensors file of a teacher; of several, the mean counts"
+    parser.add_argument("runs", type=Path, metavar="RUN", nargs="+", help=several)
+    parser.add_argument("--data", type=Path, help="prepared folder (default: the first run's data.root)")
+    parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
+
+
+def soft_labels(args: argparse.Namespace) -> int:
+    """Write the teachers' mean probabilities for all training images, averaged with those of the mirror images."""
+    import numpy as np
+
+    from tinyimnet import analysis
+    from tinyimnet.soft_labels import write
+
+    teachers = [_load_trained(run) for run in args.runs]
+    datasets = [_dataset_of(teacher, args.runs[0], args.data) for teacher in teachers]
+    images, labels = datasets[0].images["train"], datasets[0].labels["train"]
+    said = [analysis.log_probabilities(teacher, images, flip=True).exp().numpy() for teacher in teachers]
+    probabilities = np.mean(said, axis=0)
+    try:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        write(args.out, probabilities, datasets[0], [str(teacher.origin) for teacher in teachers])
+    except OSError as error:
+        raise UserError(
+            f"--out {args.out} cannot be written ({error.strerror}); choose another file."
+        ) from None
+    top1 = (probabilities.argmax(1) == labels).mean()
+    print(
+        f"{len(labels):,} soft labels of {len(said)} network(s), which have {top1:.1%} of them right: {args.out}"
+    )
     return 0
 
 

@@ -43,6 +43,8 @@ class DataConfig:
     """How to make `root` where it is missing: download the official archive, or draw the embedded data set."""
     stage: str = ""
     """Folder of each node, such as /dev/shm or $SLURM_TMPDIR, to which the arrays are copied once; empty: read in place."""
+    soft_labels: str = ""
+    """What another network says of the training images (`python -m tinyimnet soft-labels`), to learn from too; empty: none."""
     tune_split: bool = False
     """Hold out a fixed 5 % of the training images of each class and validate on them: for choosing hyperparameters."""
 
@@ -99,6 +101,8 @@ class AugmentConfig:
     """Share of the training after which Mixup and CutMix stop."""
     label_smoothing: float = 0.0
     """Share of each target that is spread evenly over all classes."""
+    soft_label_weight: float = 0.5
+    """Share of each target that is data.soft_labels' and not the label's, where there are some."""
     start_size: int = 64
     """Resolution in pixels of the first step; 64: no progressive resizing."""
     full_size_from: float = 0.8
@@ -234,6 +238,7 @@ def check(config: Config) -> None:
         ("augment.cutmix_alpha", 0 < augment.cutmix_alpha < float("inf"), "positive"),
         ("augment.mix_until", 0 <= augment.mix_until <= 1, share),
         ("augment.label_smoothing", 0 <= augment.label_smoothing < 1, "at least 0 and below 1"),
+        ("augment.soft_label_weight", 0 < augment.soft_label_weight <= 1, "above 0 and at most 1"),
         ("augment.start_size", augment.start_size in range(16, 65, 8), "a multiple of 8 between 16 and 64 px"),
         ("augment.full_size_from", 0 <= augment.full_size_from <= 1, share),
         ("optim.lr", 0 < optim.lr < float("inf"), "positive"),

@@ -35,7 +35,8 @@ class Dataset:
         test_files: file name of each test image, in row order.
         mean: channel means of the training images, in [0, 1].
         std: channel standard deviations, in [0, 1].
-        digest: sha256 of the labelled arrays, in hexadecimal digits: which images, in which order.
+        digest: sha256 of the labelled arrays and the soft labels, in hexadecimal digits: which images, in which order.
+        soft_labels: (N, K) float16 for the training images, what another network says of them; None without.
     """
 
     root: Path
@@ -47,6 +48,7 @@ class Dataset:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     digest: str
+    soft_labels: np.ndarray | None = None
 
 
 def is_prepared(root: Path) -> bool:
@@ -111,6 +113,7 @@ def tuning_split(dataset: Dataset) -> Dataset:
         dataset,
         images={**dataset.images, "train": images[~held_out], "val": images[held_out]},
         labels={**dataset.labels, "train": labels[~held_out], "val": labels[held_out]},
+        soft_labels=None if dataset.soft_labels is None else dataset.soft_labels[~held_out],
     )
 
 

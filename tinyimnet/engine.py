@@ -60,19 +60,7 @@ class Trainer:
             accelerator.num_processes,
             accelerator.process_index,
         )
-        on_device = {s: torch.from_numpy(dataset.images[s]).to(device) for s in ("train", "val")}
-        labels = {s: torch.from_numpy(dataset.labels[s]).to(device) for s in ("train", "val")}
-        self.batches = batches.TrainBatches(
-            on_device["train"],
-            labels["train"],
-            len(dataset.classes),
-            mean=dataset.mean,
-            std=dataset.std,
-            config=config.augment,
-            seed=config.run.seed,
-            epochs=config.train.epochs,
-            global_batch_size=config.train.global_batch_size,
-        )
+        self.batches = batches.TrainBatches.of_run(config, dataset, device)
         self.steps_per_epoch, self.total_steps = self.batches.steps_per_epoch, self.batches.total_steps
 
         self.bare = build_model(config.model, len(dataset.classes), config.run.seed).to(device)
@@ -84,8 +72,8 @@ class Trainer:
         self.evaluator = Evaluator(
             accelerator,
             self.bare,
-            on_device["val"],
-            labels["val"],
+            torch.from_numpy(dataset.images["val"]).to(device),
+            torch.from_numpy(dataset.labels["val"]).to(device),
             normalise=self.batches.normalise,
             precision=config.train.precision,
         )

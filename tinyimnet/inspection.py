@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from tinyimnet.batches import TrainBatches
-    from tinyimnet.config import Config
-    from tinyimnet.data import Dataset
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,8 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Write a PNG grid of images, from the prepared arrays or as the network sees them."""
     import numpy as np
+    import torch
 
-    from tinyimnet import commandline, data, pictures
+    from tinyimnet import commandline, data, pictures, soft_labels
+    from tinyimnet.batches import TrainBatches
 
     settings = commandline.load(args.options, prog="python -m tinyimnet inspect")
     dataset = data.open_dataset(Path(settings.data.root))
@@ -45,7 +45,10 @@ def main(args: argparse.Namespace) -> int:
     if args.count < 1 or args.step < 0:
         raise UserError(f"--count is {args.count} and --step is {args.step}; they must be at least 1 and 0.")
     if args.augmented:
-        images, titles = augmented(_batches(settings, dataset), dataset.names, args.step, args.count)
+        if file := settings.data.soft_labels:
+            dataset = soft_labels.add(dataset, Path(file))
+        source = TrainBatches.of_run(settings, dataset, torch.device("cpu"))
+        images, titles = augmented(source, dataset.names, args.step, args.count)
     else:
         n = len(dataset.images[args.split])
         rows = np.random.default_rng(settings.run.seed).permutation(n)[: args.count]
@@ -86,15 +89,3 @@ def augmented(
         parts = [f"{s:.2f} {names[c]}" for s, c in zip(shares, classes, strict=True) if s > 0.02]
         titles.append("\n".join(parts))
     return pixels.round().clamp(0, 255).byte().cpu().numpy(), titles
-
-
-def _batches(settings: "Config", dataset: "Dataset") -> "TrainBatches":
-    import torch
-
-    from tinyimnet.batches import TrainBatches
-
-    return TrainBatches(
-        torch.from_numpy(dataset.images["train"]), torch.from_numpy(dataset.labels["train"]), len(dataset.classes),
-        mean=dataset.mean, std=dataset.std, config=settings.augment, seed=settings.run.seed,
-        epochs=settings.train.epochs, global_batch_size=settings.train.global_batch_size,
-    )  # fmt: skip

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from tinyimnet import commandline, console, data, distributed
+from tinyimnet import commandline, console, data, distributed, soft_labels
 from tinyimnet import config as configuration
-from tinyimnet.config import Config
+from tinyimnet.config import Config, DataConfig
 from tinyimnet.errors import UserError, one_line
 from tinyimnet.meeting import Meeting
 
@@ -168,7 +168,7 @@ def main(argv: list[str]) -> int:
     meeting = Meeting(settings.train.timeout)
     with distributed.lost_processes_named():
         facts = check(meeting, settings, Path(settings.run.dir).absolute())
-        meeting.everyone("data", lambda: _see_data(Path(settings.data.root)))
+        meeting.everyone("data", lambda: _see_data(settings.data))
         accelerator = distributed.start(settings.train, meeting)
         measure(accelerator, facts)
     if meeting.is_main:
@@ -178,9 +178,11 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _see_data(root: Path) -> None:
-    if not data.is_prepared(root):
+def _see_data(settings: DataConfig) -> None:
+    if not data.is_prepared(root := Path(settings.root)):
         raise data.not_prepared(root)
+    if settings.soft_labels:
+        soft_labels.read(Path(settings.soft_labels))
 
 
 def _static_facts(config: Config, run_dir: Path) -> Facts:

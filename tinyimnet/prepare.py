@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tinyimnet import arrays, data, download, official, staging
+from tinyimnet import arrays, data, download, official, soft_labels, staging
 from tinyimnet.config import DataConfig
 from tinyimnet.errors import Busy, UserError
 from tinyimnet.prepared import check_vacant
@@ -114,12 +114,19 @@ def ready_dataset(settings: DataConfig, meeting: "Meeting") -> data.Dataset:
         UserError: it cannot be made, or one node does not see it or reads something else; on every rank.
     """
     dataset = _opened_everywhere(settings, meeting)
+    if settings.soft_labels:
+        dataset = meeting.everyone(
+            "soft labels", lambda: soft_labels.add(dataset, Path(settings.soft_labels))
+        )
+    where = (
+        f"data.root {settings.root}{settings.soft_labels and f' or data.soft_labels {settings.soft_labels}'}"
+    )
     digests = meeting.gather("digests", dataset.digest)
     for rank, digest in enumerate(digests):
         if digest != digests[0]:
             meeting.part()
             raise UserError(
-                f"node {meeting.hosts[rank]} (rank {rank}) has other data at data.root {settings.root} than node "
+                f"node {meeting.hosts[rank]} (rank {rank}) has other data at {where} than node "
                 f"{meeting.hosts[0]} ({digest[:12]}, not {digests[0][:12]}); prepare both from the same source."
             )
     return data.tuning_split(dataset) if settings.tune_split else dataset

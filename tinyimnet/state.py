@@ -104,8 +104,8 @@ class TrainState:
             data = json.loads(saved["about"])["data"]
             if data != self.about["data"]:
                 raise UserError(
-                    f"data.root holds other data than the run was trained on (sha256 {self.about['data'][:12]}, not "
-                    f"{data[:12]}); give the folder that it began with, or another --run.dir."
+                    f"data.root holds other data than the run was trained on, or data.soft_labels (sha256 "
+                    f"{self.about['data'][:12]}, not {data[:12]}); give those that it began with, or another --run.dir."
                 )
             self.model.load_state_dict(saved["model"])
             self.ema.module.load_state_dict(saved["ema"])
