@@ -3,7 +3,7 @@
 # make test                                        lint, then the tests: minutes, no root, no cluster
 # make test-faults                                 the long form: 100 kills, every signal, a full disk; the smoke run
 # make test-wandb                                  the tests of W&B and of pages in Chromium; installs Chromium as root
-# make test-cluster                                the tests on a real Slurm of three nodes on this machine; root
+# make test-cluster                                the tests on real Slurms of three nodes on this machine; root
 # make install                                     .venv with the requirements, nothing else
 # make bench ARGS=...                              images/s of the loop against bare arithmetic; ARGS as for train.py
 
@@ -31,11 +31,11 @@ test-wandb: $(VENV)/.installed-dev
 	command -v chromium >/dev/null || { apt-get update; apt-get install --yes --no-install-recommends chromium fonts-dejavu-core; }
 	$(BIN)/python -m pytest -m wandb -rs -n 3 --dist loadfile  # they wait more than they compute
 
-# As root: it installs Slurm's Debian packages, starts the cluster and ends it.
+# As root: it installs Slurm's Debian packages, starts two clusters and ends them.
 test-cluster: $(VENV)/.installed-dev
 	tests/cluster/cluster.sh install
 	shellcheck slurm/*.sbatch slurm/own_job.sh slurm/site.env.example tests/cluster/cluster.sh .ci/run
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m cluster
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m cluster -n 2 --dist worksteal  # a cluster for each worker
 
 # The full disk is a small tmpfs where this is root; FAULTS_SEED=N draws other moments.
 test-faults: $(VENV)/.installed-dev

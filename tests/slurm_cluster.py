@@ -75,6 +75,9 @@ class Cluster:
         self.script = REPO / "tests" / "cluster" / "cluster.sh"
         self.environ = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
         self.environ |= {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+        if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # gw0, gw1: a cluster for each
+            number = int(os.environ.get("CLUSTER_NUMBER", "0")) + int(worker.removeprefix("gw"))
+            self.environ["CLUSTER_NUMBER"] = str(number)
 
     def control(self, *command: str) -> str:
         """Run cluster.sh."""

@@ -6,6 +6,7 @@ Imports are made in the commands: the worker processes of `prepare` import this 
 """
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -204,7 +205,10 @@ def soft_labels(args: argparse.Namespace) -> int:
     teachers = [_load_trained(run) for run in args.runs]
     datasets = [_dataset_of(teacher, args.runs[0], args.data) for teacher in teachers]
     images, labels = datasets[0].images["train"], datasets[0].labels["train"]
-    said = [analysis.log_probabilities(teacher, images, flip=True).exp().numpy() for teacher in teachers]
+    said = []
+    for teacher in teachers:  # minutes on a CPU
+        print(f"{teacher.origin} looks at {len(images):,} training images", file=sys.stderr, flush=True)
+        said.append(analysis.log_probabilities(teacher, images, flip=True).exp().numpy())
     probabilities = np.mean(said, axis=0)
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)
