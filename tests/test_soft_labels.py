@@ -54,6 +54,15 @@ def test_the_command_writes_the_mean_of_what_the_teachers_say_of_each_training_i
     np.testing.assert_allclose(said, expected, rtol=1e-3, atol=1e-7)
 
 
+def test_a_place_that_cannot_be_written_is_named_before_the_teachers_look_at_anything(
+    teachers: list[Path], tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(analysis, "log_probabilities", None)
+    with pytest.raises(UserError, match="--out .*5.* cannot be written .*; choose another file"):
+        out = teachers[0] / "5"  # in a file
+        cli.main(["soft-labels", str(teachers[0]), "--data", str(tiny_data), "--out", str(out)])
+
+
 def test_a_target_is_that_of_the_label_and_what_was_said_of_the_images_in_it_by_the_weight(
     dataset: data.Dataset,
 ) -> None:

@@ -7,7 +7,8 @@ Imports are made in the commands: the worker processes of `prepare` import this 
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -118,10 +119,8 @@ def evaluate(args: argparse.Namespace) -> int:
     images, labels = dataset.images[args.split], dataset.labels[args.split]
     out = args.out or (args.run.parent if args.run.is_file() else args.run) / "evaluation"
     log_probabilities = analysis.log_probabilities(trained, images, flip=args.tta == "flip")
-    try:
+    with _writing(out, "folder"):
         results = analysis.write(out, trained, images, labels, log_probabilities, split=split, tta=args.tta)
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written ({error.strerror}); choose another folder.") from None
     rows = [
         ("top-1", f"{results['top1']:.2f} %"),
         ("top-5", f"{results['top5']:.2f} %"),
@@ -171,16 +170,12 @@ def predict(args: argparse.Namespace) -> int:
     flip = args.tta == "flip"
     predicted = analysis.log_probabilities(trained, images, flip=flip).argmax(1).tolist()
     label = {"wnid": trained.classes, "index": range(len(trained.classes)), "name": trained.names}[args.label]
-    try:
+    with _writing(args.out):
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with args.out.open("w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["filename", "label"])
             writer.writerows([name, label[index]] for name, index in zip(files, predicted, strict=True))
-    except OSError as error:
-        raise UserError(
-            f"--out {args.out} cannot be written ({error.strerror}); choose another file."
-        ) from None
     print(f"{len(files):,} predictions of {trained.origin} (step {trained.step:,}): {args.out}")
     return 0
 
@@ -197,11 +192,16 @@ def _soft_labels_arguments(parser: argparse.ArgumentParser) -> None:
 
 def soft_labels(args: argparse.Namespace) -> int:
     """Write the teachers' mean probabilities for all training images, averaged with those of the mirror images."""
+    import tempfile
+
     import numpy as np
 
     from tinyimnet import analysis
     from tinyimnet.soft_labels import write
 
+    with _writing(args.out):
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=args.out.parent).close()  # before the minutes of computing, not after them
     teachers = [_load_trained(run) for run in args.runs]
     datasets = [_dataset_of(teacher, args.runs[0], args.data) for teacher in teachers]
     images, labels = datasets[0].images["train"], datasets[0].labels["train"]
@@ -210,13 +210,8 @@ def soft_labels(args: argparse.Namespace) -> int:
         print(f"{teacher.origin} looks at {len(images):,} training images", file=sys.stderr, flush=True)
         said.append(analysis.log_probabilities(teacher, images, flip=True).exp().numpy())
     probabilities = np.mean(said, axis=0)
-    try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
+    with _writing(args.out):
         write(args.out, probabilities, datasets[0], [str(teacher.origin) for teacher in teachers])
-    except OSError as error:
-        raise UserError(
-            f"--out {args.out} cannot be written ({error.strerror}); choose another file."
-        ) from None
     top1 = (probabilities.argmax(1) == labels).mean()
     print(
         f"{len(labels):,} soft labels of {len(said)} network(s), which have {top1:.1%} of them right: {args.out}"
@@ -225,6 +220,14 @@ def soft_labels(args: argparse.Namespace) -> int:
 
 
 # ---- shared -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _writing(out: Path, what: str = "file") -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written ({error.strerror}); choose another {what}.") from None
 
 
 def _load_trained(run: Path) -> "Trained":
