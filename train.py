@@ -58,8 +58,7 @@ def fit(
     stop.install()
     trainer = Trainer(settings, accelerator, dataset, run_dir, stop)
     with RunLock(run_dir) as lock:
-        if saved := from_main(lambda: runfolder.lock_run(run_dir, settings, lock)):
-            trainer.state.restore(saved)
+        trainer.begin(from_main(lambda: runfolder.lock_run(run_dir, settings, lock)))
         # Until here nothing in the folder was changed.
         life = runfolder.describe_life(found, trainer.step, trainer.total_steps)
         lives = from_main(lambda: runfolder.open_run(run_dir, settings, life))

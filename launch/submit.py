@@ -164,10 +164,11 @@ def expand(args: argparse.Namespace, overrides: list[str]) -> list[Config]:
         name = "".join(
             f"-{key.rpartition('.')[2]}{re.sub(r'[^0-9A-Za-z.]+', '_', value)}" for key, value in point
         )
-        run = replace(config.run, dir=str(Path(config.run.dir + name).absolute()))
-        soft_labels = config.data.soft_labels and str(Path(config.data.soft_labels).absolute())
-        data = replace(config.data, root=str(Path(config.data.root).absolute()), soft_labels=soft_labels)
-        runs.append(replace(config, run=run, data=data))
+        run = replace(config.run, dir=_absolute(config.run.dir + name))
+        root, soft_labels = _absolute(config.data.root), _absolute(config.data.soft_labels)
+        data = replace(config.data, root=root, soft_labels=soft_labels)
+        train = replace(config.train, init_from=_absolute(config.train.init_from))
+        runs.append(replace(config, run=run, data=data, train=train))
     return runs
 
 
@@ -175,6 +176,10 @@ def make_job(config: Config, file: Path) -> TrainJob:
     """A job for this configuration, which is written down: the files that it was read from may change."""
     write_atomically(file, configuration.dump(config).encode())
     return TrainJob(["--config", str(file)])
+
+
+def _absolute(path: str) -> str:
+    return path and str(Path(path).absolute())
 
 
 def _axis(text: str) -> list[tuple[str, str]]:

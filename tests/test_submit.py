@@ -61,8 +61,9 @@ def test_but_a_configuration_that_names_its_data_keeps_them(monkeypatch: pytest.
 def test_the_job_which_runs_elsewhere_finds_the_files_that_are_named_from_here() -> None:
     (config,) = runs("--config", "configs/tiny1m_cpu_distilled.yaml")
     assert config.data.soft_labels == str(Path.cwd() / "data/soft_labels.safetensors")
+    assert config.train.init_from == str(Path.cwd() / "results/tiny1m_cpu.safetensors")
     (config,) = runs()
-    assert config.data.soft_labels == ""
+    assert (config.data.soft_labels, config.train.init_from) == ("", "")
 
 
 def test_a_job_gets_the_configuration_of_its_submission(tmp_path: Path) -> None:

@@ -31,8 +31,7 @@ def model_card(settings: dict[str, Any], facts: dict[str, Any], results: dict[st
     )
     return f"""# {facts["parameters"]:,} parameters on {facts["dataset"]}
 
-A convolutional network for {facts["classes"]} classes of 64 x 64 pixels, trained from random weights on the images named
-below {_besides(recipe["data.soft_labels"])}. It has {facts["parameters"]:,} parameters and takes {facts["macs"] / 1e6:.1f} million
+A convolutional network for {facts["classes"]} classes of 64 x 64 pixels, trained {_origin(recipe)}. It has {facts["parameters"]:,} parameters and takes {facts["macs"] / 1e6:.1f} million
 multiply-accumulates an image.
 
 ## Results
@@ -80,10 +79,10 @@ Made to compare training methods. It knows 64 x 64 pixels and its own classes al
 """
 
 
-def _besides(soft_labels: str) -> str:
-    if not soft_labels:
-        return "and nothing else"
-    return f"and, beside their labels, on what other networks say of them ({Path(soft_labels).name})"
+def _origin(recipe: dict[str, Any]) -> str:
+    begun, soft_labels = Path(recipe["train.init_from"]).name, Path(recipe["data.soft_labels"]).name
+    besides = f"and, beside their labels, on what other networks say of them ({soft_labels})"
+    return f"from {begun or 'random weights'} on the images named\nbelow {besides if soft_labels else 'and nothing else'}"
 
 
 def _row(key: str, value: Any, default: Any) -> str:

@@ -137,8 +137,10 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long, in which batches and in which arithmetic."""
+    """From which weights, how long, in which batches and in which arithmetic."""
 
+    init_from: str = ""
+    """Run folder or .safetensors file whose averaged weights the run begins with (fine-tuning); empty: drawn by run.seed."""
     epochs: int = 300
     """Passes over the training set."""
     global_batch_size: int = 1024

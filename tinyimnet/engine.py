@@ -8,6 +8,7 @@ import logging
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -93,6 +94,21 @@ class Trainer:
         work_left, is_main = self.batches.work_left, accelerator.is_main_process
         self.progress = Progress(self.total_steps, self.steps_per_epoch, work_left, enabled=is_main)
         self.clock, self.save_seconds = StepClock(device), 0.0
+
+    def begin(self, saved: dict[str, Any] | None) -> None:
+        """Go on from a checkpoint, or begin with the weights of train.init_from, if it names some.
+
+        Raises:
+            UserError: they do not fit.
+        """
+        if saved:  # from then on the file of train.init_from is not needed any more
+            self.state.restore(saved)
+        elif run := self.config.train.init_from:
+            weights = from_main(
+                self.accelerator, lambda: export.initial_weights(Path(run), self.bare, self.about)
+            )
+            for model in (self.bare, self.ema.module):
+                model.load_state_dict(weights)
 
     # ---- the loop -------------------------------------------------------------------------------------------
 

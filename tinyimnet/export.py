@@ -98,6 +98,35 @@ def load_trained(run: Path) -> Trained:
     return _from_checkpoint(run / "checkpoints", state)
 
 
+def initial_weights(run: Path, model: nn.Module, about: dict) -> dict[str, Tensor]:
+    """What `load_trained` finds, as weights for `model` to begin with (train.init_from).
+
+    Args:
+        run: a run folder or a .safetensors file.
+        model: the network that begins.
+        about: its `description`.
+
+    Raises:
+        UserError: there are none, or they are of another network or for other classes.
+    """
+    try:
+        found = load_trained(run)
+    except UserError as error:
+        raise UserError(f"train.init_from cannot be used: {error}") from None
+    if list(found.classes) != list(about["classes"]):
+        raise UserError(
+            f"train.init_from {run} knows other classes than data.root has, or in another order; begin without it."
+        )
+    weights, own = found.model.state_dict(), model.state_dict()
+    shapes, own_shapes = ({name: tuple(t.shape) for name, t in each.items()} for each in (weights, own))
+    if unlike := sorted(name for name, _ in shapes.items() ^ own_shapes.items()):
+        raise UserError(
+            f"train.init_from {run} is another network ({unlike[0]}: {shapes.get(unlike[0], 'none')}, here "
+            f"{own_shapes.get(unlike[0], 'none')}); give the model keys of its run."
+        )
+    return weights
+
+
 def _from_checkpoint(origin: Path, state: dict[str, Any]) -> Trained:
     found = _rebuild(origin, state["step"], json.loads(state["about"]), state["ema"])
     # Averaged over the ranks of the run, as in its own evaluations.
