@@ -233,10 +233,14 @@ def _writing(out: Path, what: str = "file") -> Iterator[None]:
 def _load_trained(run: Path) -> "Trained":
     import torch
 
+    from tinyimnet.distributed import keep_freed_memory
     from tinyimnet.export import load_trained
 
     trained = load_trained(run)
-    trained.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    if torch.cuda.is_available():
+        trained.model.to("cuda")
+    else:
+        keep_freed_memory()
     return trained
 
 
