@@ -85,6 +85,13 @@ def test_differences_name_the_keys_that_count() -> None:
     assert differences(old, new) == ["optim.lr: 1.0 -> 0.1"]
 
 
+def test_a_run_from_before_there_was_a_key_goes_on_with_its_default_and_with_nothing_else() -> None:
+    old = asdict(load([]))
+    del old["train"]["init_from"]
+    assert differences(old, asdict(load([]))) == []
+    assert differences(old, asdict(load(["--train.init_from=x"]))) == ["train.init_from:  -> x"]
+
+
 def test_every_key_is_documented(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as stop:
         load(["--help"])

@@ -279,8 +279,12 @@ def dump(config: Config) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """'key: old -> new' for each key of two nested configurations that differs and may not change on resume."""
-    before, after = flatten(_plain(old)), flatten(_plain(new))
+    """'key: old -> new' for each key of two nested configurations that differs and may not change on resume.
+
+    A key that is newer than the old one, which was written by an earlier version, had its default there.
+    """
+    defaults = {section: keys for section, keys in asdict(Config()).items() if section in old}
+    before, after = flatten(_plain(defaults)) | flatten(_plain(old)), flatten(_plain(new))
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in sorted({*before, *after})
