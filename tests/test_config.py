@@ -90,6 +90,8 @@ def test_a_run_from_before_there_was_a_key_goes_on_with_its_default_and_with_not
     del old["train"]["init_from"]
     assert differences(old, asdict(load([]))) == []
     assert differences(old, asdict(load(["--train.init_from=x"]))) == ["train.init_from:  -> x"]
+    del old["train"]  # not a newer key: a damaged file
+    assert "train.precision: None -> bf16" in differences(old, asdict(load([])))
 
 
 def test_every_key_is_documented(capsys: pytest.CaptureFixture) -> None:

@@ -142,7 +142,7 @@ def _from_safetensors(file: Path) -> Trained:
         return _rebuild(file, about["step"], about, tensors)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{file} is damaged or not one of ours ({error}); evaluate a checkpoint instead."
+            f"{file} is damaged or not one of ours ({error}); name another, or the folder of a run."
         ) from None
 
 
