@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tinyimnet import commandline
 from tinyimnet.commandline import load
 from tinyimnet.config import KEYS, Config, OptimConfig, RunConfig, differences, dump
+from tinyimnet.errors import UserError
 
 
 @pytest.fixture
@@ -34,6 +35,15 @@ def test_without_a_config_it_is_the_real_thing() -> None:
 def test_the_run_folder_is_named_after_the_config_file(file: Path) -> None:
     assert load(["--config", str(file)]).run.dir == "runs/mine"
     assert load(["--config", str(file), "--run.dir", "x"]).run.dir == "x"
+
+
+@pytest.mark.parametrize("value", ["", " null", " ~"], ids=["nothing", "null", "tilde"])
+@pytest.mark.parametrize("key", KEYS)
+def test_a_key_without_a_value_is_refused(key: str, value: str, file: Path) -> None:
+    section, name = key.split(".")
+    file.write_text(f"{section}:\n  {name}:{value}\n")
+    with pytest.raises(UserError, match=f"^{key} has no value in {file}; give it one"):
+        load(["--config", str(file)])
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -70,9 +70,13 @@ def _check_keys(file: Path) -> None:
         raise UserError(f"--config {file} cannot be read: {reason}.") from None
     if not isinstance(tree, dict) or not all(isinstance(section, dict) for section in tree.values()):
         raise UserError(f"--config {file} must hold sections of keys, such as 'optim: {{lr: 0.1}}'.")
-    for key in flatten(tree):
+    for key, value in flatten(tree).items():
         if key not in KEYS:
             raise UserError(f"{file}: {_unknown(key)}")
+        if value is None:  # jsonargparse takes null for any type
+            raise UserError(
+                f"{key} has no value in {file}; give it one, or remove the line to keep the default."
+            )
 
 
 def _unknown(key: str) -> str:
