@@ -38,6 +38,7 @@ def main(argv: list[str]) -> int:
         if meeting.from_main("done", lambda: runfolder.is_done(run_dir, settings)):
             if meeting.is_main:
                 report.show(run_dir)
+            meeting.part()  # rank 0 keeps the store: the others have the answer by then
             return 0
         found = preflight.check(meeting, settings, run_dir)
         dataset = prepare.ready_dataset(settings.data, meeting)

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from lives import Death, live
 from safetensors.torch import load_file
 
 import train
-from tinyimnet import arrays, cli, commandline, errors, export, runfolder
+from tinyimnet import arrays, cli, commandline, errors, export, meeting, runfolder
 from tinyimnet.files import read_lines
 from tinyimnet.lock import RunLock
 from tinyimnet.tracking import STEP
@@ -105,6 +107,27 @@ def test_the_same_command_says_that_it_is_finished(finished: Path, arguments) ->
     assert result.returncode == 0
     assert "is finished" in result.stdout
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def answers_late(rank: int) -> None:
+    """Have this process wait before it takes over what rank 0 says."""
+    arrives = meeting._arrives
+
+    def late(store, key: str, deadline: float) -> bool:
+        arrived = arrives(store, key, deadline)
+        time.sleep(0.5)
+        return arrived
+
+    if os.environ["RANK"] == str(rank):
+        meeting._arrives = late
+
+
+def test_a_finished_run_started_again_on_several_processes_is_a_success(
+    finished: Path, arguments, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    assert live(arguments(run__dir=finished), log, processes=2, before=partial(answers_late, 1)) == [0, 0]
+    assert "is finished" in log.read_text() and "gone" not in log.read_text()
 
 
 @pytest.fixture(scope="module")
