@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState
 
-from tinyimnet import synthetic
+from tinyimnet import preemption, synthetic
 from tinyimnet.errors import UserError
 from tinyimnet.meeting import Meeting
 
@@ -75,10 +75,7 @@ def clean_process(monkeypatch: pytest.MonkeyPatch):
             "STAGE_TO",
         ):
             monkeypatch.delenv(name)
-    handlers = {
-        number: signal.getsignal(number)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-    }
+    handlers = {number: signal.getsignal(number) for number in preemption.SIGNALS}
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     logging.getLogger("tinyimnet").handlers.clear()  # logs/rank_0.log of a run in this process

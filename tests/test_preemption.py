@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyimnet import preemption, slurm
+from tinyimnet import distributed, preemption, slurm
 from tinyimnet.preemption import StopRequest
 
 
@@ -55,7 +55,27 @@ def test_a_stop_file_is_a_request(tmp_path: Path, monkeypatch) -> None:
     assert stop.agreed(OneProcess()) == "a STOP file in the run folder"
 
 
+def test_sighup_stays_ignored_under_nohup(tmp_path: Path) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop = StopRequest(tmp_path)
+    stop.install()
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert stop.agreed(OneProcess()) == ""
+
+
+@pytest.mark.parametrize("variable", distributed.SET_BY_LAUNCHERS)
+def test_a_parent_that_set_a_launchers_variable_is_a_launcher(variable: str) -> None:
+    assert distributed.launcher_pid({"PATH": "/bin", variable: "0"}) == os.getppid()
+    assert distributed.launcher_pid({"PATH": "/bin"}) == 0
+
+
+def test_a_shell_within_a_step_of_srun_is_no_launcher(monkeypatch) -> None:
+    monkeypatch.setattr(distributed, "launcher_environment", lambda: {"SLURM_PROCID": "0"})
+    assert distributed.launcher_pid({"SLURM_PROCID": "0"}) == 0
+
+
 def test_the_end_of_the_launcher_is_a_request(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("RANK", "0")
     stop = StopRequest(tmp_path)
     monkeypatch.setattr(preemption.os, "getppid", lambda: 1)
     assert stop.agreed(OneProcess()) == "the end of the launcher"

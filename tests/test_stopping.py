@@ -1,9 +1,12 @@
 """Asked to stop, by whatever launcher and on whichever rank, all ranks save once and end; nobody is left behind."""
 
 import os
+import shlex
 import signal
 import subprocess
+import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +29,13 @@ def until_step(run: Path, step: int) -> None:
     deadline = time.monotonic() + 60
     while not any(line["trainer/global_step"] >= step for line in read_lines(run / "metrics.jsonl")):
         assert time.monotonic() < deadline, "the training did not get going"
+        time.sleep(0.02)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + BOUND
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
@@ -157,6 +167,29 @@ def test_a_signal_to_the_launcher_saves_and_leaves_no_worker_behind(
     output = signal_launcher(launcher, number, arguments(**ENDLESS), tmp_path / "run")
     forwarded = "forwarding" in launcher
     assert_saved(tmp_path / "run", output, number.name if forwarded else "the end of the launcher")
+
+
+# ---- a shell, which leaves the training behind ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["", "nohup", "setsid nohup"])
+def test_a_training_in_the_background_outlives_the_shell_that_started_it(
+    prefix: str, arguments, tmp_path: Path
+) -> None:
+    """As with `ssh HOST 'nohup python train.py &'`, a log-out, or a script that starts it and exits."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    command = shlex.join([sys.executable, "train.py", *arguments(**ENDLESS)])
+    shell = subprocess.Popen(
+        ["bash", "-c", f'{prefix} {command} >"$1" 2>&1 </dev/null & echo $!; read', "_", str(log)],
+        cwd=REPO, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    training = int(shell.stdout.readline())
+    until_step(run, 4)
+    shell.communicate("")  # it ends
+    until_step(run, read_lines(run / "metrics.jsonl")[-1]["trainer/global_step"] + 100)
+    os.kill(training, signal.SIGTERM)
+    wait_for(lambda: not (run / "LOCK").exists())
+    assert_saved(run, log.read_text(), "SIGTERM")
 
 
 @pytest.mark.long

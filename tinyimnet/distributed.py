@@ -32,6 +32,14 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of glibc
 T = TypeVar("T")
 NETWORK = "the network interface between the nodes (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME in slurm/site.env)"
 _START = "start the processes with accelerate launch --multi_gpu, torchrun or srun, or unset RANK."
+# torchrun, accelerate launch, srun, submitit on one machine, wandb agent.
+SET_BY_LAUNCHERS = (
+    "RANK",
+    "ACCELERATE_MIXED_PRECISION",
+    "SLURM_PROCID",
+    "SUBMITIT_LOCAL_LOCALID",
+    "WANDB_SWEEP_ID",
+)
 PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -99,6 +107,15 @@ def launcher_command() -> list[str]:
         return Path(f"/proc/{os.getppid()}/cmdline").read_text(errors="replace").split("\0")
     except OSError:
         return []
+
+
+def launcher_pid(environ: Mapping[str, str] = os.environ) -> int:
+    """The parent process, where it is a launcher that ends its workers; 0: it is a shell, which may leave them behind.
+
+    A launcher has given this process a variable that it does not have itself. A shell within a step of srun has it, too.
+    """
+    given = environ.keys() - launcher_environment().keys()
+    return os.getppid() if given.intersection(SET_BY_LAUNCHERS) else 0
 
 
 def share_cores(sharers: int) -> None:

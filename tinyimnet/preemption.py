@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+from tinyimnet.distributed import launcher_pid
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 LOOK = 1.0  # seconds between two looks for a STOP file
 # Above every signal number: the reason travels between ranks as one number.
 _STOP_FILE, _LAUNCHER_GONE, _DEADLINE = 101, 102, 103
@@ -35,15 +37,16 @@ class StopRequest:
     def __init__(self, run_dir: Path, deadline: float = float("inf")):
         self.stop_file, self.deadline = run_dir / "STOP", deadline
         self.code = 0
-        self._parent = os.getppid()
+        self._launcher = launcher_pid()
         self._first_interrupt = float("inf")
         self._last_look = self._last_agreement = time.monotonic()
         self._steps, self._interval = 0, 1
 
     def install(self) -> None:
-        """Take over the stop signals of this process."""
+        """Take over the stop signals of this process; under nohup SIGHUP stays ignored."""
         for number in SIGNALS:
-            signal.signal(number, self._on_signal)
+            if not (number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN):
+                signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, _frame: object) -> None:
         now = time.monotonic()
@@ -79,7 +82,7 @@ class StopRequest:
     def _look(self) -> None:
         """Look for the STOP file once a second: each look is a round trip on a network file system."""
         # A launcher that is killed leaves its worker behind, to train for ever.
-        if os.getppid() != self._parent:
+        if self._launcher and os.getppid() != self._launcher:
             self.code = self.code or _LAUNCHER_GONE
         if time.time() > self.deadline:
             self.code = self.code or _DEADLINE
