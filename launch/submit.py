@@ -247,8 +247,7 @@ def make_executor(cluster: str, profile: Profile, files: list[Path]) -> submitit
     executor = submitit.AutoExecutor(folder=folder / "%j", cluster=cluster)
     tasks = profile.gpus_per_node or profile.tasks_per_node
     code, site_env = folder / "code", shlex.quote(str(REPO / "slurm" / "site.env"))
-    setup = [f"cd {shlex.quote(str(code))}", f"[[ ! -f {site_env} ]] || source {site_env}",
-             "source slurm/own_job.sh",
+    setup = [f"cd {shlex.quote(str(code))}", f"site_env={site_env}", "source slurm/own_job.sh",
              # Behind submitit's srun, which is the script's last line.
              f"python={shlex.quote(sys.executable)} configs=({shlex.join(map(str, files))})",
              'trap \'exec "$python" -m launch.requeue $? --config "${configs[${SLURM_ARRAY_TASK_ID:-0}]}"\' EXIT']  # fmt: skip

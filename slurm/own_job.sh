@@ -1,6 +1,13 @@
 # shellcheck shell=bash
-# The scripts of jobs source this: which job they are (job) and when it ends. sbatch hands on the variables of the shell that
-# it is called from; those of a job in which that shell runs (salloc, srun --pty, an element of an array) are forgotten here.
+# The scripts of jobs source this: the site's settings (site_env: another file), which job they are (job) and when it ends.
+# sbatch hands on the variables of the shell that it is called from; those of a job in which that shell runs (salloc,
+# srun --pty, an element of an array) are forgotten here.
+
+site_env=${site_env:-slurm/site.env}
+# In a function, so that it has no arguments: conda's `activate` reads them, and `set --` drops those of the job.
+# shellcheck source=/dev/null
+source_site() { source "$site_env"; }
+if [[ -f $site_env ]]; then source_site || { echo "error: $site_env failed." >&2; exit 2; }; fi
 
 # Slurm sets these for elements of arrays and from the second life on; where it does not, they are the outer job's. The
 # last element of an array can have the array's own id, for which Slurm shows every element, in a line each.

@@ -9,6 +9,7 @@ from conftest import REPO
 from lives import assert_same_end, last_step
 from slurm_cluster import failing_rank, slow_first_life
 
+from launch.submit import snapshot
 from tinyimnet import checkpoint
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("nodes_are_up")]
@@ -225,6 +226,39 @@ def test_however_the_gpus_were_asked_for_and_from_within_another_job_it_trains(
     assert cluster.end(job) == "COMPLETED", (tmp_path / "log").read_text()
     log = (tmp_path / "log").read_text()
     assert f"job {job}, life 1, " in log and "2 processes each" in log and "finished in life 1" in log
+
+
+# What conda's bin/activate does with arguments, and a slip that drops them.
+SITE = """\
+activate() { [[ $# == 0 ]] || { echo "no environment $1"; return 1; }; }
+activate "$@"
+set -- dropped
+export RUNS_ROOT=%s
+"""
+
+
+@pytest.mark.parametrize("way", ["sbatch", "submitit"])
+def test_a_site_env_that_changes_its_arguments_leaves_those_of_the_job(
+    cluster, tiny_config, tmp_path, way
+) -> None:
+    checkout, run, log = tmp_path / "checkout", tmp_path / "run", tmp_path / "log"
+    snapshot(REPO, checkout)
+    (checkout / "slurm" / "site.env").write_text(SITE % tmp_path)
+    options = [f"--run.dir={run}", SHORT]
+    if way == "sbatch":
+        job = cluster.sbatch(f"--chdir={checkout}", TRAIN, tiny_config, *options, log=log)
+    else:
+        cluster.run("git", "-C", str(checkout), "init", "--quiet")
+        cluster.run("git", "-C", str(checkout), "add", "--all", "--force")
+        cluster.run(
+            "git", "-C", str(checkout), "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "all"
+        )
+        shape = ["--profile=configs/cluster/cpu.yaml", "--timeout=30"]
+        cluster.run("env", "-C", str(checkout), "python", "-m", "launch.submit", "--config", tiny_config, *shape, *options)  # fmt: skip
+        sent = json.loads((run / "job.json").read_text())
+        job, log = sent["job"], Path(sent["output"])
+    assert cluster.end(job) == "COMPLETED", log.read_text()
+    assert last_step(run) == 12
 
 
 def test_a_configuration_that_is_wrong_ends_the_job_with_a_sentence(cluster, tiny_config, tmp_path) -> None:
