@@ -16,11 +16,12 @@ if [[ -n ${SLURM_ARRAY_JOB_ID:-}${SLURM_RESTART_COUNT:-} ]] &&
   [[ $shown == *" ArrayTaskId="* ]] || unset "${!SLURM_ARRAY_@}"
   [[ $shown != *" Restarts=0 "* ]] || unset SLURM_RESTART_COUNT
 fi
-# A step takes what its job has, and one process sees all GPUs of its node: srun refuses some of these together, and
-# --gpus-per-task would show each rank one GPU.
+# A step takes what its job has, and one process sees all GPUs of the job on its node: srun refuses some of these together,
+# and --gpus-per-task would show each rank one GPU. SLURM_GPU_BIND=none would show it none: with two or more tasks Slurm
+# (22.05) then unsets CUDA_VISIBLE_DEVICES, and where cgroups do not constrain devices, two jobs of a node share its GPUs.
 unset SLURM_GPUS_PER_TASK SLURM_NTASKS_PER_GPU SLURM_TRES_PER_TASK SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SLURM_MEM_PER_NODE \
-  "${!SLURM_CPU_BIND@}"
-export SLURM_GPU_BIND=none SLURM_EXPORT_ENV=ALL PYTHONUNBUFFERED=1
+  "${!SLURM_CPU_BIND@}" "${!SLURM_GPU_BIND@}"
+export SLURM_EXPORT_ENV=ALL PYTHONUNBUFFERED=1
 
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}

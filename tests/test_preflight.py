@@ -13,7 +13,7 @@ from tinyimnet.preflight import problems
 
 GOOD: dict[str, Any] = {
     "host": "n1", "local_rank": 0, "cores": 8, "code": "abc", "config": "a: 1\nb: 2\n",
-    "versions": {"python": "3.11.2", "torch": "2.13.0"}, "device": "NVIDIA H100", "gpus": 8, "usable": True, "gpu_free": 70 << 30,
+    "versions": {"python": "3.11.2", "torch": "2.13.0"}, "device": "NVIDIA H100", "gpus": 8, "job_gpus": 8, "usable": True, "gpu_free": 70 << 30,
     "run_dir": "/runs/a", "disk": 1 << 40, "needs": 32e6, "clock": 1000.0, "sees_run": True,
 }  # fmt: skip
 
@@ -25,6 +25,10 @@ def second(**changes: Any) -> list[str]:
 
 def test_equal_nodes_are_fine() -> None:
     assert second(clock=1005.0) == []
+
+
+def test_outside_slurm_nobody_says_how_many_gpus_a_job_has() -> None:
+    assert second(job_gpus=0) == []
 
 
 @pytest.mark.parametrize(
@@ -43,6 +47,7 @@ def test_equal_nodes_are_fine() -> None:
         ({"sees_run": False}, "does not see the run folder /runs/a of node n1"),
         ({"disk": 5e6}, "has 5 MB free for /runs/a, and two checkpoints need 32"),
         ({"local_rank": 8}, "sees 8 GPUs and is process 8 of its node"),
+        ({"job_gpus": 2}, "sees 8 GPUs and its job has 2 of that node"),
         ({"usable": False}, "has 8 GPUs that torch 2.13.0 for CUDA"),
         ({"gpu_free": 1 << 30}, "has 1.1 GB free on GPU 0, and a run needs 4.3"),
         ({"clock": 1045.0}, "the clock of node n2 (rank 1) is +45 s off that of node n1"),

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from tinyimnet import commandline, console, data, distributed, soft_labels
+from tinyimnet import commandline, console, data, distributed, slurm, soft_labels
 from tinyimnet import config as configuration
 from tinyimnet.config import Config, DataConfig
 from tinyimnet.errors import UserError, one_line
@@ -87,7 +87,10 @@ def problems(facts: list[Facts]) -> list[str]:
                          "cannot use: the driver or the GPU is too old for it; install PyTorch's build for an older CUDA.")  # fmt: skip
         elif fact["gpus"] and fact["local_rank"] >= fact["gpus"]:
             found.append(f"{node} sees {fact['gpus']} GPUs and is process {fact['local_rank']} of its node, from 0; start as many "
-                         "processes as GPUs, and let each see all of them (srun --gpu-bind=none).")  # fmt: skip
+                         "processes as GPUs, and let each see all of them (srun without --gpu-bind and --gpus-per-task).")  # fmt: skip
+        elif fact["gpus"] and fact["job_gpus"] not in (0, fact["gpus"]):
+            found.append(f"{node} sees {fact['gpus']} GPUs and its job has {fact['job_gpus']} of that node: it would use those of "
+                         "other jobs, or leave its own idle; start srun without --gpu-bind and --gpus-per-task.")  # fmt: skip
         elif fact["gpus"] and fact["gpu_free"] < MIN_GPU:
             found.append(f"{node} has {fact['gpu_free'] / 1e9:.1f} GB free on GPU {fact['local_rank']}, and a run needs "
                          f"{MIN_GPU / 1e9:.1f}; end what else runs there.")  # fmt: skip
@@ -200,6 +203,7 @@ def _static_facts(config: Config, run_dir: Path) -> Facts:
         # Also of CPUs: every rank updates its own weights, and other kernels round a norm or a product differently.
         "device": torch.cuda.get_device_name(local_rank) if usable else f"no GPU {local_rank}" if gpus else cpu_name(),
         "gpus": gpus,
+        "job_gpus": slurm.gpus_on_node(),
         "usable": works,
         "gpu_free": torch.cuda.mem_get_info(local_rank)[0] if usable else 0,
         "run_dir": str(run_dir),

@@ -24,6 +24,11 @@ def end_of_job(environ: Mapping[str, str] = os.environ) -> float:
     return float(environ.get("SLURM_JOB_END_TIME") or "inf")
 
 
+def gpus_on_node(environ: Mapping[str, str] = os.environ) -> int:
+    """GPUs that this job has of this node; 0 outside a job, and in one without GPUs."""
+    return int(environ.get("SLURM_GPUS_ON_NODE") or 0)
+
+
 def first_host(nodelist: str) -> str:
     """'gpu[07-09,12],cpu1' -> 'gpu07'."""
     match = re.match(r"([^\[,]+)(?:\[(\w+))?", nodelist)

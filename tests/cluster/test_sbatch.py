@@ -228,6 +228,29 @@ def test_however_the_gpus_were_asked_for_and_from_within_another_job_it_trains(
     assert f"job {job}, life 1, " in log and "2 processes each" in log and "finished in life 1" in log
 
 
+# In each process of a job, by PYTHONPATH: which GPUs it sees.
+WHICH_GPUS = """
+import os
+if "SLURM_PROCID" in os.environ:
+    with open(f"{folder}/gpus-{{os.environ['SLURM_JOB_ID']}}-{{os.environ['SLURM_PROCID']}}", "w") as file:
+        file.write(os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
+"""
+
+
+def test_two_jobs_on_one_node_see_the_gpus_of_their_own(cluster, tiny_config, tmp_path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(WHICH_GPUS.format(folder=tmp_path))
+    jobs = [
+        cluster.run(
+            "sbatch", "--parsable", "--nodelist=n1", "--gpus-per-node=2", "--cpus-per-gpu=1", f"--output={tmp_path}/log{i}",
+            TRAIN, tiny_config, f"--run.dir={tmp_path}/run{i}", SHORT, PYTHONPATH=str(tmp_path),
+        ).strip()
+        for i in range(2)
+    ]  # fmt: skip
+    assert [cluster.end(job) for job in jobs] == ["COMPLETED"] * 2, (tmp_path / "log0").read_text()
+    seen = [[(tmp_path / f"gpus-{job}-{rank}").read_text() for rank in range(2)] for job in jobs]
+    assert sorted(seen) == [["0,1", "0,1"], ["2,3", "2,3"]]
+
+
 # What conda's bin/activate does with arguments, and a slip that drops them.
 SITE = """\
 activate() { [[ $# == 0 ]] || { echo "no environment $1"; return 1; }; }
