@@ -24,22 +24,22 @@ train: $(VENV)/.installed
 install: $(VENV)/.installed
 
 test: lint
-	$(BIN)/python -m pytest -m "not long and not cluster and not wandb" -n 2 --dist worksteal  # most of it uses one core
+	$(BIN)/python -m pytest tests/unit tests/process -m "not long" -n 2 --dist worksteal  # most of it uses one core
 
 # Against a W&B server of our own; pages in Chromium, which Debian has.
 test-wandb: $(VENV)/.installed-dev
 	command -v chromium >/dev/null || { apt-get update; apt-get install --yes --no-install-recommends chromium fonts-dejavu-core; }
-	$(BIN)/python -m pytest -m wandb -rs -n 3 --dist loadfile  # they wait more than they compute
+	$(BIN)/python -m pytest tests/wandb -rs -n 3 --dist loadfile  # they wait more than they compute
 
 # As root: it installs Slurm's Debian packages, starts two clusters and ends them.
 test-cluster: $(VENV)/.installed-dev
 	tests/cluster/cluster.sh install
-	shellcheck slurm/*.sbatch slurm/own_job.sh slurm/site.env.example tests/cluster/cluster.sh .ci/run
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m cluster -n 2 --dist worksteal  # a cluster for each worker
+	shellcheck slurm/*.sbatch slurm/setup_job.sh slurm/site.env.example tests/cluster/cluster.sh .ci/run
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/cluster -n 2 --dist worksteal  # a cluster for each worker
 
 # The full disk is a small tmpfs where this is root; FAULTS_SEED=N draws other moments.
 test-faults: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest tests/process -m long
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

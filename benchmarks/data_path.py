@@ -27,7 +27,11 @@ from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tinyimnet import batches, config, console, data, distributed, synthetic
+from tinyimnet import config
+from tinyimnet.console import print_table
+from tinyimnet.data import batches, synthetic
+from tinyimnet.data.dataset import IMAGE_SIZE
+from tinyimnet.distributed import cpu
 
 N, BATCH, PADDING, ROUNDS, SECONDS = 4096, 256, 4, 5, 4.0
 MEAN, STD = (0.48, 0.45, 0.40), (0.27, 0.26, 0.27)
@@ -49,7 +53,7 @@ class Files(Dataset):
             image = file.convert("RGB")
         down, right, mirror = torch.randint(0, 2 * PADDING + 1, (3,)).tolist()
         pixels = np.pad(np.asarray(image), ((PADDING, PADDING), (PADDING, PADDING), (0, 0)), mode="reflect")
-        pixels = pixels[down : down + data.IMAGE_SIZE, right : right + data.IMAGE_SIZE]
+        pixels = pixels[down : down + IMAGE_SIZE, right : right + IMAGE_SIZE]
         if mirror % 2:
             pixels = pixels[:, ::-1]
         image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float().div(255)
@@ -59,7 +63,7 @@ class Files(Dataset):
 def main() -> int:
     """Measure and print both rates and their ratio."""
     torch.set_num_threads(CORES)
-    distributed.keep_freed_memory()  # as in a training on CPUs
+    cpu.keep_freed_memory()  # as in a training on CPUs
     labels = np.arange(N) % len(synthetic.CLASSES)
     images = synthetic.draw(labels, seed=0)
     rates: dict[str, list[float]] = {"array": [], "files": []}
@@ -86,7 +90,7 @@ def main() -> int:
         ("memory of the array", f"{images.nbytes / 2**20:.0f} MiB of {N:,} images, shared by all processes"),
         ("memory of a worker, peak", f"{worker / 2**10:.0f} MiB"),
     ]
-    console.table(f"{CORES} cores, batches of {BATCH}", rows)
+    print_table(f"{CORES} cores, batches of {BATCH}", rows)
     return 0
 
 

@@ -16,17 +16,22 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tinyimnet import commandline, console, data, errors, export, meeting, prepare
-from tinyimnet.batches import TrainBatches
+from tinyimnet import config_cli, errors
+from tinyimnet.console import print_table
+from tinyimnet.data import loading
+from tinyimnet.data.batches import TrainBatches
+from tinyimnet.data.dataset import IMAGE_SIZE
+from tinyimnet.distributed import rendezvous
+from tinyimnet.evaluation.weights import load_trained
 
 SMALL, BATCHES = 128, 32
 
 
 def main(argv: list[str]) -> int:
     """Measure and print the noise scale of the weights in argv[0]."""
-    trained = export.load_trained(Path(argv[0]))
-    settings = commandline.load(argv[1:], prog="benchmarks/noise_scale.py")
-    dataset = prepare.ready_dataset(settings.data, meeting.Meeting())
+    trained = load_trained(Path(argv[0]))
+    settings = config_cli.load(argv[1:], prog="benchmarks/noise_scale.py")
+    dataset = loading.ready_dataset(settings.data, rendezvous.Rendezvous())
     source = TrainBatches(
         torch.from_numpy(dataset.images["train"]), torch.from_numpy(dataset.labels["train"]), len(dataset.classes),
         mean=dataset.mean, std=dataset.std, config=settings.augment, seed=settings.run.seed, epochs=1,
@@ -49,7 +54,7 @@ def main(argv: list[str]) -> int:
         ("noise of one image", f"{noise:.3g}"),
         ("B_simple", f"{noise / signal:,.0f} images"),
     ]
-    console.table(f"{argv[0]}, {large:,} images of {data.IMAGE_SIZE} px", rows)
+    print_table(f"{argv[0]}, {large:,} images of {IMAGE_SIZE} px", rows)
     return 0
 
 

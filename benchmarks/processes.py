@@ -22,8 +22,10 @@ sys.path[:0] = [str(REPO), str(REPO / "benchmarks")]
 
 from throughput import make_trainer, rate
 
-from tinyimnet import commandline, console, distributed, errors
-from tinyimnet.meeting import Meeting
+from tinyimnet import config_cli, errors
+from tinyimnet.console import print_table
+from tinyimnet.distributed import launcher, process_group
+from tinyimnet.distributed.rendezvous import Rendezvous
 
 ROUNDS, WARM_UP, STEPS, WORKER = 3, 2, 8, "BENCHMARK_WORKER"
 CORES = len(os.sched_getaffinity(0))
@@ -32,7 +34,7 @@ CORES = len(os.sched_getaffinity(0))
 def main(argv: list[str]) -> int:
     """Measure and print both rates and their ratio; or, in a process that it started, measure one."""
     if not any(arg.startswith("--config") for arg in argv):
-        argv = ["--config", str(commandline.CONFIGS / "tiny1m_cpu.yaml"), *argv]
+        argv = ["--config", str(config_cli.CONFIGS / "tiny1m_cpu.yaml"), *argv]
     if os.environ.get(WORKER):
         return _worker(argv)
     found: dict[int, list[tuple[float, float]]] = {1: [], CORES: []}
@@ -54,7 +56,7 @@ def main(argv: list[str]) -> int:
             f"{statistics.median(ratios):.3f}  ({min(ratios):.3f} to {max(ratios):.3f})",
         )
     )
-    console.table(f"{CORES} cores", rows)
+    print_table(f"{CORES} cores", rows)
     return 0
 
 
@@ -70,10 +72,10 @@ def _measure(processes: int, argv: list[str]) -> tuple[float, float]:
 
 
 def _worker(argv: list[str]) -> int:
-    settings = commandline.load(argv, prog="benchmarks/processes.py")
-    settings = replace(settings, augment=replace(settings.augment, start_size=64))
-    distributed.map_environment()
-    accelerator = distributed.start(settings.train, Meeting())
+    settings = config_cli.load(argv, prog="benchmarks/processes.py")
+    settings = replace(settings, augment=replace(settings.augment, start_resolution=64))
+    launcher.map_environment()
+    accelerator = process_group.start(settings.train, Rendezvous())
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(settings, accelerator, Path(folder))
         batch, device = settings.train.global_batch_size, accelerator.device
@@ -82,9 +84,9 @@ def _worker(argv: list[str]) -> int:
     if accelerator.is_main_process:
         print(images, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, flush=True)
     del trainer
-    distributed.close(accelerator)
+    process_group.close(accelerator)
     return 0
 
 
 if __name__ == "__main__":
-    distributed.leave(errors.run(main, sys.argv[1:]))
+    process_group.exit_process(errors.run(main, sys.argv[1:]))

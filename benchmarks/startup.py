@@ -22,14 +22,17 @@ REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 
 ROUNDS, STARTED = 5, "BENCHMARK_STARTED"
-YARDSTICK = "import torch; from tinyimnet import config, model; model.build_model(config.ModelConfig(), 200)"
+YARDSTICK = (
+    "import torch; from tinyimnet import config; from tinyimnet.model.network import build_model; "
+    "build_model(config.ModelConfig(), 200)"
+)
 
 
 def main() -> int:
     """Measure and print the parts; or, in the process that accelerate launched, stamp them."""
     if os.environ.get(STARTED):
         return _stamped(float(os.environ[STARTED]))
-    from tinyimnet import console
+    from tinyimnet.console import print_table
 
     yardstick, runs = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -50,7 +53,7 @@ def main() -> int:
             f"{statistics.median(ratios):.2f}  ({min(ratios):.2f} to {max(ratios):.2f})",
         ),
     ]
-    console.table("accelerate launch train.py", rows)
+    print_table("accelerate launch train.py", rows)
     return 0
 
 
@@ -92,15 +95,15 @@ def _stamped(last: float) -> int:
         return call
 
     stamp("accelerate launch, and python again")
-    import train
+    from tinyimnet import train
 
     stamp("imports")
-    train.commandline.load = stamped(train.commandline.load, "configuration")
+    train.config_cli.load = stamped(train.config_cli.load, "configuration")
     train.preflight.check = stamped(train.preflight.check, "run folder and preflight")
-    train.prepare.ready_dataset = stamped(train.prepare.ready_dataset, "data, verified")
-    train.distributed.start = stamped(train.distributed.start, "Accelerator")
+    train.ready_dataset = stamped(train.ready_dataset, "data, verified")
+    train.process_group.start = stamped(train.process_group.start, "Accelerator")
     train.Trainer.__init__ = stamped(train.Trainer.__init__, "network, optimizer, EMA")
-    train.Tracker.__init__ = stamped(train.Tracker.__init__, "run folder and what is written into it")
+    train.Tracker.start = stamped(train.Tracker.start, "run folder and what is written into it")
     train.Trainer.train_step = stamped(train.Trainer.train_step, "first step")
 
     def stop(*_: object) -> None:

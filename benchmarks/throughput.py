@@ -6,7 +6,7 @@
 
 All run the same network in the same process, in turns, so that a machine that speeds up or slows down does so for
 all; the median of the ratios of neighbouring turns is what counts. The loop does everything a step does: draw,
-gather, crop, flip, mix, resize, clip, EMA, tallies; once as configured, once with Mixup and CutMix on every image.
+gather, crop, flip, mix, resize, clip, EMA, counters; once as configured, once with Mixup and CutMix on every image.
 Then the time for which a save holds the loop up, and that of an evaluation.
 """
 
@@ -24,12 +24,18 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tinyimnet import commandline, config, console, data, distributed, errors, optim, synthetic
-from tinyimnet.checkpoint import Saver
-from tinyimnet.engine import Trainer
-from tinyimnet.meeting import Meeting
-from tinyimnet.model import build_model
-from tinyimnet.preemption import StopRequest
+from tinyimnet import config, config_cli, errors
+from tinyimnet.console import print_table
+from tinyimnet.data import synthetic
+from tinyimnet.data.dataset import IMAGE_SIZE, Dataset
+from tinyimnet.distributed import process_group
+from tinyimnet.distributed.preemption import StopRequest
+from tinyimnet.distributed.rendezvous import Rendezvous
+from tinyimnet.model.network import build_model
+from tinyimnet.run.checkpoint import Saver
+from tinyimnet.tracking.tracker import Tracker
+from tinyimnet.training import optim
+from tinyimnet.training.trainer import Trainer
 
 ROUNDS, SECONDS = 31, 3.0
 EPOCH, VAL = 100_000, 10_000  # images of the official Tiny ImageNet
@@ -41,11 +47,11 @@ ENDLESS = (
 def main(argv: list[str]) -> int:
     """Measure and print both rates and their ratio."""
     if not any(arg.startswith("--config") for arg in argv):
-        argv = ["--config", str(commandline.CONFIGS / "tiny1m_cpu.yaml"), *argv]
-    settings = commandline.load(argv, prog="benchmarks/throughput.py")
+        argv = ["--config", str(config_cli.CONFIGS / "tiny1m_cpu.yaml"), *argv]
+    settings = config_cli.load(argv, prog="benchmarks/throughput.py")
     # One resolution throughout: with progressive resizing the two would not run the same arithmetic.
-    settings = replace(settings, augment=replace(settings.augment, start_size=64))
-    accelerator = distributed.start(settings.train, Meeting())
+    settings = replace(settings, augment=replace(settings.augment, start_resolution=64))
+    accelerator = process_group.start(settings.train, Rendezvous())
     batch, device = settings.train.global_batch_size, accelerator.device
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(settings, accelerator, Path(folder))
@@ -61,7 +67,7 @@ def main(argv: list[str]) -> int:
         for _ in range(ROUNDS):
             for name, step in steps.items():
                 rates[name].append(rate(step, batch, device, n_steps))
-        stall, evaluation = _save_stall(trainer, Path(folder)), _evaluation(trainer)
+        stall, evaluation = _save_stall(trainer), _evaluation(trainer)
     images_per_s = statistics.median(rates["loop"])
     epoch = EPOCH / images_per_s
     rows = [
@@ -79,7 +85,7 @@ def main(argv: list[str]) -> int:
         ),
         ("peak memory", f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB on the host"),
     ]
-    console.table(f"{device}, {torch.get_num_threads()} threads, {settings.train.precision}", rows)
+    print_table(f"{device}, {torch.get_num_threads()} threads, {settings.train.precision}", rows)
     return 0
 
 
@@ -100,7 +106,7 @@ def make_trainer(settings: config.Config, accelerator, folder: Path) -> Trainer:
     n = 4 * settings.train.global_batch_size
     labels = np.arange(n) % len(synthetic.CLASSES)
     images = synthetic.draw(labels, seed=0)
-    dataset = data.Dataset(
+    dataset = Dataset(
         root=folder,
         classes=tuple(wnid for wnid, _ in synthetic.CLASSES),
         names=tuple(name for _, name in synthetic.CLASSES),
@@ -111,14 +117,17 @@ def make_trainer(settings: config.Config, accelerator, folder: Path) -> Trainer:
         std=(0.27, 0.26, 0.27),
         digest="",
     )
-    return Trainer(settings, accelerator, dataset, folder, StopRequest(folder))
+    tracker, saver = Tracker(folder, settings.tracking), Saver(folder, keep=1, before=lambda: None)
+    return Trainer(
+        settings, accelerator, dataset, saved=None, tracker=tracker, saver=saver, stop=StopRequest(folder)
+    )
 
 
 def _bare_step(settings: config.Config, accelerator):
     """A closure that trains the same network on one resident batch and does nothing else."""
     torch.manual_seed(0)
     batch, classes = settings.train.global_batch_size, len(synthetic.CLASSES)
-    images = torch.randn(batch, 3, data.IMAGE_SIZE, data.IMAGE_SIZE, device=accelerator.device)
+    images = torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE, device=accelerator.device)
     images = images.to(memory_format=torch.channels_last)
     targets = torch.randn(batch, classes, device=accelerator.device).softmax(1)
     model = build_model(settings.model, classes).to(accelerator.device).train()
@@ -147,9 +156,8 @@ def rate(step, batch: int, device: torch.device, n_steps: int) -> float:
     return n_steps * batch / (time.perf_counter() - start)
 
 
-def _save_stall(trainer: Trainer, folder: Path) -> float:
+def _save_stall(trainer: Trainer) -> float:
     """Seconds that the loop waits for a save, median of ROUNDS; it is written to disk beside the next step."""
-    saver = trainer.saver = Saver(folder, keep=1, before=lambda: None)
     stalls = []
     for _ in range(ROUNDS):
         trainer.train_step()
@@ -157,7 +165,7 @@ def _save_stall(trainer: Trainer, folder: Path) -> float:
         start = time.perf_counter()
         trainer.save(best=False)
         stalls.append(time.perf_counter() - start)
-    saver.close()
+    trainer.saver.close()
     return statistics.median(stalls)
 
 

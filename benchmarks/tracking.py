@@ -20,12 +20,14 @@ REPO = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPO), str(REPO / "tests"), str(REPO / "benchmarks")]
 
 from throughput import make_trainer
-from wandb_server import WandbServer
 
-from tinyimnet import commandline, config, console, distributed, errors
-from tinyimnet.engine import Trainer
-from tinyimnet.meeting import Meeting
-from tinyimnet.tracking import Tracker
+from helpers.wandb_server.server import WandbServer
+from tinyimnet import config, config_cli, errors
+from tinyimnet.console import print_table
+from tinyimnet.distributed import process_group
+from tinyimnet.distributed.rendezvous import Rendezvous
+from tinyimnet.tracking.tracker import Tracker
+from tinyimnet.training.trainer import Trainer
 
 ROUNDS, SECONDS = 9, 5.0
 MODES = ("disabled", "offline", "online")
@@ -34,10 +36,10 @@ MODES = ("disabled", "offline", "online")
 def main(argv: list[str]) -> int:
     """Measure and print the time of a step in each mode."""
     if not any(arg.startswith("--config") for arg in argv):
-        argv = ["--config", str(commandline.CONFIGS / "smoke.yaml"), *argv]
-    settings = commandline.load(argv, prog="benchmarks/tracking.py")
-    settings = replace(settings, augment=replace(settings.augment, start_size=64))
-    accelerator = distributed.start(settings.train, Meeting())
+        argv = ["--config", str(config_cli.CONFIGS / "smoke.yaml"), *argv]
+    settings = config_cli.load(argv, prog="benchmarks/tracking.py")
+    settings = replace(settings, augment=replace(settings.augment, start_resolution=64))
+    accelerator = process_group.start(settings.train, Rendezvous())
     taken: dict[str, list[float]] = {mode: [] for mode in MODES}
     calls: list[float] = []
     with tempfile.TemporaryDirectory() as home, WandbServer() as server:
@@ -69,7 +71,7 @@ def main(argv: list[str]) -> int:
             f"{1e6 * statistics.median(calls):.0f} us, 99 of 100 in {1e6 * calls[-len(calls) // 100]:.0f} us",
         )
     )
-    console.table(f"{accelerator.device}, a row after every step", rows)
+    print_table(f"{accelerator.device}, a row after every step", rows)
     return 0
 
 

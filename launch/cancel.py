@@ -9,6 +9,8 @@ from pathlib import Path
 from launch import runs
 from tinyimnet import errors
 from tinyimnet.errors import Parser, UserError
+from tinyimnet.run import lock
+from tinyimnet.run.record import Record, read_record
 
 
 def main(argv: list[str]) -> int:
@@ -20,11 +22,11 @@ def main(argv: list[str]) -> int:
     description = "Ask runs to save and stop. The command that started a run goes on with it later."
     parser = Parser(prog="python -m launch.cancel", description=description, allow_abbrev=False)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, such as runs/tiny1m")
-    found = [runs.read_run(path) for path in runs.find_runs(parser.parse_args(argv).runs, inside=False)]
-    live = runs.live_jobs() if any(run.job for run in found) else {}
+    found = [read_record(path) for path in runs.find_runs(parser.parse_args(argv).runs, inside=False)]
+    live = runs.live_jobs() if any(map(runs.job_of, found)) else {}
     without = []
     for name, run in zip(runs.names_of([run.path for run in found]), found, strict=True):
-        if what := stop(run, live.get(run.job, ("", ""))[0]):
+        if what := stop(run, live.get(runs.job_of(run), ("", ""))[0]):
             print(f"{name}: {what}", flush=True)
         else:
             without.append(f"{name} ({'finished' if run.finished else 'not running'})")
@@ -33,17 +35,17 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def stop(run: runs.Run, state: str) -> str:
+def stop(run: Record, state: str) -> str:
     """Stop a run whose job is in a state, empty: not in the queue; returns what was done, empty: nothing is alive.
 
     Raises:
         UserError: it could not be stopped.
     """
     if state and state != "completing":
-        runs.call("scancel", run.job)
+        runs.call("scancel", runs.job_of(run))
         saves = "; it saves first" if state == "running" else ""
-        return f"cancelled Slurm job {run.job} ({state}){saves}"
-    if not run.alive:
+        return f"cancelled Slurm job {runs.job_of(run)} ({state}){saves}"
+    if not lock.is_held(run.path):
         return ""
     try:
         (run.path / "STOP").touch()

@@ -1,7 +1,7 @@
-"""The job that submitit pickles: the arguments of train.py, and how a life of it ends.
+"""The job that submitit pickles: the arguments of train.py, and how an attempt of it ends.
 
-It holds no state: every life finds its own in the run folder. That is what makes it right after a lost node too, where
-Slurm starts the pickle of the submission again. Whether there is another life, launch.requeue decides in the batch script.
+It holds no state: every attempt finds its own in the run folder. That is what makes it right after a lost node too, where
+Slurm starts the pickle of the submission again. Whether there is another attempt, launch.requeue decides in the batch script.
 """
 
 import atexit
@@ -20,7 +20,7 @@ from tinyimnet.config import RunConfig
 
 @dataclass
 class TrainJob:
-    """One run; called once on each process of each life.
+    """One run; called once on each process of each attempt.
 
     Attributes:
         arguments: of train.py.
@@ -30,26 +30,25 @@ class TrainJob:
 
     def __call__(self) -> dict[str, Any]:
         """Train until the end, and return what DONE holds, or until asked to stop."""
-        from tinyimnet import commandline, distributed
+        from tinyimnet import config_cli, train
+        from tinyimnet.distributed import process_group
         from tinyimnet.errors import USER_ERROR, UserError
 
         environment = submitit.JobEnvironment()
         # submitit's own, which starts a job of its local cluster again. The training takes the signal over.
         again = signal.getsignal(environment._usr_sig())
         exit_code = 1
-        # Ahead of the interpreter's own end, which can hang in gloo's threads (distributed.leave).
-        atexit.register(lambda: distributed.leave(exit_code))
+        # Ahead of the interpreter's own end, which can hang in gloo's threads (process_group.exit_process).
+        atexit.register(lambda: process_group.exit_process(exit_code))
         if environment.cluster != "slurm" and environment.num_tasks > 1:
             helper = submitit.helpers.TorchDistributedEnvironment()
             helper.export(set_cuda_visible_devices=False, overwrite=True)
-        import train
-
         try:
             train.main(self.arguments)
         except UserError:
             exit_code = USER_ERROR
             raise
-        run = commandline.load(self.arguments).run
+        run = config_cli.load(self.arguments).run
         if environment.cluster == "local":
             come_back(run, environment, again)
         exit_code = 0
@@ -57,7 +56,7 @@ class TrainJob:
         return json.loads(done.read_text()) if done.exists() else {}
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """What submitit starts in the next life: the same."""
+        """What submitit starts in the next attempt: the same."""
         return submitit.helpers.DelayedSubmission(self)
 
 

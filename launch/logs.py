@@ -11,6 +11,7 @@ from pathlib import Path
 from launch import runs
 from tinyimnet import errors
 from tinyimnet.errors import Parser, UserError
+from tinyimnet.run.record import read_object
 
 POLL = 0.5  # seconds between two looks
 
@@ -96,7 +97,7 @@ def find_logs(path: Path) -> dict[Path, str]:
     """The logs that a run has by now, by rank, Slurm's own last, and what to put before their lines."""
     ranks = sorted((path / "logs").glob("rank_*.log"), key=lambda file: (len(file.stem), file.stem))
     logs = {file: f"[{file.stem.removeprefix('rank_')}] " for file in ranks}
-    output = runs.read_json(path / "job.json").get("output")
+    output = read_object(path / "job.json").get("output")
     if isinstance(output, str) and os.path.isfile(output):
         logs[Path(output)] = "[slurm] "
     return logs

@@ -2,7 +2,7 @@
 
 python -m launch.requeue EXIT_CODE [train.py's options]
 
-A job is requeued where the run was stopped by its scheduler and saved (the marker REQUEUE of this life), where Slurm
+A job is requeued where the run was stopped by its scheduler and saved (the marker REQUEUE of this attempt), where Slurm
 preempts it (with a grace period Slurm sends SIGTERM and waits, and a job that ends by itself meanwhile counts as
 completed), and where a process failed or was lost after the job had got on. All else ends: a finished run, a mistake, a
 person's STOP, a cancelled job, a run that makes no progress.
@@ -19,15 +19,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from tinyimnet import commandline, errors, slurm
+from tinyimnet import config_cli, errors
 from tinyimnet.config import RunConfig
+from tinyimnet.distributed import slurm
 from tinyimnet.errors import UserError
-from tinyimnet.files import read_lines
+from tinyimnet.run.folder import newest_step, read_attempts
 
 # Seconds, beyond the 20 to 40 that scontrol waits for a controller itself; one that restarts or fails over is back by then.
 PATIENCE = 60
-# Lives in a row that fail and save nothing new, after which a job ends: what fails each time is no accident.
-IDLE_LIVES = 3
+# Attempts in a row that fail and save nothing new, after which a job ends: what fails each time is no accident.
+IDLE_ATTEMPTS = 3
 SECOND_CTRL_C = 128 + signal.SIGINT
 
 
@@ -41,7 +42,7 @@ class Verdict(NamedTuple):
 
 def main(argv: list[str]) -> int:
     """Requeue this job or not, and say why; the exit code of the job."""
-    exit_code, run = int(argv[0]), commandline.load(argv[1:], prog="python -m launch.requeue").run
+    exit_code, run = int(argv[0]), config_cli.load(argv[1:], prog="python -m launch.requeue").run
     verdict = decide(run, exit_code, show_job(slurm.job_name()), os.environ)
     print(f"job {slurm.job_name()}: {verdict.sentence}", flush=True)
     if verdict.requeue:
@@ -74,20 +75,20 @@ def decide(
     """What becomes of this job.
 
     Args:
-        run: the run's folder and its number of lives.
+        run: the run's folder and its number of attempts.
         exit_code: of the training.
         job: what Slurm says about the job (`show_job`).
         environ: SLURM_RESTART_COUNT and the ids of the job.
-        begun_late: the run was not there yet when this life began, and may have had no time for a step.
+        begun_late: the run was not there yet when this attempt began, and may have had no time for a step.
     """
-    life, begun = slurm.restarts(environ) + 1, lives_of_job(Path(run.dir), environ)
-    # What crashes when it leaves is finished as well; a DONE of an earlier run is removed when a life begins.
-    if (exit_code == 0 or life - 1 in begun) and (Path(run.dir) / "DONE").exists():
-        return Verdict(False, 0, f"finished in life {life}")
+    attempt, begun = slurm.restarts(environ) + 1, attempts_of_job(Path(run.dir), environ)
+    # What crashes when it leaves is finished as well; a DONE of an earlier run is removed when an attempt begins.
+    if (exit_code == 0 or attempt - 1 in begun) and (Path(run.dir) / "DONE").exists():
+        return Verdict(False, 0, f"finished in attempt {attempt}")
     if job.get("JobState", "RUNNING") != "RUNNING":
         return Verdict(False, exit_code, f"{job['JobState'].lower()}; not requeued")
     if is_superseded(job, environ):
-        return Verdict(False, exit_code, "a later life of this job has begun; not requeued")
+        return Verdict(False, exit_code, "a later attempt of this job has begun; not requeued")
     marker = read_marker(Path(run.dir), environ)
     # Ahead of a preemption: what it asked for is done.
     if exit_code == 0 and not marker and (Path(run.dir) / "STOP").exists():
@@ -101,58 +102,52 @@ def decide(
     elif marker:
         why = f"stopped by {marker['reason']} and saved"
     else:
-        why = f"ended with exit code {exit_code}, with step {saved_step(Path(run.dir))} saved"
+        why = f"ended with exit code {exit_code}, with step {newest_step(Path(run.dir))} saved"
     if marker and not preempted and not marker["steps"] and not begun_late:
         return Verdict(
-            False, 1, f"{why} without one step done in life {life}; not requeued, because the next would end the "
+            False, 1, f"{why} without one step done in attempt {attempt}; not requeued, because the next would end the "
             "same way: give it a longer time limit, or a lower run.stop_before_end and sbatch --signal"
         )  # fmt: skip
-    if life >= run.max_lives:
+    if attempt >= run.max_attempts:
         return Verdict(
-            False, 1, f"{why}; not requeued after life {life} of run.max_lives {run.max_lives}: submit it again to go on"
+            False, 1, f"{why}; not requeued after attempt {attempt} of run.max_attempts {run.max_attempts}: submit it again to go on"
         )  # fmt: skip
-    return Verdict(True, 0, f"{why}; requeued for life {life + 1}")
+    return Verdict(True, 0, f"{why}; requeued for attempt {attempt + 1}")
 
 
 def read_marker(run_dir: Path, environ: Mapping[str, str]) -> dict:
-    """The marker REQUEUE of this life of the job; empty without one, and for one of an earlier life."""
+    """The marker REQUEUE of this attempt of the job; empty without one, and for one of an earlier attempt."""
     try:
         marker = json.loads((run_dir / "REQUEUE").read_text())
-        return marker if marker["life"] == [slurm.job_name(environ), slurm.restarts(environ)] else {}
+        return marker if marker["attempt"] == [slurm.job_name(environ), slurm.restarts(environ)] else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
 def is_accident(run_dir: Path, exit_code: int, environ: Mapping[str, str]) -> bool:
-    """Whether a life that failed may be followed by one that does not: a process was killed, a node or its network lost.
+    """Whether an attempt that failed may be followed by one that does not: a process was killed, a node or its network lost.
 
     Slurm itself notices a lost node after SlurmdTimeout, 300 s by default; the processes on the other nodes see it at once
-    and end. A life that was refused before it began counts as well, for example by the preflight for a node that is not
+    and end. An attempt that was refused before it began counts as well, for example by the preflight for a node that is not
     in order, but neither a mistake in one that had begun nor what a person wanted to end. In no case unless an earlier
-    life of this job, or this one, got on IDLE_LIVES ago at most: saved something new or, as the first one, went on from
+    attempt of this job, or this one, got on IDLE_ATTEMPTS ago at most: saved something new or, as the first one, went on from
     what another job had saved.
     """
-    restart, begun = slurm.restarts(environ), lives_of_job(run_dir, environ)
+    restart, begun = slurm.restarts(environ), attempts_of_job(run_dir, environ)
     # The exit code alone does not tell: srun has that of a signal where it killed a process that waited for W&B.
-    mistake = restart in begun and (exit_code == errors.USER_ERROR or (run_dir / "MISTAKE").exists())
+    users_error = restart in begun and (exit_code == errors.USER_ERROR or (run_dir / "ERROR").exists())
     by_a_person = exit_code == SECOND_CTRL_C or (run_dir / "STOP").exists()
-    if not exit_code or mistake or by_a_person:
+    if not exit_code or users_error or by_a_person:
         return False
-    saved = saved_step(run_dir)
-    productive = [life for life, step in begun.items() if step < saved or (life == 0 and step > 0)]
-    return bool(productive) and restart - max(productive) < IDLE_LIVES
+    saved = newest_step(run_dir)
+    productive = [attempt for attempt, step in begun.items() if step < saved or (attempt == 0 and step > 0)]
+    return bool(productive) and restart - max(productive) < IDLE_ATTEMPTS
 
 
-def lives_of_job(run_dir: Path, environ: Mapping[str, str]) -> dict[int, int]:
-    """The lives of this job that began: how often it had been started again, and the step from which the life went on."""
-    job, lives = slurm.job_name(environ), read_lines(run_dir / "lives.jsonl")
-    return {life["restart"]: life["step"] for life in lives if job and life.get("job") == job}
-
-
-def saved_step(run_dir: Path) -> int:
-    """Step of the newest checkpoint; 0 without one."""
-    files = (run_dir / "checkpoints").glob("step_*.pt")
-    return max((int(file.stem.removeprefix("step_")) for file in files), default=0)
+def attempts_of_job(run_dir: Path, environ: Mapping[str, str]) -> dict[int, int]:
+    """The attempts of this job that began: how often it had been started again, and the step from which each went on."""
+    job = slurm.job_name(environ)
+    return {each.restart: each.step for each in read_attempts(run_dir) if job and each.job == job}
 
 
 def show_job(job: str) -> dict[str, str]:
@@ -169,7 +164,7 @@ def is_preempted(job: Mapping[str, str]) -> bool:
 
 
 def is_superseded(job: Mapping[str, str], environ: Mapping[str, str]) -> bool:
-    """Whether Slurm has started a job again while this life of it goes on: it took its node for lost."""
+    """Whether Slurm has started a job again while this attempt of it goes on: it took its node for lost."""
     return int(job.get("Restarts", "0")) > slurm.restarts(environ)
 
 

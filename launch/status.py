@@ -18,24 +18,25 @@ from rich.table import Table
 from rich.text import Text
 
 from launch import runs
-from launch.runs import Run
 from tinyimnet import errors
 from tinyimnet.config import runs_root
-from tinyimnet.console import console
-from tinyimnet.data import IMAGE_SIZE
+from tinyimnet.console import clock, console
+from tinyimnet.data.dataset import IMAGE_SIZE
+from tinyimnet.data.resolution import step_resolutions, work_left
 from tinyimnet.errors import Parser, UserError
-from tinyimnet.resizing import step_sizes, work_left
+from tinyimnet.run.metrics import TOP1
+from tinyimnet.run.record import Record, read_record
 
 WAITING = ("pending", "requeued", "configuring", "completing", "stopped")
 STYLES = {"running": "green", "finished": "bold", **dict.fromkeys(WAITING, "yellow")}  # all others: red
-HEADER = ("run", "state", "nodes", "lives", "step", "images/s", "EMA top-1 %\nlast / best", "ETA")
+HEADER = ("run", "state", "nodes", "attempts", "step", "images/s", "EMA top-1 %\nlast / best", "ETA")
 LEFT = 3  # of these columns are text; the others are numbers
 WIDE = 1000  # characters, more than any table needs
 
 
 def main(argv: list[str]) -> int:
     """Print the table, once or until Ctrl-C; returns the exit code."""
-    description = "Show runs in one table: state, nodes, lives used, steps, speed, accuracy, time left."
+    description = "Show runs in one table: state, nodes, attempts used, steps, speed, accuracy, time left."
     parser = Parser(prog="python -m launch.status", description=description, allow_abbrev=False)
     where = "run folders, or folders of them (default: $RUNS_ROOT, or runs)"
     parser.add_argument("places", nargs="*", type=Path, metavar="RUN_OR_FOLDER", help=where)
@@ -72,9 +73,9 @@ def view(places: list[Path]) -> Group:
     Raises:
         UserError: a place is no run and holds none.
     """
-    found = [runs.read_run(path) for path in runs.find_runs(places)]
+    found = [read_record(path) for path in runs.find_runs(places)]
     names = runs.names_of([run.path for run in found])
-    jobs = {run.job for run in found if run.job and not run.finished}
+    jobs = {job for run in found if (job := runs.job_of(run)) and not run.finished}
     live, notes = {}, []
     try:
         live = runs.live_jobs() if jobs else {}
@@ -91,59 +92,59 @@ def view(places: list[Path]) -> Group:
     return Group(table, *[Text(note, overflow="fold") for note in notes])
 
 
-def seconds_left(run: Run, now: float) -> float | None:
-    """Seconds to the last step at the pace of this life, or else of the last log line; None: unknown."""
-    if not run.lives or run.step is None:
+def seconds_left(run: Record, now: float) -> float | None:
+    """Seconds to the last step at the pace of this attempt, or else of the last log line; None: unknown."""
+    if not run.attempts or run.step is None:
         return None
-    life, speed, settings = run.lives[-1], run.values("perf/images_per_s"), runs.read_settings(run.path)
-    if run.step >= life.total_steps:
+    attempt, speed, config = run.attempts[-1], run.last("perf/images_per_s"), run.config
+    if run.step >= attempt.total_steps:
         return 0
-    if run.step > life.step and now > life.started:
-        since, elapsed = life.step, now - life.started
+    if run.step > attempt.step and now > attempt.started:
+        since, elapsed = attempt.step, now - attempt.started
     else:
-        batch = settings.get("train.global_batch_size")
-        if not (speed and speed[-1] > 0 and isinstance(batch, int)):
+        batch = config.get("train.global_batch_size")
+        if not (speed and speed > 0 and isinstance(batch, int)):
             return None
-        since, elapsed = run.step - 1, batch / speed[-1]
-    start_size, full_size_from = (settings.get(f"augment.{key}") for key in ("start_size", "full_size_from"))
-    if not (isinstance(start_size, int) and isinstance(full_size_from, int | float)):
-        start_size, full_size_from = IMAGE_SIZE, 0
-    return elapsed * work_left(step_sizes(start_size, full_size_from, life.total_steps), since, run.step)
+        since, elapsed = run.step - 1, batch / speed
+    start_resolution, full_resolution_from = (
+        config.get(f"augment.{key}") for key in ("start_resolution", "full_resolution_from")
+    )
+    if not (isinstance(start_resolution, int) and isinstance(full_resolution_from, int | float)):
+        start_resolution, full_resolution_from = IMAGE_SIZE, 0
+    return elapsed * work_left(
+        step_resolutions(start_resolution, full_resolution_from, attempt.total_steps), since, run.step
+    )
 
 
-def _cells(run: Run, live: dict[str, tuple[str, str]], ended: dict[str, str]) -> tuple[str, ...]:
+def _cells(run: Record, live: dict[str, tuple[str, str]], ended: dict[str, str]) -> tuple[str, ...]:
     """What the table shows of a run, without its name."""
-    state = runs.state_of(run, live, ended)
-    nodes = live[run.job][1] if run.job in live else ", ".join(run.lives[-1].nodes if run.lives else [])
-    speed, top1 = run.values("perf/images_per_s"), run.values(runs.TOP1)
+    state, job = runs.state_of(run, live, ended), runs.job_of(run)
+    nodes = live[job][1] if job in live else ", ".join(run.attempts[-1].nodes if run.attempts else [])
+    speed, top1 = run.last("perf/images_per_s"), run.series(TOP1)[1]
     left = seconds_left(run, time.time()) if state == "running" else None
     return (
         state,
         nodes or "-",
-        str(len(run.lives) or "-"),
+        str(len(run.attempts) or "-"),
         _progress(run),
-        f"{speed[-1]:,.0f}" if speed else "-",
+        "-" if speed is None else f"{speed:,.0f}",
         f"{top1[-1]:.2f} / {max(top1):.2f}" if top1 else "-",
-        "-" if left is None else _clock(round(left)),
+        "-" if left is None else clock(left),
     )
 
 
-def _clock(seconds: int) -> str:
-    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
-
-
-def _progress(run: Run) -> str:
+def _progress(run: Record) -> str:
     """'1,234 / 5,000 (24 %)', or as much of it as is known."""
     if run.step is None:
         return "-"
-    total = run.lives[-1].total_steps if run.lives else 0
+    total = run.total_steps
     return f"{run.step:,} / {total:,} ({100 * run.step // total} %)" if total > 0 else f"{run.step:,}"
 
 
 def _table(rows: list[tuple[str, ...]], urls: list[str]) -> Table:
     title = f"runs at {time.strftime('%H:%M:%S')}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    whole = {"state", "lives", "images/s", "ETA", *(["step"] if console.width >= 100 else [])}
+    whole = {"state", "attempts", "images/s", "ETA", *(["step"] if console.width >= 100 else [])}
     for i, name in enumerate(HEADER):
         side: Literal["left", "right"] = "left" if i < LEFT else "right"
         table.add_column(name, justify=side, overflow="fold", no_wrap=name in whole)

@@ -28,13 +28,13 @@ import submitit
 import yaml
 
 from launch.job import TrainJob
-from tinyimnet import commandline, errors, runfolder
 from tinyimnet import config as configuration
+from tinyimnet import config_cli, errors
 from tinyimnet.config import Config
 from tinyimnet.errors import Parser, UserError
-from tinyimnet.files import write_atomically
+from tinyimnet.files import ROOT, write_atomically
+from tinyimnet.run.attempt import find_run
 
-REPO = Path(__file__).resolve().parent.parent
 # sbatch's variables that are not named as their options are.
 VARIABLES = {"time": "TIMELIMIT", "mem": "MEM_PER_NODE", "array": "ARRAY_INX"}
 
@@ -52,7 +52,7 @@ class Profile:
     cpus_per_task: int = 1
     """CPUs of a process."""
     timeout: int = 240
-    """Minutes of one life of the job."""
+    """Minutes of one attempt of the job."""
     signal_delay: int = 120
     """Seconds before the end of its time at which Slurm warns the job."""
     parallel: int = 8
@@ -74,11 +74,11 @@ def main(argv: list[str]) -> int:
         print(sbatch_script(executor, len(runs)))
         return 0
     for config in runs:
-        runfolder.find_run(config)  # refuse now what a job would refuse in an hour
+        find_run(config)  # refuse now what a job would refuse in an hour
     if args.cluster == "slurm":
         for name in overridden(sbatch_script(executor, len(runs))):
             os.environ.pop(name, None)
-    snapshot(REPO, folder / "code")
+    snapshot(ROOT, folder / "code")
     jobs = executor.submit_array([make_job(*pair) for pair in zip(runs, files, strict=True)])
     for job, config in zip(jobs, runs, strict=True):
         run_dir = Path(config.run.dir)
@@ -104,14 +104,14 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m launch.submit", description="Send runs to a cluster; other options are train.py's.",
                     allow_abbrev=False)  # fmt: skip
-    parser.add_argument("--config", type=Path, default=commandline.DEFAULT_CONFIG, help="as for train.py")
+    parser.add_argument("--config", type=Path, default=config_cli.DEFAULT_CONFIG, help="as for train.py")
     parser.add_argument("--cluster", choices=("slurm", "local", "debug"), default="slurm",
                         help="local: processes on this machine; debug: in this process")  # fmt: skip
-    parser.add_argument("--profile", type=Path, default=REPO / "configs" / "cluster" / "gpu.yaml",
+    parser.add_argument("--profile", type=Path, default=ROOT / "configs" / "cluster" / "gpu.yaml",
                         help="YAML with the shape of a job (default: configs/cluster/gpu.yaml)")  # fmt: skip
     parser.add_argument("--nodes", type=int, help="nodes of a job")
     parser.add_argument("--gpus-per-node", type=int, help="GPUs of a node, each with one process")
-    parser.add_argument("--timeout", type=int, metavar="MINUTES", help="time limit of one life of a job")
+    parser.add_argument("--timeout", type=int, metavar="MINUTES", help="time limit of one attempt of a job")
     parser.add_argument("--seeds", help="0-4 or 0,7,9: a run for each seed")
     parser.add_argument("--grid", nargs="+", default=[], metavar="KEY=V,V", help="a run for each combination")
     parser.add_argument("--parallel", type=int, help="jobs of an array that run at the same time")
@@ -160,7 +160,7 @@ def expand(args: argparse.Namespace, overrides: list[str]) -> list[Config]:
     for point in itertools.product(*axes):
         chosen = [f"--{key}={value}" for key, value in point]
         arguments = ["--config", str(args.config), *overrides, *chosen]
-        config = commandline.load(arguments, prog="python -m launch.submit")
+        config = config_cli.load(arguments, prog="python -m launch.submit")
         name = "".join(
             f"-{key.rpartition('.')[2]}{re.sub(r'[^0-9A-Za-z.]+', '_', value)}" for key, value in point
         )
@@ -246,8 +246,8 @@ def make_executor(cluster: str, profile: Profile, files: list[Path]) -> submitit
     folder = files[0].parent.absolute()
     executor = submitit.AutoExecutor(folder=folder / "%j", cluster=cluster)
     tasks = profile.gpus_per_node or profile.tasks_per_node
-    code, site_env = folder / "code", shlex.quote(str(REPO / "slurm" / "site.env"))
-    setup = [f"cd {shlex.quote(str(code))}", f"site_env={site_env}", "source slurm/own_job.sh",
+    code, site_env = folder / "code", shlex.quote(str(ROOT / "slurm" / "site.env"))
+    setup = [f"cd {shlex.quote(str(code))}", f"site_env={site_env}", "source slurm/setup_job.sh",
              # Behind submitit's srun, which is the script's last line.
              f"python={shlex.quote(sys.executable)} configs=({shlex.join(map(str, files))})",
              'trap \'exec "$python" -m launch.requeue $? --config "${configs[${SLURM_ARRAY_TASK_ID:-0}]}"\' EXIT']  # fmt: skip

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from launch import requeue
-from tinyimnet import commandline, errors, slurm
+from tinyimnet import config_cli, errors
 from tinyimnet.config import runs_root
+from tinyimnet.distributed import slurm
 from tinyimnet.errors import UserError
 from tinyimnet.files import write_atomically
 
 KILLED = 137  # exit code of a trial that left none
-# Where the run belongs, in lives that no agent starts too: with WANDB_SWEEP_ID wandb takes no other word for it.
+# Where the run belongs, in attempts that no agent starts too: with WANDB_SWEEP_ID wandb takes no other word for it.
 FROM_AGENT = ("WANDB_ENTITY", "WANDB_PROJECT", "WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
 
 
@@ -52,8 +53,8 @@ def new_trial(arguments: list[str]) -> dict[str, Any]:
             "WANDB_SWEEP_ID or WANDB_RUN_ID is not set: `wandb agent` starts trials, not a person."
         )
     run_dir = (runs_root() / f"sweep-{sweep}" / run).absolute()
-    life = [slurm.job_name(), slurm.restarts()]
-    return {"run_dir": str(run_dir), "environment": environment, "arguments": arguments, "life": life}
+    attempt = [slurm.job_name(), slurm.restarts()]
+    return {"run_dir": str(run_dir), "environment": environment, "arguments": arguments, "attempt": attempt}
 
 
 def train(trial: dict[str, Any], file: str) -> NoReturn:
@@ -65,12 +66,12 @@ def train(trial: dict[str, Any], file: str) -> NoReturn:
 
     write_down(None)  # ahead of imports that take seconds
     os.environ |= trial["environment"]
-    import train as program
-    from tinyimnet import distributed
+    from tinyimnet import train as program
+    from tinyimnet.distributed import process_group
 
     exit_code = errors.run(program.main, [*trial["arguments"], f"--run.dir={trial['run_dir']}"])
     write_down(exit_code)
-    distributed.leave(exit_code)
+    process_group.exit_process(exit_code)
 
 
 def ended(file: Path) -> int:
@@ -93,9 +94,9 @@ def ended(file: Path) -> int:
     if stopped or (undisturbed and not reason and exit_code is not None):
         return over(file, run_dir, "failed" if exit_code else "stopped by a person", exit_code)
     verdict = requeue.decide(
-        replace(commandline.load(trial["arguments"], prog="train.py").run, dir=str(run_dir)),
+        replace(config_cli.load(trial["arguments"], prog="train.py").run, dir=str(run_dir)),
         KILLED if exit_code is None else exit_code, job, os.environ,
-        begun_late=trial.get("life") == [slurm.job_name(), slurm.restarts()],
+        begun_late=trial.get("attempt") == [slurm.job_name(), slurm.restarts()],
     )  # fmt: skip
     print(f"trial {run_dir.name}: {verdict.sentence}", flush=True)
     if verdict.requeue:

@@ -29,7 +29,7 @@ class RunConfig:
     """Newest checkpoints kept beside best.pt."""
     stop_before_end: int = 120
     """Seconds before the end of a Slurm job (SLURM_JOB_END_TIME) at which the run saves and stops."""
-    max_lives: int = 100
+    max_attempts: int = 100
     """Starts of one Slurm job, requeues included, after which it is not requeued any more."""
 
 
@@ -63,8 +63,6 @@ class ModelConfig:
     """Multiplier of `widths`; auto: the widest network that fits into max_parameters."""
     expansion: float = 0.25
     """Channels inside a block as a multiple of its output channels."""
-    group_width: int = 0
-    """Channels in a group of the bottleneck's 3x3; 0: not grouped."""
     se_ratio: float = 0.0
     """Squeeze-and-excitation channels as a share of the channels it scales; 0: none."""
     activation: Literal["relu", "silu"] = "relu"
@@ -103,9 +101,9 @@ class AugmentConfig:
     """Share of each target that is spread evenly over all classes."""
     soft_label_weight: float = 0.5
     """Share of each target that is data.soft_labels' and not the label's, where there are some."""
-    start_size: int = 64
+    start_resolution: int = 64
     """Resolution in pixels of the first step; 64: no progressive resizing."""
-    full_size_from: float = 0.8
+    full_resolution_from: float = 0.8
     """Share of the training at which the resolution has reached 64 px, in steps of 8 px."""
 
 
@@ -151,7 +149,7 @@ class TrainConfig:
     """Autocast type of the forward pass; weights stay fp32."""
     compile: bool = False
     """torch.compile the network."""
-    max_bad_steps: int = 20
+    max_skipped_steps: int = 20
     """Steps in a row with a non-finite gradient (each is skipped) after which the run ends; seen at each log line."""
     timeout: int = 600
     """Seconds after which a collective operation gives up on a lost process."""
@@ -200,8 +198,8 @@ KEYS = tuple(
 )
 # Keys that a resumed run may change besides an extended train.epochs: where things lie, what is reported, how long to wait.
 MAY_CHANGE = ("run.log_every", "run.eval_every", "run.save_every", "run.keep_checkpoints", "run.stop_before_end",
-              "run.max_lives", "run.dir", "data.root", "data.stage", "train.timeout", "tracking.",
-              # How a process cuts its share into passes belongs to the machine, as the number of processes does.
+              "run.max_attempts", "run.dir", "data.root", "data.stage", "train.timeout", "tracking.",
+              # How a process cuts its images into micro-batches belongs to the machine, as the number of processes does.
               "train.device_batch_size")  # fmt: skip
 
 # What runs of one recipe may differ in: where they lie, how they report, the seed, how long they wait.
@@ -220,14 +218,12 @@ def check(config: Config) -> None:
         ("run.save_every", run.save_every >= 1, "1 or more"),
         ("run.keep_checkpoints", run.keep_checkpoints >= 1, "1 or more"),
         ("run.stop_before_end", run.stop_before_end >= 0, "0 seconds or more"),
-        ("run.max_lives", run.max_lives >= 1, "1 or more"),
+        ("run.max_attempts", run.max_attempts >= 1, "1 or more"),
         ("model.widths", bool(model.widths) and min(model.widths) >= 1, "one positive number for each stage"),
         ("model.depths", len(model.depths) == len(model.widths) and min(model.depths) >= 1,
          f"one positive number for each of the {len(model.widths)} stages in model.widths"),
         ("model.width", model.width == "auto" or 0 < model.width < float("inf"), "auto or a positive number"),
         ("model.expansion", 0 < model.expansion <= 16, "above 0 and at most 16"),
-        ("model.group_width", model.group_width == 0 or (model.group_width > 0 and model.block == "bottleneck"),
-         "0, or positive with model.block bottleneck"),
         ("model.se_ratio", 0 <= model.se_ratio <= 1, share),
         ("model.head_width", model.head_width >= 0, "0 or more"),
         ("model.drop_path", 0 <= model.drop_path < 1, "at least 0 and below 1"),
@@ -241,8 +237,8 @@ def check(config: Config) -> None:
         ("augment.mix_until", 0 <= augment.mix_until <= 1, share),
         ("augment.label_smoothing", 0 <= augment.label_smoothing < 1, "at least 0 and below 1"),
         ("augment.soft_label_weight", 0 < augment.soft_label_weight <= 1, "above 0 and at most 1"),
-        ("augment.start_size", augment.start_size in range(16, 65, 8), "a multiple of 8 between 16 and 64 px"),
-        ("augment.full_size_from", 0 <= augment.full_size_from <= 1, share),
+        ("augment.start_resolution", augment.start_resolution in range(16, 65, 8), "a multiple of 8 between 16 and 64 px"),
+        ("augment.full_resolution_from", 0 <= augment.full_resolution_from <= 1, share),
         ("optim.lr", 0 < optim.lr < float("inf"), "positive"),
         ("optim.sgd_lr", 0 < optim.sgd_lr < float("inf"), "positive"),
         ("optim.momentum", 0 < optim.momentum < 1, "above 0 and below 1"),
@@ -253,7 +249,7 @@ def check(config: Config) -> None:
         ("optim.ema_decay", 0 <= optim.ema_decay < 1, "at least 0 and below 1"),
         ("train.global_batch_size", train.global_batch_size >= 1, "1 or more"),
         ("train.device_batch_size", train.device_batch_size >= 0, "0 or more"),
-        ("train.max_bad_steps", train.max_bad_steps >= 1, "1 or more"),
+        ("train.max_skipped_steps", train.max_skipped_steps >= 1, "1 or more"),
         ("train.timeout", train.timeout >= 1, "1 second or more"),
         ("tracking.finish_timeout", config.tracking.finish_timeout >= 1, "1 second or more"),
     ]  # fmt: skip

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import datetime
 from typing import Any
 
 from rich import progress
@@ -103,11 +104,21 @@ class Progress:
 
     def _eta(self, step: int) -> str:
         elapsed = time.monotonic() - self.started
-        minutes, seconds = divmod(round(elapsed * self.work_left(self.first_step, step)), 60)
-        return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+        return clock(elapsed * self.work_left(self.first_step, step))
 
 
-def table(title: str, rows: Sequence[tuple[str, ...]], header: tuple[str, ...] = ()) -> None:
+def clock(seconds: float) -> str:
+    """Seconds as 1:02:03."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def moment(seconds: float) -> str:
+    """A Unix time in the zone of this machine."""
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+
+
+def print_table(title: str, rows: Sequence[tuple[str, ...]], header: tuple[str, ...] = ()) -> None:
     """Print a table; the first column is text, columns of numbers are right-aligned."""
     grid = Table(title=title, title_justify="left", show_header=bool(header))
     for i in range(len(rows[0])):

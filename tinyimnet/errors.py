@@ -5,7 +5,9 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,15 @@ class LostProcess(Exception):
 def one_line(error: Exception) -> str:
     """What an error says, on one line of at most 200 characters."""
     return " ".join((str(error) or type(error).__name__).split())[:200]
+
+
+@contextmanager
+def writing(out: Path, what: str = "file") -> Iterator[None]:
+    """Turn an OSError into the sentence that --out cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written ({error.strerror}); choose another {what}.") from None
 
 
 def run(main: Callable[[list[str]], int], argv: list[str]) -> int:

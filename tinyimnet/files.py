@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+ROOT = Path(__file__).resolve().parent.parent  # the checkout, or the copy of it that launch.submit made
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file under a temporary name, sync it, rename it, sync the folder.
@@ -27,19 +29,19 @@ def write_atomically(path: Path, content: bytes) -> None:
         with suppress(OSError):  # a read-only file system; on a full one this gives the space back
             partial.unlink(missing_ok=True)
         raise
-    sync(path.parent)
+    fsync(path.parent)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The JSON objects of a file, one a line; without what a crash left of a line, and none where there is no file."""
     lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
+    for text in path.read_text(errors="replace").splitlines() if path.exists() else []:
         with suppress(json.JSONDecodeError):
             lines.append(json.loads(text))
-    return lines
+    return [line for line in lines if isinstance(line, dict)]
 
 
-def sync(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Put a file on disk, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

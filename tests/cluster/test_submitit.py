@@ -6,11 +6,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import REPO
-from lives import assert_same_end, last_step
-from slurm_cluster import failing_rank, slow_first_life
 
-pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("nodes_are_up")]
+from helpers.program import REPO
+from helpers.slurm_cluster import attempts, failing_rank, slow_first_attempt
+from helpers.trainings import assert_same_end, last_step
+
+pytestmark = pytest.mark.usefixtures("nodes_are_up")
 PROFILE = (
     "{nodes: 2, gpus_per_node: 2, cpus_per_task: 1, timeout: 30, signal_delay: 30, sbatch: {partition: %s}}\n"
 )
@@ -28,38 +29,31 @@ def submit(
 
 
 def submit_slow(cluster, config: str, run: Path, **options: str) -> str:
-    return submit(cluster, config, run, PYTHONPATH=slow_first_life(run.parent), **options)
+    return submit(cluster, config, run, PYTHONPATH=slow_first_attempt(run.parent), **options)
 
 
 def output(run: Path) -> str:
     return Path(json.loads((run / "job.json").read_text())["output"]).read_text()
 
 
-def lives(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "lives.jsonl").read_text().splitlines()]
-
-
 def test_a_job_trains_with_the_code_of_its_submission(cluster, tiny_config, untouched, tmp_path) -> None:
-    broken, engine = tmp_path / "engine.py", REPO / "tinyimnet" / "engine.py"
+    broken, trainer = tmp_path / "trainer.py", REPO / "tinyimnet" / "training" / "trainer.py"
     broken.write_text("raise SystemExit('edited after the submission')\n")
-    for node in ("n1", "n2"):
-        cluster.control("exec", node, "mount", "--bind", str(broken), str(engine))
-    try:
+    bind = ("--bind", str(broken), str(trainer))
+    with cluster.mounted("n1", *bind), cluster.mounted("n2", *bind):
         job = submit(cluster, tiny_config, tmp_path / "run", SBATCH_TIMELIMIT="5")
         assert cluster.show(job)["TimeLimit"] == "00:30:00"  # the profile's
         assert cluster.end(job) == "COMPLETED", output(tmp_path / "run")
-    finally:
-        for node in ("n1", "n2"):
-            cluster.control("exec", node, "umount", str(engine))
     assert_same_end(untouched, tmp_path / "run")
     (code,) = (tmp_path / "run").glob("submit-*/code")
-    tracked = subprocess.run(["git", "ls-files"], cwd=REPO, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["git", "ls-files"], cwd=REPO, capture_output=True, text=True, check=True).stdout
+    tracked = [name for name in listed.splitlines() if (REPO / name).exists()]
     files = {
         str(path.relative_to(code))
         for path in code.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert files == {*tracked.splitlines(), "COMMIT", "UNCOMMITTED.diff"}
+    assert files == {*tracked, "COMMIT", "UNCOMMITTED.diff"}
 
 
 def test_warned_of_its_time_limit_it_is_requeued_to_the_same_end(
@@ -71,7 +65,7 @@ def test_warned_of_its_time_limit_it_is_requeued_to_the_same_end(
     cluster.ends_soon(job)
     cluster.until_requeued(job)
     assert cluster.end(job) == "COMPLETED", output(run)
-    assert "stopped by SIGUSR2 and saved; requeued for life 2" in output(run)
+    assert "stopped by SIGUSR2 and saved; requeued for attempt 2" in output(run)
     assert_same_end(untouched, run)
 
 
@@ -79,11 +73,9 @@ def test_preempted_it_saves_and_comes_back_to_the_same_end(cluster, tiny_config,
     run = tmp_path / "run"
     job = submit_slow(cluster, tiny_config, run, partition="preempt")
     cluster.until_step(run, 40, job)
-    cluster.run(
-        "sbatch", "--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=sleep 2"
-    )
+    cluster.take_all_nodes()
     assert cluster.end(job) == "COMPLETED", output(run)
-    assert "stopped by SIGTERM: saved" in output(run) and "preempted; requeued for life 2" in output(run)
+    assert "stopped by SIGTERM: saved" in output(run) and "preempted; requeued for attempt 2" in output(run)
     assert_same_end(untouched, run)
 
 
@@ -95,7 +87,7 @@ def test_after_a_lost_node_it_goes_on_elsewhere_to_the_same_end(
     cluster.until_step(run, 40, job)
     cluster.control("node-kill", "n2")
     assert cluster.end(job, 240) == "COMPLETED", output(run)
-    assert [life["nodes"] for life in lives(run)] == [["n1", "n2"], ["n1", "n3"]]
+    assert [attempt["nodes"] for attempt in attempts(run)] == [["n1", "n2"], ["n1", "n3"]]
     assert_same_end(untouched, run)
 
 
@@ -103,7 +95,7 @@ def test_after_a_killed_process_it_goes_on_to_the_same_end(cluster, tiny_config,
     run = tmp_path / "run"
     job = submit(cluster, tiny_config, run, PYTHONPATH=failing_rank(tmp_path, 58, "os.kill(os.getpid(), 9)"))
     assert cluster.end(job) == "COMPLETED", output(run)
-    assert len(lives(run)) == 2
+    assert len(attempts(run)) == 2
     assert_same_end(untouched, run)
 
 
@@ -117,7 +109,7 @@ def test_status_shows_a_run_and_cancel_ends_it_saved(cluster, tiny_config, tmp_p
     cluster.run("python", "-m", "launch.cancel", str(run))
     assert cluster.end(job) == "CANCELLED"
     assert f"stopped by SIGTERM: saved at step {last_step(run)}" in output(run)
-    assert last_step(run) >= 42 and len(lives(run)) == 1
+    assert last_step(run) >= 42 and len(attempts(run)) == 1
     table = cluster.run("python", "-m", "launch.status", str(tmp_path), COLUMNS="160")
     assert re.search(r"run .* cancelled", table), table
 
@@ -134,7 +126,7 @@ def test_an_array_over_seeds_and_its_summary(cluster, tiny_config, tmp_path) -> 
     assert jobs[0].removesuffix("_0") == jobs[1].removesuffix("_1")
     assert [cluster.end(job) for job in jobs] == ["COMPLETED", "COMPLETED"]
     table = cluster.run(
-        "python", "-m", "launch.summary", *map(str, runs), f"--out={tmp_path}/summary.md", COLUMNS="160"
+        "python", "-m", "launch.seeds", *map(str, runs), f"--out={tmp_path}/summary.md", COLUMNS="160"
     )
     values = [json.loads((path / "DONE").read_text())["val/ema_top1"] for path in runs]
     assert (
@@ -144,7 +136,13 @@ def test_an_array_over_seeds_and_its_summary(cluster, tiny_config, tmp_path) -> 
 
 
 def test_an_error_ends_the_job_with_its_sentence_in_the_log(cluster, tiny_config, tmp_path) -> None:
-    job = submit(cluster, tiny_config, tmp_path / "run", f"--data.root={tmp_path}/nowhere", "--data.source=tiny-imagenet",
-                 http_proxy="http://127.0.0.1:9", https_proxy="http://127.0.0.1:9")  # fmt: skip
+    nowhere = tmp_path / "nowhere"
+    options = (
+        f"--data.root={nowhere}",
+        "--data.source=tiny-imagenet",
+    )  # which goes only into a folder of its name
+    job = submit(cluster, tiny_config, tmp_path / "run", *options)
     assert cluster.end(job, 60) == "FAILED"
-    assert "UserError" in output(tmp_path / "run")
+    assert f"UserError: node n1: data.root {nowhere} holds no prepared data set; run " in output(
+        tmp_path / "run"
+    )

@@ -1,0 +1,113 @@
+#!/usr/bin/env python3
+"""What is kept of a finished run: its figures and evaluations as a small JSON file, and its row for the README.
+
+python results/collect.py runs/tiny1m_sprint          writes results/tiny1m_sprint.json
+"""
+
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tinyimnet import errors
+from tinyimnet.run.metrics import STEP, TOP1
+from tinyimnet.run.record import Record, with_metrics
+
+REFERENCE = 53.34  # top-1 in percent, published with 999,838 parameters
+INFO = [
+    "parameters",
+    "macs",
+    "train_images",
+    "val_images",
+    "world_size",
+    "cpu",
+    "gpus",
+    "versions",
+    "git_commit",
+]
+KEPT = ("val/top1", "val/ema_top1", "val/ema_top5", "val/ema_loss")
+
+
+def main(argv: list[str]) -> int:
+    """Write the file and print the row."""
+    if len(argv) != 1:
+        raise errors.UserError("name one run folder: python results/collect.py runs/tiny1m_sprint")
+    run = with_metrics(Path(argv[0]))
+    if not run.results:
+        raise errors.UserError(f"{run.path} is not finished; give its training command again.")
+    kept = collect(run)
+    out = Path(__file__).parent / f"{run.name}.json"
+    out.write_text(json.dumps(kept, indent=1) + "\n")
+    print(row(kept))
+    return 0
+
+
+def collect(run: Record) -> dict[str, Any]:
+    """Figures of a finished run.
+
+    Its minutes are those of its steps, each at the median time of the log intervals of its resolution, and of its
+    evaluations: what another program took of the machine meanwhile is not its own.
+    """
+    usual = step_seconds(run)
+    seconds, before, evaluations = 0.0, 0.0, []
+    for line in run.lines:
+        seconds += usual[line["train/resolution"]] * (line[STEP] - before) + line.get("perf/eval_s", 0)
+        before = line[STEP]
+        if TOP1 in line:
+            measured = {key.removeprefix("val/"): round(line[key], 4) for key in KEPT}
+            at = {
+                "epoch": round(line["epoch"], 2),
+                "minutes": round(seconds / 60, 1),
+                "resolution": line["train/resolution"],
+            }
+            evaluations.append({**at, "train_loss": round(line["train/loss"], 4), **measured})
+    passed = [e["minutes"] for e in evaluations if e["ema_top1"] > REFERENCE]
+    return {
+        "run": run.name,
+        "seed": run.config["run.seed"],
+        "precision": run.config["train.precision"],
+        "epochs": run.config["train.epochs"],
+        "attempts": len(run.attempts),
+        **{name: run.info[name] for name in INFO},
+        "minutes": round(seconds / 60, 1),
+        "minutes_as_recorded": round(run.training_seconds / 60, 1),
+        f"minutes_to_{REFERENCE}": passed[0] if passed else None,
+        "top1": run.results["val/top1"],
+        "ema_top1": run.results["val/ema_top1"],
+        "ema_top1_flip": run.results["val/ema_top1_flip"],
+        "images_per_s": {
+            resolution: round(run.config["train.global_batch_size"] / s) for resolution, s in usual.items()
+        },
+        "evaluations": evaluations,
+    }
+
+
+def step_seconds(run: Record) -> dict[float, float]:
+    """Median seconds of a step at each resolution."""
+    times: dict[float, list[float]] = {}
+    for line in run.lines:
+        times.setdefault(line["train/resolution"], []).append(line["perf/step_ms"] / 1000)
+    return {resolution: statistics.median(seconds) for resolution, seconds in times.items()}
+
+
+def row(kept: dict[str, Any]) -> str:
+    """A line of the README's table."""
+    machine = ", ".join(kept["gpus"]) or kept["cpu"]
+    cells = [
+        kept["run"],
+        f"{kept['parameters']:,}",
+        f"{kept['macs'] / 1e6:.0f} M",
+        f"{kept['epochs']}",
+        f"{kept['minutes']:.0f}",
+        f"{machine}, {kept['precision']}",
+        f"{kept['seed']}",
+        *(f"{kept[key]:.2f} %" for key in ("top1", "ema_top1", "ema_top1_flip")),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main, sys.argv[1:]))

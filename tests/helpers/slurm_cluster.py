@@ -1,0 +1,213 @@
+"""A real Slurm of three nodes on this machine, for the tests in tests/cluster; needs root: make test-cluster."""
+
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from helpers.program import REPO
+from helpers.trainings import last_step, metrics
+
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY")
+NODES = ("n1", "n2", "n3")
+TRAIN = "slurm/train.sbatch"
+SHORT = "--train.epochs=2"  # 12 steps
+SHAPE = ["--nodes=2", "--gpus-per-node=2", "--cpus-per-gpu=1"]
+# 180 steps of a small network: 12 s on 2 nodes x 2 ranks, to die in and to come back to.
+CONFIG = """\
+data: {{root: {root}, source: synthetic}}
+model: {{block: basic, widths: [16, 16], depths: [1, 1], width: 1.0, drop_path: 0.2}}
+augment: {{cutmix_probability: 0.5}}
+optim: {{lr: 0.1, warmup_epochs: 1}}
+train: {{epochs: 30, global_batch_size: 32, precision: fp32}}
+run: {{log_every: 2, eval_every: 10, save_every: 20}}
+"""
+
+# What a job runs ahead of the training, by PYTHONPATH: its first attempt takes its time from step 40 on, so that Slurm,
+# which looks at time limits every 30 s, finds it there. Numbers stay as they are.
+SLOW_FIRST_ATTEMPT = f"""
+import os, sys
+if "SLURM_PROCID" in os.environ and "SLURM_RESTART_COUNT" not in os.environ:
+    sys.path.insert(0, {str(REPO)!r})
+    import time
+    from tinyimnet.training import optim
+    decay_at = optim.ema_decay_at
+    def slow(step, decay):
+        if step >= 40:
+            time.sleep(0.3)
+        return decay_at(step, decay)
+    optim.ema_decay_at = slow
+"""
+
+
+def attempts(run: Path) -> list[dict]:
+    """Each start of a run: where it ran, and from which step."""
+    return [json.loads(line) for line in (run / "attempts.jsonl").read_text().splitlines()]
+
+
+def slow_first_attempt(folder: Path) -> str:
+    """A PYTHONPATH for a job whose first attempt is slow from step 40 on."""
+    (folder / "slow").mkdir()
+    (folder / "slow" / "sitecustomize.py").write_text(SLOW_FIRST_ATTEMPT)
+    return str(folder / "slow")
+
+
+def failing_rank(folder: Path, step: int, how: str) -> str:
+    """A PYTHONPATH with which rank 3 fails after so many steps in the first attempt of its job."""
+    (folder / "sitecustomize.py").write_text(f"""
+import os, sys
+if os.environ.get("SLURM_PROCID") == "3" and "SLURM_RESTART_COUNT" not in os.environ:
+    sys.path.insert(0, {str(REPO)!r})
+    from tinyimnet.training import optim
+    decay_at = optim.ema_decay_at
+    def failing(step, decay):
+        if step == {step}:
+            {how}
+        return decay_at(step, decay)
+    optim.ema_decay_at = failing
+""")
+    return str(folder)
+
+
+class Cluster:
+    """Commands for the cluster, and patient looks at what became of a job.
+
+    Attributes:
+        environ: what its users have in their shell.
+    """
+
+    def __init__(self) -> None:
+        self.script = REPO / "tests" / "cluster" / "cluster.sh"
+        self.environ = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+        self.environ |= {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+        if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # gw0, gw1: a cluster for each
+            number = int(os.environ.get("CLUSTER_NUMBER", "0")) + int(worker.removeprefix("gw"))
+            self.environ["CLUSTER_NUMBER"] = str(number)
+
+    def control(self, *command: str) -> str:
+        """Run cluster.sh."""
+        return self.run(str(self.script), *command)
+
+    def run(self, *command: str, check: bool = True, **environment: str) -> str:
+        """Run a command in the repository as a user does; its output, without what it says about errors."""
+        result = subprocess.run(
+            command, cwd=REPO, env=self.environ | environment, capture_output=True, text=True, timeout=180
+        )
+        assert not check or result.returncode == 0, (
+            f"{command}: {result.stdout[-3000:]}\n{result.stderr[-3000:]}"
+        )
+        return result.stdout
+
+    def sbatch(self, *arguments: str, log: Path, **environment: str) -> str:
+        """Submit a job on two nodes with two processes each, unless told otherwise; its id."""
+        command = ["sbatch", "--parsable", *SHAPE, f"--output={log}", *arguments]
+        return self.run(*command, **environment).strip()
+
+    def sbatch_slow(self, *arguments: str, log: Path) -> str:
+        """The same, with a first attempt that is slow from step 40 on."""
+        return self.sbatch(*arguments, log=log, PYTHONPATH=slow_first_attempt(log.parent))
+
+    def show(self, job: str) -> dict[str, str]:
+        """What Slurm says about a job."""
+        return dict(re.findall(r"(\w+)=(\S+)", self.run("scontrol", "--oneliner", "show", "job", job)))
+
+    def wait(self, condition: Callable[[], object], seconds: float, what: str) -> None:
+        """Poll until something is true; not for ever."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
+            time.sleep(0.1)
+
+    def until_step(self, run: Path, step: int, job: str, seconds: float = 60) -> None:
+        """Wait until a job's run has logged this step."""
+
+        def there() -> bool:
+            assert self.show(job)["JobState"] not in ENDED, f"job {job} ended before step {step}"
+            return any(line["trainer/global_step"] >= step for line in metrics(run))
+
+        self.wait(there, seconds, f"step {step} of {run.name}")
+
+    def end(self, job: str, seconds: float = 150) -> str:
+        """Wait until a job has ended for good; its state."""
+
+        def ended() -> bool:
+            shown = self.show(job)
+            return shown["JobState"] in ENDED and shown["Reason"] != "BeginTime"
+
+        self.wait(ended, seconds, f"the end of job {job}")
+        return self.show(job)["JobState"]
+
+    def take_all_nodes(self) -> None:
+        """Have jobs of the partition preempt make room for an urgent one, which takes seconds."""
+        options = ["--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null"]
+        self.run("sbatch", *options, "--wrap=sleep 2")
+
+    @contextmanager
+    def mounted(self, node: str, *mount: str) -> Iterator[None]:
+        """Mount something on a node alone, with the arguments of mount(8); the place is the last one."""
+        self.control("exec", node, "mount", *mount)
+        try:
+            yield
+        finally:
+            self.control("exec", node, "umount", mount[-1])
+
+    def ends_soon(self, job: str, seconds: int = 40) -> None:
+        """Move the end of a job's time near; Slurm looks every 30 s, warns at one look and kills at another."""
+        end = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + seconds))
+        self.run("scontrol", "update", f"JobId={job}", f"EndTime={end}")
+
+    def until_requeued(self, job: str) -> None:
+        """Wait until a job waits for its second attempt, and give it the time back that `ends_soon` took from all attempts."""
+        self.wait(lambda: self.show(job)["Restarts"] == "1", 90, f"the requeue of job {job}")
+        self.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A cluster that is up, with nodes n1, n2 and n3."""
+    found = Cluster()
+    found.control("install")
+    found.control("up", "3")
+    found.environ |= dict(re.findall(r"export (\w+)='?([^'\n]*)", found.control("env")))
+    yield found
+    found.control("down")
+
+
+@pytest.fixture
+def nodes_are_up(cluster: Cluster) -> Iterator[None]:
+    """After a test no job is left and all nodes are there again."""
+    yield
+    cluster.run("scancel", "--user=root")
+    for node in NODES:  # first: a job does not end on a node that does not answer
+        cluster.control("node-start", node)
+        cluster.control("net-up", node)
+    cluster.wait(lambda: not cluster.run("squeue", "--noheader"), 60, "the end of all jobs")
+    cluster.wait(
+        lambda: cluster.run("sinfo", "-h", "-N", "-p", "main", "-o", "%t").split() == ["idle"] * 3,
+        60,
+        "idle nodes",
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A configuration of the run that all tests share."""
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(CONFIG.format(root=tiny_data))
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def untouched(cluster: Cluster, tiny_config: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a job on two nodes with two processes each that nothing happened to; its log is beside it."""
+    folder = tmp_path_factory.mktemp("untouched")
+    job = cluster.sbatch(TRAIN, tiny_config, f"--run.dir={folder}/run", log=folder / "log")
+    assert cluster.end(job) == "COMPLETED", (folder / "log").read_text()
+    assert last_step(folder / "run") == 180
+    return folder / "run"

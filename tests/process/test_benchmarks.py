@@ -1,0 +1,45 @@
+"""The benchmarks measure what they say, in turns too short to mean anything."""
+
+import importlib
+import re
+from types import ModuleType
+
+import pytest
+
+from helpers.program import REPO
+from tinyimnet.data import batches
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch):
+    """Import a script of benchmarks/ with turns of 50 ms."""
+
+    def load(name: str) -> ModuleType:
+        monkeypatch.syspath_prepend(REPO / "benchmarks")
+        module = importlib.import_module(name)
+        monkeypatch.setattr(module, "ROUNDS", 2)
+        monkeypatch.setattr(module, "SECONDS", 0.05)
+        return module
+
+    return load
+
+
+def test_the_loop_against_bare_arithmetic_mixes_every_image_to_the_end(
+    benchmark, arguments, monkeypatch, capsys
+) -> None:
+    drawn = []
+    draw = batches.draw
+    monkeypatch.setattr(batches, "draw", lambda *args, **kw: drawn.append(draw(*args, **kw)) or drawn[-1])
+    assert benchmark("throughput").main(arguments(train__epochs=1)) == 0
+    assert re.search(r"training loop.*images/s, [\d.]+% ", shown := capsys.readouterr().out)
+    assert "with Mixup and CutMix" in shown and "a save holds the loop up by" in shown
+    mixed = [d for d in drawn if d.mixed]
+    assert len(mixed) >= 5 and all((d.blend < 1).any() and d.boxes.any() for d in mixed)
+    assert len(mixed) >= len(drawn) // 2 - 2  # the loop, which saves and warms up too, mixes nothing
+
+
+def test_the_data_path_against_files_and_workers(benchmark, monkeypatch, capsys) -> None:
+    module = benchmark("data_path")
+    monkeypatch.setattr(module, "N", 512)
+    assert module.main() == 0
+    assert "ratio, median of pairs" in capsys.readouterr().out

@@ -1,0 +1,54 @@
+"""A run that begins with the weights of a finished one, on several processes, and killed on its way."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from helpers.program import small_run
+from helpers.trainings import Death, run_to_end
+from tinyimnet.evaluation.weights import FINAL
+from tinyimnet.files import read_lines
+
+# Six steps that move no weight. A micro-batch has as many images whatever the number of processes, so BatchNorm
+# normalises the same groups.
+STILL = {"train__epochs": 1, "optim__lr": 1e-30, "optim__warmup_epochs": 0, "train__device_batch_size": 16}
+
+
+@pytest.fixture
+def file(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of the weights of a run of another seed."""
+    copy = tmp_path / "begin.safetensors"
+    copy.write_bytes((finished_run / FINAL).read_bytes())
+    return copy
+
+
+def test_each_of_several_processes_begins_with_its_weights(
+    file: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    losses = []
+    for processes in (1, 2):
+        options = small_run(
+            tiny_data, run := tmp_path / str(processes), train__init_from=file, **STILL, run__seed=5
+        )
+        assert run_to_end(options, tmp_path / "log", processes=processes) == [0] * processes
+        losses.append([line["train/loss"] for line in read_lines(run / "metrics.jsonl")])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_once_saved_a_killed_run_goes_on_without_that_file(
+    file: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    whole, killed = (
+        small_run(tiny_data, tmp_path / name, train__init_from=file, run__seed=5)
+        for name in ("whole", "killed")
+    )
+    log = tmp_path / "log"
+    assert run_to_end(whole, log) == [0]
+    assert run_to_end(killed, log, death=Death("step", 3)) == [-9]
+    assert run_to_end(killed, log, death=Death("step", 9)) == [-9]
+    file.unlink()
+    assert run_to_end(killed, log) == [0]
+    ends = [load_file(tmp_path / name / FINAL) for name in ("whole", "killed")]
+    torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=0)

@@ -1,0 +1,43 @@
+"""What accelerate launch makes of a process: its threads, and a group that it does not start."""
+
+import os
+import sys
+
+import pytest
+
+from helpers.program import REPO, launch
+
+THREADS = "import os, torch; from tinyimnet.distributed import cpu; cpu.share_cores(1); print('threads', torch.get_num_threads())"
+
+
+def accelerate(*arguments: str, **environment: str):
+    """`accelerate launch` of a line of Python: how it is called by the launcher is what matters."""
+    return launch(
+        [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *arguments], **environment
+    )
+
+
+@pytest.fixture
+def thread_script(tmp_path):
+    path = tmp_path / "threads.py"
+    path.write_text(f"import sys; sys.path.insert(0, {str(REPO)!r}); {THREADS}")
+    return str(path)
+
+
+def test_accelerate_launch_uses_all_cores(thread_script: str, monkeypatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    result = accelerate("--num_processes", "1", thread_script)
+    assert f"threads {len(os.sched_getaffinity(0))}" in result.stdout, result.stderr
+
+
+@pytest.mark.long
+def test_a_number_of_threads_that_the_user_set_is_kept(thread_script: str, monkeypatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert "threads 1" in accelerate("--num_processes", "1", thread_script, OMP_NUM_THREADS="1").stdout
+
+
+def test_accelerate_launch_that_starts_one_process_of_two_is_refused(arguments, monkeypatch) -> None:
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    result = accelerate("--quiet", "--cpu", "--num_processes", "2", "train.py", *arguments())
+    assert "error: accelerate launch was asked for several processes and started one" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,52 @@
+"""`preflight` under the launchers, with the files of configs/accelerate as they stand."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers.program import ACCELERATE, launch
+from helpers.trainings import run_to_end
+
+
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="this CPU has one kind of kernel"
+)
+def test_processes_whose_cpus_round_differently_are_refused(arguments, tmp_path: Path) -> None:
+    """Each rank computes its own weights: with other kernels they drift apart, and nothing would show it."""
+    assert run_to_end(arguments(), tmp_path / "log", processes=2, before=other_kernels_on_rank_1) == [2, 2]
+    (error,) = (tmp_path / "log").read_text().splitlines()
+    assert "(rank 1) has another device than node" in error and ", DEFAULT, not " in error
+    assert not (tmp_path / "run").exists()
+
+
+def other_kernels_on_rank_1() -> None:
+    """As torch answers on a CPU without vector instructions, or with ATEN_CPU_CAPABILITY=default."""
+    if os.environ["RANK"] == "1":
+        torch.backends.cpu.get_cpu_capability = lambda: "DEFAULT"
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "cpu",
+        pytest.param("gpu", marks=pytest.mark.long),
+        pytest.param("node", marks=pytest.mark.long),  # as nodes, but for what it says of the other node
+        "nodes",
+    ],
+)
+def test_the_accelerate_files_work_as_they_stand(file: str, tiny_data: Path) -> None:
+    """Those for GPUs on two CPU processes, and what is for two nodes on one."""
+    options = {
+        "cpu": [],
+        "gpu": [],
+        "node": ["--num_processes=2"],
+        "nodes": ["--num_machines=1", "--num_processes=2"],
+    }
+    result = launch(
+        [*ACCELERATE, f"--config_file=configs/accelerate/{file}.yaml", *options[file], "-m", "tinyimnet", "preflight",
+         f"--data.root={tiny_data}"], ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert file == "gpu" or "preflight: 2 processes on" in result.stdout

@@ -1,0 +1,57 @@
+"""Gradients and sums over ranks are added up in the order of the ranks, wherever they lie."""
+
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from helpers.trainings import SERVER, wait
+from tinyimnet.distributed import reduction
+
+WORLD_SIZE = 3
+
+
+def in_order(pieces: list[torch.Tensor]) -> torch.Tensor:
+    total = pieces[0]
+    for piece in pieces[1:]:
+        total = total + piece
+    return total / WORLD_SIZE
+
+
+def rank_of_three(rank: int, store: Path, bucket_mb: float) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD_SIZE)
+    torch.manual_seed(0)
+    alone = nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3))
+    model = DistributedDataParallel(deepcopy(alone), bucket_cap_mb=bucket_mb, gradient_as_bucket_view=True)
+    model.register_comm_hook(None, reduction.average_gradients)
+    torch.manual_seed(rank)
+    for _ in range(3):  # the buckets are laid out anew after the first pass
+        images = 10.0**rank * torch.randn(4, 7)
+        for network in (alone, model):
+            network.zero_grad()
+            network(images).square().sum().backward()
+        mine = [parameter.grad for parameter in alone.parameters()]
+        gathered: list = [None] * WORLD_SIZE
+        dist.all_gather_object(gathered, mine)
+        for parameter, *of_ranks in zip(model.parameters(), *gathered, strict=True):
+            assert torch.equal(parameter.grad, in_order(of_ranks))
+    values = torch.tensor([0.1, 1e8, -1e8])[rank] * torch.ones(2)
+    expected = in_order([torch.tensor([value] * 2) for value in (0.1, 1e8, -1e8)])
+    assert torch.equal(reduction.mean_over_ranks(values), expected)
+
+
+@pytest.mark.parametrize("bucket_mb", [25, 1e-4], ids=["one bucket", "several"])
+def test_means_over_ranks_are_those_of_a_sum_in_the_order_of_the_ranks(
+    bucket_mb: float, tmp_path: Path
+) -> None:
+    ranks = [
+        SERVER.Process(target=rank_of_three, args=(r, tmp_path / "store", bucket_mb))
+        for r in range(WORLD_SIZE)
+    ]
+    for process in ranks:
+        process.start()
+    assert wait(ranks) == [0] * WORLD_SIZE

@@ -1,0 +1,102 @@
+"""What is asked of Slurm's commands and made of their answers; they are scripts on PATH. The real Slurm: tests/cluster."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from helpers.run_folders import sent
+from launch import cancel, requeue, status
+from launch.requeue import main
+from tinyimnet import errors
+from tinyimnet.config import RunConfig
+from tinyimnet.errors import UserError
+
+ATTEMPT_3 = {"SLURM_JOB_ID": "123", "SLURM_RESTART_COUNT": "2"}
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
+    """Put a script on a PATH that has nothing else but the shell's tools; the file of its calls."""
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}")
+
+    def put(name: str, text: str) -> Path:
+        calls = tmp_path / f"{name}.calls"
+        path = "PATH=/usr/bin:/bin"
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{path}\necho \"$*\" >> '{calls}'\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+        return calls
+
+    return put
+
+
+# ---- squeue, sacct, scancel -------------------------------------------------------------------------------------
+
+
+def test_status_asks_squeue_and_sacct_once(program, make_run, tmp_path: Path, capsys) -> None:
+    squeue, sacct = program("squeue", "echo '12|RUNNING|n[1-2]'"), program("sacct", "echo '13|TIMEOUT'")
+    for name, job in (("a", "12"), ("b", "13")):
+        make_run(name, job__json=sent(job))
+    assert status.main([str(tmp_path / "runs")]) == 0
+    rows = [line.split()[:3] for line in capsys.readouterr().out.splitlines()]
+    assert ["a", "running", "n[1-2]"] in rows and ["b", "timeout", "-"] in rows
+    assert squeue.read_text() == "-h -r --me -o %i|%T|%R\n"
+    assert sacct.read_text() == "-X -n -P -o JobID,State -j 13\n"
+
+
+def test_cancel_gives_scancel_the_job(program, make_run, capsys) -> None:
+    program("squeue", "echo '12_3|RUNNING|n1'")
+    asked = program("scancel", "")
+    assert cancel.main([str(make_run("a", job__json=sent("12_3")))]) == 0
+    assert asked.read_text() == "12_3\n"
+
+
+def test_what_a_command_that_fails_says_is_in_the_sentence(program, make_run, capsys) -> None:
+    program("squeue", "echo 'squeue: error: slurm is away' >&2; exit 1")
+    assert errors.run(cancel.main, [str(make_run("a", job__json=sent("1"), LOCK={}))]) == 2
+    assert "error: squeue failed (squeue: error: slurm is away)" in capsys.readouterr().err
+
+
+# ---- scontrol ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    """A run that was stopped and saved in attempt 3 of its job."""
+    for name, value in ATTEMPT_3.items():
+        monkeypatch.setenv(name, value)
+    marker = {"reason": "SIGUSR1", "attempt": ["123", 2], "steps": 10}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "REQUEUE").write_text(json.dumps(marker))
+    return RunConfig(dir=str(tmp_path / "run"), max_attempts=5)
+
+
+def test_a_controller_that_restarts_meanwhile_is_asked_again(
+    run, program, tmp_path: Path, monkeypatch
+) -> None:
+    again = (
+        f"[ $(grep -c -- \"$1\" '{tmp_path}/scontrol.calls') = 2 ] || {{ echo 'no controller' >&2; exit 1; }}"
+    )
+    asked = program("scontrol", f"{again}\necho JobState=RUNNING PreemptTime=None")
+    monkeypatch.setattr(requeue.time, "sleep", lambda _: None)
+    assert main(["0", f"--run.dir={run.dir}"]) == 0
+    assert asked.read_text().splitlines() == ["--oneliner show job 123"] * 2 + ["requeue 123"] * 2
+
+
+def test_a_requeue_that_slurm_refuses_says_what_to_do(run, program, monkeypatch) -> None:
+    program("scontrol", "[ $1 = requeue ] || { echo JobState=RUNNING PreemptTime=None; exit; }\n"
+                        "echo 'Operation disabled' >&2; exit 1")  # fmt: skip
+    monkeypatch.setattr(requeue, "PATIENCE", 0)
+    with pytest.raises(
+        UserError, match=r"scontrol requeue 123 failed \(Operation disabled\); the run is saved"
+    ):
+        main(["0", f"--run.dir={run.dir}"])
+
+
+def test_without_scontrol_a_finished_run_is_finished(run, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", os.path.join(run.dir, "empty"))
+    (Path(run.dir) / "DONE").touch()
+    assert main(["0", f"--run.dir={run.dir}"]) == 0

@@ -1,0 +1,154 @@
+"""Crop, flip, mixing and targets: what reaches the network is what the labels say."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tinyimnet.config import AugmentConfig
+from tinyimnet.data import augment
+from tinyimnet.data.batches import TrainBatches, draw
+
+K = 200
+
+
+def images(n: int = 12) -> torch.Tensor:
+    return torch.randint(
+        0, 256, (n, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+
+
+def reflect(position: int) -> int:
+    position = abs(position)
+    return position if position < 64 else 126 - position
+
+
+@pytest.mark.parametrize("down, right, mirror", [(0, 0, 0), (4, -3, 0), (-4, 4, 1), (0, 2, 1)])
+def test_crop_shifts_reflects_at_the_border_and_mirrors(down: int, right: int, mirror: int) -> None:
+    source = images(3)
+    result = augment.crop_flip(source, *(torch.tensor([value]) for value in (2, down, right, mirror)))
+    rows = [reflect(y + down) for y in range(64)]
+    columns = [reflect((63 - x if mirror else x) + right) for x in range(64)]
+    assert np.array_equal(result[0].numpy(), source[2].numpy()[rows][:, columns])
+
+
+def test_crop_is_numpys_reflection_padding() -> None:
+    source = images(1)
+    padded = np.pad(source[0].numpy(), ((4, 4), (4, 4), (0, 0)), mode="reflect")
+    result = augment.crop_flip(source, *(torch.tensor([value]) for value in (0, 3, -2, 0)))
+    assert np.array_equal(result[0].numpy(), padded[7:71, 2:66])
+
+
+def test_normalised_images_have_zero_mean_and_unit_variance_per_channel() -> None:
+    source = images(20)
+    pixels = source.float() / 255
+    mean, std = pixels.mean((0, 1, 2)), pixels.std((0, 1, 2))
+    normalise = augment.Normalise(tuple(mean.tolist()), tuple(std.tolist()), torch.device("cpu"))
+    result = normalise(source)
+    assert result.shape == (20, 3, 64, 64)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    expected = (pixels.permute(0, 3, 1, 2) - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
+
+
+def mixed_batch(config: AugmentConfig, *, n: int = 64, seed: int = 1, step: int = 0):
+    """A batch whose sample i is a flat picture of the value i: a mixed pixel tells what it is made of."""
+    flat = torch.arange(n, dtype=torch.uint8)[:, None, None, None].expand(n, 64, 64, 3).contiguous()
+    batches = TrainBatches(
+        flat, torch.arange(n), K, mean=(0.0,) * 3, std=(1 / 255,) * 3, config=config,
+        seed=seed, epochs=1, global_batch_size=n,
+    )  # fmt: skip
+    drawn = batches.draw(step)
+    pixels, targets = batches.load(drawn, slice(0, n), step)
+    return drawn, pixels[:, 0], targets
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    seed=st.integers(0, 10_000), mixup=st.floats(0, 1), alpha=st.floats(0.1, 4), smoothing=st.floats(0, 0.5)
+)
+def test_targets_sum_to_one_whatever_is_mixed(
+    seed: int, mixup: float, alpha: float, smoothing: float
+) -> None:
+    config = AugmentConfig(
+        mixup_probability=mixup, mixup_alpha=alpha, cutmix_probability=1 - mixup, label_smoothing=smoothing
+    )
+    _, _, targets = mixed_batch(config, seed=seed)
+    torch.testing.assert_close(targets.sum(1), torch.ones(64), atol=1e-5, rtol=0)
+    assert (targets >= 0).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_cutmix_label_shares_are_the_shares_of_the_pixels(seed: int) -> None:
+    drawn, pixels, targets = mixed_batch(AugmentConfig(cutmix_probability=1.0), seed=seed)
+    for row in range(64):
+        own, partner = drawn.views[row, 0], drawn.views[drawn.partners[row], 0]
+        if own == partner:
+            continue
+        values = pixels[row].round()
+        assert set(values.unique().tolist()) <= {float(own), float(partner)}
+        share = (values == own).float().mean().item()
+        assert targets[row, own].item() == pytest.approx(share, abs=1e-6)
+        assert targets[row, partner].item() == pytest.approx(1 - share, abs=1e-6)
+
+
+def test_mixup_label_shares_are_the_weights_of_the_pixels() -> None:
+    drawn, pixels, targets = mixed_batch(AugmentConfig(mixup_probability=1.0, mixup_alpha=1.0))
+    for row in range(64):
+        own, partner = drawn.views[row, 0], drawn.views[drawn.partners[row], 0]
+        expected = targets[row, own] * own + targets[row, partner] * partner if own != partner else own
+        torch.testing.assert_close(pixels[row], torch.full((64, 64), float(expected)), atol=1e-3, rtol=1e-4)
+
+
+def test_each_kind_of_mixing_takes_its_share_of_the_images() -> None:
+    config = AugmentConfig(mixup_probability=0.3, cutmix_probability=0.5)
+    drawn = draw(config, np.arange(20_000), np.zeros(20_000, int), seed=0, step=0, mix=True)
+    boxed = drawn.boxes.any(1)
+    assert (drawn.blend < 1).mean() == pytest.approx(0.3, abs=0.02)
+    assert boxed.mean() == pytest.approx(0.5, abs=0.02)
+    assert not (boxed & (drawn.blend < 1)).any()
+
+
+def test_mixing_stops_for_the_last_part_of_the_training() -> None:
+    config = AugmentConfig(mixup_probability=0.5, cutmix_probability=0.5, mix_until=0.5)
+    batches = TrainBatches(
+        images(8), torch.arange(8), K, mean=(0.5,) * 3, std=(0.5,) * 3, config=config,
+        seed=0, epochs=4, global_batch_size=4,
+    )  # fmt: skip
+    assert [batches.draw(step).mixed for step in range(8)] == [True] * 4 + [False] * 4
+
+
+def test_smoothing_spreads_its_share_over_all_classes() -> None:
+    labels = torch.tensor([3])
+    targets = augment.soft_targets(labels, labels, torch.tensor([1.0]), K, 0.1)
+    assert targets[0, 3].item() == pytest.approx(0.9 + 0.1 / K)
+    assert targets[0, 4].item() == pytest.approx(0.1 / K)
+
+
+def test_resize_is_pillows_bicubic_and_nothing_at_full_size() -> None:
+    source = images(2)
+    assert augment.resize(source, 64) is source
+    small = augment.resize(source, 40)
+    assert (small.shape, small.dtype) == ((2, 40, 40, 3), torch.uint8)
+    for image, shrunk in zip(source.numpy(), small.numpy(), strict=True):
+        exact = np.asarray(Image.fromarray(image).resize((40, 40), Image.Resampling.BICUBIC))
+        assert np.abs(shrunk.astype(int) - exact).max() <= 1
+
+
+def test_a_weight_stays_a_weight_at_a_lower_resolution() -> None:
+    weight = augment.weight_map(torch.ones(1), torch.tensor([[16, 48, 16, 48]]), 40)
+    assert weight.shape == (1, 1, 40, 40)
+    assert (weight.min().item(), weight.max().item()) == (0, 1)
+
+
+@pytest.mark.parametrize("kind", ["mixup_probability", "cutmix_probability"])
+def test_at_a_lower_resolution_the_pixels_still_are_what_the_labels_say(kind: str) -> None:
+    config = AugmentConfig(**{kind: 1.0}, start_resolution=40)
+    drawn, pixels, targets = mixed_batch(config)
+    assert pixels.shape == (64, 40, 40)
+    for row in range(64):
+        own, partner = drawn.views[row, 0], drawn.views[drawn.partners[row], 0]
+        expected = targets[row, own] * own + targets[row, partner] * partner if own != partner else own
+        assert pixels[row].mean().item() == pytest.approx(float(expected), abs=0.3)

@@ -1,0 +1,70 @@
+"""How a program ends: a sentence and 2 for a mistake, a traceback for a fault, a word in the log for a lost process."""
+
+from pathlib import Path
+
+import pytest
+
+from tinyimnet import errors
+from tinyimnet.errors import LostProcess, UserError
+
+
+def ends_with(error: Exception):
+    """A program that does."""
+
+    def main(_argv: list[str]) -> int:
+        raise error
+
+    return main
+
+
+def test_a_mistake_is_one_sentence(capsys) -> None:
+    assert errors.run(ends_with(UserError("optim.lr is 0.")), []) == errors.USER_ERROR == 2
+    assert capsys.readouterr().err == "error: optim.lr is 0.\n"
+
+
+def test_debug_adds_the_traceback_and_is_no_argument_of_the_program(capsys) -> None:
+    seen = []
+
+    def main(argv: list[str]) -> int:
+        seen.extend(argv)
+        raise UserError("optim.lr is 0.")
+
+    assert errors.run(main, ["--optim.lr=0", "--debug"]) == 2
+    assert seen == ["--optim.lr=0"]
+    assert "Traceback" in (error := capsys.readouterr().err) and "UserError: optim.lr is 0." in error
+
+
+@pytest.mark.parametrize(
+    "every_rank, printed", [(False, ""), (True, "error (rank 3): no GPU.\n")], ids=["of all", "of this one"]
+)
+def test_a_mistake_that_all_ranks_know_is_printed_by_rank_0_alone(
+    every_rank, printed, capsys, monkeypatch
+) -> None:
+    monkeypatch.setenv("RANK", "3")
+    assert errors.run(ends_with(UserError("no GPU.", every_rank=every_rank)), []) == 2
+    assert capsys.readouterr().err == printed
+
+
+@pytest.mark.parametrize(
+    "error, said", [(ValueError("a bug"), "rank 0 failed"), (LostProcess("rank 1 is gone"), "rank 1 is gone")]
+)
+def test_a_fault_and_a_lost_process_end_with_1(error, said, caplog) -> None:
+    assert errors.run(ends_with(error), []) == 1
+    assert said in caplog.text
+    assert ("Traceback" in caplog.text) == isinstance(error, ValueError)
+
+
+def test_the_exit_code_of_the_program_is_kept() -> None:
+    assert [errors.run(lambda _argv, code=code: code, []) for code in (0, 1, 130)] == [0, 1, 130]
+
+
+def test_what_an_error_says_fits_on_a_line() -> None:
+    assert errors.one_line(ValueError("two\n  lines")) == "two lines"
+    assert errors.one_line(KeyError()) == "KeyError"
+    assert len(errors.one_line(ValueError("x" * 999))) == 200
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--out a.png cannot be written \(No space left on device\); choose another file."), \
+            errors.writing(Path("a.png")):  # fmt: skip
+        raise OSError(28, "No space left on device")

@@ -1,0 +1,163 @@
+"""The lease on a run folder: taken once, renewed, taken over from the dead, and given back."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tinyimnet.errors import UserError
+from tinyimnet.run import lock as lock_module
+from tinyimnet.run.lock import RunLock, is_held
+
+ELSEWHERE = {"token": "t", "host": "gpu07", "pid": 1, "started": "1", "machine": "another boot", "job": "55"}
+
+
+@pytest.fixture(autouse=True)
+def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock_module, "BEAT", 0.1)
+    monkeypatch.setattr(lock_module, "LEASE", 0.6)
+    monkeypatch.setattr(lock_module, "SETTLE", 0.1)
+
+
+@contextmanager
+def renewed(path: Path) -> Iterator[None]:
+    """A holder on another machine lives."""
+    gone = threading.Event()
+
+    def beat() -> None:
+        while not gone.wait(0.05):
+            os.utime(path)
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        yield
+    finally:
+        gone.set()
+        thread.join()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait, not for ever: a busy machine is late."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_holder_on_another_machine_is_known_by_its_sign_of_life(tmp_path: Path) -> None:
+    (tmp_path / "LOCK").write_text(json.dumps(ELSEWHERE))
+    refused = pytest.raises(UserError, match=r"in use by process 1 on gpu07 \(Slurm job 55\)")
+    with renewed(tmp_path / "LOCK"), refused:
+        RunLock(tmp_path).acquire()
+    assert json.loads((tmp_path / "LOCK").read_text()) == ELSEWHERE
+
+
+@pytest.mark.parametrize("content", [json.dumps(ELSEWHERE), "", "[1]", "{half"])
+def test_without_a_sign_of_life_the_lock_is_taken_after_the_lease(content: str, tmp_path: Path) -> None:
+    (tmp_path / "LOCK").write_text(content)
+    started = time.monotonic()
+    RunLock(tmp_path).acquire()
+    assert time.monotonic() - started >= lock_module.LEASE
+    assert json.loads((tmp_path / "LOCK").read_text())["pid"] == os.getpid()
+
+
+def test_a_lock_that_is_given_back_meanwhile_is_taken_at_once(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(lock_module, "LEASE", 30)
+    (tmp_path / "LOCK").write_text(json.dumps(ELSEWHERE))
+    threading.Timer(0.2, (tmp_path / "LOCK").unlink).start()
+    started = time.monotonic()
+    RunLock(tmp_path).acquire()
+    assert time.monotonic() - started < lock_module.LEASE
+
+
+def test_the_earlier_attempt_does_not_take_it_back(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "LOCK").write_text(json.dumps({**ELSEWHERE, "restart": 1}))
+    monkeypatch.setenv("SLURM_JOB_ID", "55")
+    with renewed(tmp_path / "LOCK"), pytest.raises(UserError, match="in use by process 1"):
+        RunLock(tmp_path).acquire()
+
+
+def test_the_holder_renews_it(tmp_path: Path) -> None:
+    with RunLock(tmp_path) as lock:
+        lock.acquire()
+        for _ in range(2):
+            before = lock.path.stat().st_mtime_ns
+            until(lambda before=before: lock.path.stat().st_mtime_ns > before)
+
+
+def test_a_reused_process_id_is_not_the_holder(tmp_path: Path) -> None:
+    mine = RunLock(tmp_path)
+    mine.acquire()
+    holder = json.loads(mine.path.read_text())
+    mine.release()
+    mine.path.write_text(json.dumps({**holder, "started": "1"}))
+    RunLock(tmp_path).acquire()
+
+
+def test_of_several_that_take_over_at_once_one_gets_it(tmp_path: Path) -> None:
+    (tmp_path / "LOCK").write_text(json.dumps({**ELSEWHERE, "machine": lock_module._machine()}))
+    locks = [RunLock(tmp_path) for _ in range(4)]
+    refused: list[UserError] = []
+
+    def acquire(lock: RunLock) -> None:
+        try:
+            lock.acquire()
+        except UserError as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=acquire, args=[lock]) for lock in locks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(refused) == 3
+
+
+# ---- what it leaves -----------------------------------------------------------------------------------------------
+
+
+def test_given_back_it_leaves_no_folder_that_it_made_and_that_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()  # by somebody else
+    for name in ("empty", "refused", "begun"):
+        with RunLock(tmp_path / name) as lock:
+            lock.acquire()
+            assert is_held(tmp_path / name)
+            if name == "begun":
+                (tmp_path / name / "config.yaml").touch()
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
+        "begun", "begun/config.yaml", "empty",
+    ]  # fmt: skip
+
+
+def test_one_that_was_never_taken_leaves_that_of_another(tmp_path: Path) -> None:
+    (tmp_path / "LOCK").write_text(json.dumps(ELSEWHERE))
+    with RunLock(tmp_path):
+        pass
+    assert json.loads((tmp_path / "LOCK").read_text()) == ELSEWHERE
+
+
+@pytest.mark.parametrize("age, held", [(0, True), (0.4, True), (2, False)])
+def test_it_is_held_as_long_as_somebody_renews_it(age: float, held: bool, tmp_path: Path) -> None:
+    assert not is_held(tmp_path)
+    (tmp_path / "LOCK").write_text(json.dumps(ELSEWHERE))
+    os.utime(tmp_path / "LOCK", (time.time() - age, time.time() - age))
+    assert is_held(tmp_path) == held
+
+
+def test_a_lock_that_somebody_removed_is_missed_and_the_run_stopped(tmp_path: Path, monkeypatch) -> None:
+    signals: list[tuple[int, int]] = []
+    monkeypatch.setattr(lock_module.os, "kill", lambda *sent: signals.append(sent))
+    with RunLock(tmp_path) as lock:
+        lock.acquire()
+        (tmp_path / "LOCK").unlink()
+        with pytest.raises(UserError, match="now belongs to nobody: its file LOCK was removed"):
+            lock.check()
+        until(lambda: bool(signals))
+    assert signals == [(os.getpid(), signal.SIGTERM)]

@@ -1,0 +1,188 @@
+"""Course files of arrays: every usual form gives the same prepared data; what is wrong is named by its file."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from helpers.sources import arrays_in, left_behind, truncate
+from tinyimnet.data import npy
+from tinyimnet.data.dataset import open_dataset
+from tinyimnet.data.prepare import prepare
+from tinyimnet.errors import UserError
+
+
+def nchw(array: np.ndarray) -> np.ndarray:
+    return array.transpose(0, 3, 1, 2)
+
+
+def floats(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32) / 255
+
+
+FORMS: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
+    "NCHW": ("images", nchw),
+    "float32": ("images", floats),
+    "float64": ("images", lambda a: a / 255),
+    "float16 NCHW": ("images", lambda a: nchw(floats(a)).astype(np.float16)),
+    "Fortran order": ("images", np.asfortranarray),
+    "int32 labels": ("labels", lambda a: a.astype(np.int32)),
+    "column": ("labels", lambda a: a[:, None]),
+    "one-hot": ("labels", lambda a: np.eye(4, dtype=np.float32)[a]),
+    "boolean one-hot": ("labels", lambda a: np.eye(4, dtype=bool)[a]),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_array_gives_the_same_files(tmp_path: Path, form: str) -> None:
+    files = arrays_in(tmp_path / "npy")
+    expected = {path.name: np.load(path) for path in files.values()}
+    kind, convert = FORMS[form]
+    for name, path in files.items():
+        if kind in name:
+            np.save(path, convert(expected[path.name]))
+    npy.prepare_npy(files, tmp_path / "out", None)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(np.load(tmp_path / "out" / name), array)
+
+
+def test_classes_are_numbered_without_a_file(tmp_path: Path) -> None:
+    npy.prepare_npy(arrays_in(tmp_path / "npy"), tmp_path / "out", None)
+    dataset = open_dataset(tmp_path / "out")
+    assert dataset.classes == ("0", "1", "2", "3")
+    assert dataset.test_files == ("test_0", "test_1")
+
+
+def test_classes_are_read_in_label_order_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "ids.txt").write_text("n9\nn3\nn5\nn1\nn2\n")
+    manifest = npy.prepare_npy(arrays_in(tmp_path / "npy"), tmp_path / "out", tmp_path / "ids.txt")
+    assert [entry["id"] for entry in manifest["classes"]] == ["n9", "n3", "n5", "n1", "n2"]
+
+
+def test_test_images_are_optional(tmp_path: Path) -> None:
+    files = arrays_in(tmp_path / "npy")
+    del files["test_images"]
+    assert npy.prepare_npy(files, tmp_path / "out", None)["counts"] == {"train": 8, "val": 4}
+
+
+def with_value(array: np.ndarray, value: float) -> np.ndarray:
+    array.flat[-1] = value
+    return array
+
+
+WRONG_ARRAYS: dict[str, tuple[str, np.ndarray, str]] = {
+    "float above 1": (
+        "val_images",
+        with_value(np.zeros((4, 64, 64, 3)), 1.5),
+        r"val_images.*outside \[0, 1\]",
+    ),
+    "negative float": (
+        "val_images",
+        with_value(np.zeros((4, 64, 64, 3)), -0.1),
+        r"val_images.*outside \[0, 1\]",
+    ),
+    "NaN": ("val_images", with_value(np.zeros((4, 64, 64, 3)), np.nan), "val_images.*NaN"),
+    "flat images": ("train_images", np.zeros((8, 12288), np.uint8), r"train_images.* is uint8 \(8, 12288\)"),
+    "small images": ("test_images", np.zeros((2, 32, 32, 3), np.uint8), "test_images.*32, 32"),
+    "integer images": ("train_images", np.zeros((8, 64, 64, 3), np.int32), "train_images.* is int32"),
+    "no rows": ("val_images", np.zeros((0, 64, 64, 3), np.uint8), "val_images.* is empty"),
+    "scalar": ("val_labels", np.array(3), "val_labels.* is empty"),
+    "fewer labels": ("train_labels", np.zeros(7, int), "8 images and .*train_labels.* 7 labels"),
+    "float labels": ("train_labels", np.zeros(8), "train_labels.* is float64"),
+    "label too large": ("val_labels", np.array([0, 1, 2, 4]), "val_labels.* label 4, outside the 4 classes"),
+    "negative label": ("train_labels", np.arange(8) % 4 - 1, "train_labels.* label -1"),
+    "labels with gaps": ("train_labels", np.arange(8) * 50, "go up to 350; give their --classes"),
+    "not one-hot": ("train_labels", np.ones((8, 4), int), "train_labels.* not one-hot"),
+    "another one-hot width": ("val_labels", np.eye(5, dtype=int)[:4], "val_labels.* one-hot for 5 classes"),
+    "strings": ("train_labels", np.array(["cat"] * 8), "train_labels.* is <U3"),
+    "objects": ("val_labels", np.array([{}] * 4), "val_labels.* is not a whole .npy file"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("mistake", WRONG_ARRAYS)
+def test_a_wrong_array_is_refused_by_name(tmp_path: Path, mistake: str) -> None:
+    role, array, sentence = WRONG_ARRAYS[mistake]
+    with pytest.raises(UserError, match=sentence):
+        npy.prepare_npy(arrays_in(tmp_path / "npy", **{role: array}), tmp_path / "out", None)
+    assert left_behind(tmp_path / "out") == []
+
+
+WRONG_FILES: dict[str, Callable[[Path], object]] = {
+    "pickled": lambda path: path.write_bytes(pickle.dumps([1, 2])),
+    "truncated": truncate,
+    "empty": lambda path: path.write_bytes(b""),
+    "npz": lambda path: np.savez(path.open("wb"), x=np.zeros(3)),
+    "missing": lambda path: path.unlink(),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG_FILES)
+def test_a_file_that_is_no_array_is_refused_by_name(tmp_path: Path, mistake: str) -> None:
+    files = arrays_in(tmp_path / "npy")
+    WRONG_FILES[mistake](files["val_images"])
+    with pytest.raises(UserError, match=r"val_images.npy is not a whole .npy file"):
+        npy.prepare_npy(files, tmp_path / "out", None)
+
+
+@pytest.mark.parametrize("text", ["", "a\nb\na\nc\n", "a\nb\n"])
+def test_wrong_class_files_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "ids.txt").write_text(text)
+    with pytest.raises(UserError, match="--classes"):
+        npy.prepare_npy(arrays_in(tmp_path / "npy"), tmp_path / "out", tmp_path / "ids.txt")
+
+
+def test_a_missing_role_is_named_as_its_option(tmp_path: Path) -> None:
+    files = arrays_in(tmp_path / "npy")
+    del files["val_labels"]
+    with pytest.raises(UserError, match=r"^--val-labels must be given"):
+        npy.prepare_npy(files, tmp_path / "out", None)
+
+
+CLEAR_NAMES = [
+    ("train_images train_labels val_images val_labels test_images", 5),
+    ("x_train y_train x_val y_val", 4),
+    ("X_train y_train X_valid y_valid X_test", 5),
+    ("trainImages trainLabels valImages valLabels test", 5),
+    ("tiny-train-data tiny-train-targets validation-data validation-targets", 4),
+]
+
+
+@pytest.mark.parametrize("names, n_roles", CLEAR_NAMES)
+def test_clear_names_are_understood(tmp_path: Path, names: str, n_roles: int) -> None:
+    for name in names.split():
+        np.save(tmp_path / f"{name}.npy", 0)
+    guessed = npy.guess_arrays(tmp_path)
+    assert [guessed[role].stem for role in npy.ROLES[:n_roles]] == names.split()
+    assert len(guessed) == n_roles
+
+
+UNCLEAR_NAMES = {
+    "two for one role": "x_train train_images y_train x_val y_val",
+    "test twice": "x_train y_train x_val y_val test x_test",
+    "a role missing": "x_train y_train x_val",
+    "a file without a role": "x_train y_train x_val y_val mystery",
+    "labels for test": "x_train y_train x_val y_val y_test",
+    "two splits in a name": "x_train y_train x_val y_train_val",
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("case", UNCLEAR_NAMES)
+def test_unclear_names_are_listed(tmp_path: Path, case: str) -> None:
+    names = UNCLEAR_NAMES[case].split()
+    for name in names:
+        np.save(tmp_path / f"{name}.npy", 0)
+    with pytest.raises(UserError, match="--train-images, --train-labels") as raised:
+        npy.guess_arrays(tmp_path)
+    assert all(f"{name}.npy" in str(raised.value) for name in names)
+
+
+def test_a_folder_of_arrays_is_a_source(tmp_path: Path) -> None:
+    arrays_in(tmp_path / "npy")
+    (tmp_path / "npy/wnids.txt").write_text("n1\nn2\nn3\nn4")  # nobody says that it is in label order
+    manifest = prepare(tmp_path / "npy", tmp_path / "out")
+    assert [entry["id"] for entry in manifest["classes"]] == ["0", "1", "2", "3"]

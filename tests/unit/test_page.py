@@ -1,0 +1,218 @@
+"""The report of runs as one HTML page: what it says, and what it says where something is missing."""
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from markupsafe import escape
+
+from helpers.pages import folder, page
+from tinyimnet.config import Config, OptimConfig, RunConfig
+from tinyimnet.errors import UserError
+from tinyimnet.report import several_runs
+from tinyimnet.run.lock import LEASE
+from tinyimnet.run.metrics import RESULTS
+from tinyimnet.run.record import Record, read_record
+
+# ---- what it says -------------------------------------------------------------------------------------------
+
+
+def test_texts_of_a_run_never_become_html(tmp_path: Path) -> None:
+    run = folder(tmp_path / "<img src=x>&'\"")
+    (run / "evaluation").mkdir()
+    header = "class,name,images,correct,top1_percent,most_often_taken_for\n"
+    (run / "evaluation" / "per_class.csv").write_text(header + "n1,<b>crab</b>,5,1,20.00,<script>\n")
+    text = page(run)
+    assert "<img src=x>" not in text and "<b>crab" not in text and text.count("<script>") == 1
+    assert escape(run.name) in text and escape("<b>crab</b>") in text
+
+
+def test_nothing_of_the_environment_is_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "a-key-that-nobody-may-see")
+    assert "a-key-that-nobody-may-see" not in page(folder(tmp_path / "run"))
+
+
+def test_a_part_without_its_file_is_left_out(tmp_path: Path) -> None:
+    text = page(folder(tmp_path / "run"))
+    assert re.findall('<h2 id="(.*?)">', text) == ["curves", "configuration"]
+
+
+def test_a_page_links_the_parts_that_it_has(tmp_path: Path) -> None:
+    text = page(folder(tmp_path / "run"))
+    assert re.findall('<a href="#(.*?)">', text) == ["curves", "configuration"]
+
+
+@pytest.mark.parametrize(("url", "links"), [("https://wandb.ai/a/b/runs/c", 1), ("javascript:alert(1)", 0)])
+def test_a_link_leads_to_the_run_on_wandb_and_nowhere_else(tmp_path: Path, url: str, links: int) -> None:
+    run = folder(tmp_path / "run")
+    (run / "wandb_run.json").write_text(json.dumps({"id": "c", "url": url}))
+    assert page(run).count(f'href="{url}"') == links
+
+
+def test_training_time_counts_steps_and_evaluations(tmp_path: Path) -> None:
+    assert read_record(folder(tmp_path / "run")).training_seconds == pytest.approx(200 * 0.020 + 2 * 1.0)
+
+
+def test_a_key_figure_that_is_not_known_has_no_tile(tmp_path: Path) -> None:
+    text = page(folder(tmp_path / "run"))
+    assert "<dt>EMA top-1</dt><dd>20.00 %</dd><dd>best 20.00 %</dd>" in text and "<dt>MACs</dt>" not in text
+
+
+@pytest.mark.parametrize(
+    ("files", "state"),
+    [
+        ({"DONE": '{"steps": 200}'}, "finished"),
+        ({"LOCK": ""}, "running"),
+        ({"REQUEUE": "{}"}, "stopped"),
+        ({"logs/rank_0.log": "1 INFO rank 0 of 1 is process 2\n1 INFO ended by an error: no\n"}, "failed"),
+        ({"logs/rank_0.log": "INFO ended by an error: no\n1 INFO rank 0 of 1 is process 2\n"}, "stopped"),
+        ({}, "stopped"),
+    ],
+)
+def test_the_state_of_a_run_is_named(tmp_path: Path, files: dict[str, str], state: str) -> None:
+    run = folder(tmp_path / "run")
+    for name, content in files.items():
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text(content)
+    assert f"{state}</b>, {read_record(run).state_in_words()}" in page(run)
+
+
+def test_a_run_whose_lock_is_not_renewed_was_killed(tmp_path: Path) -> None:
+    run = folder(tmp_path / "run")
+    (run / "LOCK").touch()
+    os.utime(run / "LOCK", times=(time.time() - LEASE - 1,) * 2)
+    assert "killed</b>" in page(run)
+
+
+def test_a_stopped_run_goes_on_from_its_newest_checkpoint(tmp_path: Path) -> None:
+    run = folder(tmp_path / "run")
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "step_00000150.pt").touch()
+    assert "stopped</b>, at step 200; the same command goes on from step 150" in page(run)
+
+
+# ---- several runs -------------------------------------------------------------------------------------------
+
+
+def seed(tmp_path: Path, number: int, lr: float, top1: tuple[float, ...] = (1.0,)) -> Record:
+    """A finished run of a recipe."""
+    config = Config(run=RunConfig(seed=number), optim=OptimConfig(lr=lr))
+    run = folder(tmp_path / f"net-seed{number}", top1, config=config)
+    (run / "DONE").write_text(json.dumps({"val/ema_top1": top1[-1]}))
+    return read_record(run)
+
+
+def three_seeds(tmp_path: Path) -> list[Record]:
+    tops = ((12.0, 25.0, 26.0), (10.0, 20.0), (11.0, 30.0))
+    return [seed(tmp_path, i, 0.1, top1) for i, top1 in enumerate(tops)]
+
+
+def test_the_curve_of_seeds_is_their_mean_at_steps_of_all(tmp_path: Path) -> None:
+    [group] = several_runs.groups_of_seeds(three_seeds(tmp_path))
+    curve = group.spread("val/ema_top1", 0)
+    assert (curve.steps, curve.values) == ([100, 200], [11.0, 25.0])
+
+
+def test_the_band_of_seeds_is_their_range(tmp_path: Path) -> None:
+    [group] = several_runs.groups_of_seeds(three_seeds(tmp_path))
+    curve = group.spread("val/ema_top1", 0)
+    assert (curve.low, curve.high) == ([10.0, 20.0], [12.0, 30.0])
+    assert 'class="band' in several_runs.page(group.runs)
+
+
+def test_the_results_of_seeds_have_mean_deviation_and_range(tmp_path: Path) -> None:
+    text = several_runs.page(three_seeds(tmp_path))
+    row = "".join(f'<td class="r">{value}</td>' for value in ("25.33", "5.03", "20.00", "30.00"))
+    assert f"<td>{RESULTS['val/ema_top1']}</td>{row}" in text
+
+
+def test_seeds_are_called_what_their_names_have_in_common(tmp_path: Path) -> None:
+    assert "net: 3 of 3 seeds are finished" in several_runs.page(three_seeds(tmp_path))
+
+
+def test_runs_of_two_recipes_are_no_seeds(tmp_path: Path) -> None:
+    text = several_runs.page([seed(tmp_path, i, lr) for i, lr in enumerate((0.1, 0.2))])
+    assert 'id="seeds"' not in text
+
+
+def test_what_configurations_differ_in_is_in_view(tmp_path: Path) -> None:
+    text = several_runs.page([seed(tmp_path, i, 0.1 + i) for i in range(2)])
+    in_view = text.partition("What differs")[2].partition("<details>")[0]
+    assert "<td>optim.lr</td><td>0.1</td><td>1.1</td>" in in_view and "optim.momentum" not in in_view
+
+
+def test_a_run_that_is_named_twice_is_one(tmp_path: Path) -> None:
+    run = folder(tmp_path / "run")
+    assert "<h1>run</h1>" in page(run, f"{run}/", "--out", tmp_path / "page.html")
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    runs = [folder(tmp_path / place / "b" / "net") for place in ("a", "c")]
+    assert "<p>a/b/net, c/b/net<br>" in page(*runs, "--out", tmp_path / "page.html")
+
+
+# ---- mistakes -----------------------------------------------------------------------------------------------
+
+
+def no_run(run: Path) -> None:
+    (run / "config.yaml").unlink()
+
+
+def no_metrics(run: Path) -> None:
+    (run / "metrics.jsonl").write_text("")
+
+
+def damaged_configuration(run: Path) -> None:
+    (run / "config.yaml").write_text("[")
+
+
+def damaged_info(run: Path) -> None:
+    (run / "run_info.json").write_text("{")
+
+
+def damaged_table(run: Path) -> None:
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "per_class.csv").write_text("class,name\nn1,crab\n")
+
+
+def damaged_results(run: Path) -> None:
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "results.json").write_text('{"images": 5}')
+
+
+def damaged_picture(run: Path) -> None:
+    (run / "augmented.png").write_text("")
+
+
+@pytest.mark.parametrize(
+    ("harm", "sentence"),
+    [
+        (no_run, "is not a run folder: it has no config.yaml; name one, such as runs/smoke."),
+        (
+            no_metrics,
+            r"has no line in metrics.jsonl yet; the first one comes after run.log_every \(50\) steps",
+        ),
+        (damaged_configuration, "config.yaml is damaged"),
+        (damaged_info, "run_info.json is damaged .*restore it or delete it."),
+        (damaged_table, "per_class.csv is damaged .*write it again: python -m tinyimnet evaluate"),
+        (damaged_results, "results.json is damaged .*write it again: python -m tinyimnet evaluate"),
+        (damaged_picture, "augmented.png is damaged .*delete it."),
+    ],
+)
+def test_a_folder_without_what_it_takes_is_named(
+    tmp_path: Path, harm: Callable[[Path], None], sentence: str
+) -> None:
+    run = folder(tmp_path / "run")
+    harm(run)
+    with pytest.raises(UserError, match=sentence):
+        page(run)
+    assert not (run / "report.html").exists()
+
+
+def test_a_page_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--out .* cannot be written .*; choose another file."):
+        page(folder(tmp_path / "run"), "--out", tmp_path / "missing" / "page.html")

@@ -1,0 +1,90 @@
+"""Requests to stop set a flag; the loop acts on it."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tinyimnet.distributed import launcher, preemption, slurm
+from tinyimnet.distributed.preemption import StopRequest
+
+
+class OneProcess:
+    num_processes = 1
+
+
+def test_without_an_end_of_the_job_there_is_no_deadline() -> None:
+    assert slurm.end_of_job({}) == slurm.end_of_job({"SLURM_JOB_END_TIME": ""}) == float("inf")
+    assert slurm.end_of_job({"SLURM_JOB_END_TIME": "1700000000"}) == 1.7e9
+
+
+@pytest.mark.parametrize("number", preemption.SIGNALS, ids=lambda number: number.name)
+def test_a_signal_is_a_request_and_nothing_more(number: signal.Signals, tmp_path: Path) -> None:
+    stop = StopRequest(tmp_path)
+    stop.install()
+    assert stop.agreed(OneProcess()) == ""
+    os.kill(os.getpid(), number)
+    assert stop.agreed(OneProcess()) == number.name
+
+
+def test_a_second_ctrl_c_leaves_at_once_unless_it_is_an_echo_of_the_first(
+    tmp_path: Path, monkeypatch
+) -> None:
+    stop = StopRequest(tmp_path)
+    stop.install()
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)  # from the launcher's agent, milliseconds later
+    now = time.monotonic()
+    monkeypatch.setattr(preemption.time, "monotonic", lambda: now + 2)
+    left = []
+    monkeypatch.setattr(preemption.os, "_exit", left.append)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.1)
+    assert left == [130]
+
+
+def test_a_stop_file_is_a_request(tmp_path: Path, monkeypatch) -> None:
+    stop = StopRequest(tmp_path)
+    now = time.monotonic()
+    monkeypatch.setattr(preemption.time, "monotonic", lambda: now + 2)  # it looks once a second
+    assert stop.agreed(OneProcess()) == ""
+    (tmp_path / "STOP").touch()
+    monkeypatch.setattr(preemption.time, "monotonic", lambda: now + 4)
+    assert stop.agreed(OneProcess()) == "a STOP file in the run folder"
+
+
+@pytest.mark.parametrize(
+    "reason, again",
+    [("SIGINT", False), ("a STOP file in the run folder", False), ("SIGTERM", True), ("SIGUSR1", True),
+     ("SIGUSR2", True), ("SIGHUP", True), ("the end of the launcher", True), ("the end of the job's time", True)],
+)  # fmt: skip
+def test_what_a_person_asks_for_is_not_started_again(reason: str, again: bool) -> None:
+    assert preemption.wants_requeue(reason) == again
+
+
+def test_sighup_stays_ignored_under_nohup(tmp_path: Path) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop = StopRequest(tmp_path)
+    stop.install()
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert stop.agreed(OneProcess()) == ""
+
+
+@pytest.mark.parametrize("variable", launcher.SET_BY_LAUNCHERS)
+def test_a_parent_that_set_a_launchers_variable_is_a_launcher(variable: str) -> None:
+    assert launcher.launcher_pid({"PATH": "/bin", variable: "0"}) == os.getppid()
+    assert launcher.launcher_pid({"PATH": "/bin"}) == 0
+
+
+def test_a_shell_within_a_step_of_srun_is_no_launcher(monkeypatch) -> None:
+    monkeypatch.setattr(launcher, "launcher_environment", lambda: {"SLURM_PROCID": "0"})
+    assert launcher.launcher_pid({"SLURM_PROCID": "0"}) == 0
+
+
+def test_the_end_of_the_launcher_is_a_request(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    stop = StopRequest(tmp_path)
+    monkeypatch.setattr(preemption.os, "getppid", lambda: 1)
+    assert stop.agreed(OneProcess()) == "the end of the launcher"

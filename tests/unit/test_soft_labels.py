@@ -1,0 +1,160 @@
+"""Targets that another network gave: for the right images, by the chosen weight, the same in every attempt of a run."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tinyimnet import cli, train
+from tinyimnet.config import AugmentConfig, Config, DataConfig, ModelConfig, RunConfig, TrainConfig
+from tinyimnet.data import loading, soft_labels
+from tinyimnet.data.batches import TrainBatches
+from tinyimnet.data.dataset import Dataset, open_dataset, tuning_split
+from tinyimnet.distributed.rendezvous import Rendezvous
+from tinyimnet.errors import UserError
+from tinyimnet.evaluation import analysis, pictures
+from tinyimnet.evaluation.weights import load_trained, metadata_of, save_weights
+from tinyimnet.model.network import build_model
+
+NETWORK = ModelConfig(block="basic", widths=(8,), depths=(1,), width=1.0, stem_stride=2)
+MIXING = AugmentConfig(
+    mixup_probability=0.4, cutmix_probability=0.4, label_smoothing=0.1, soft_label_weight=0.7
+)
+
+
+@pytest.fixture(scope="module")
+def dataset(tiny_data: Path) -> Dataset:
+    return open_dataset(tiny_data, verify=False)
+
+
+@pytest.fixture(scope="module")
+def teachers(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    files = [tmp_path_factory.mktemp("teacher") / f"{seed}.safetensors" for seed in range(2)]
+    about = metadata_of(Config(model=NETWORK, train=TrainConfig(precision="fp32")), dataset)
+    for seed, file in enumerate(files):
+        save_weights(file, build_model(NETWORK, len(dataset.classes), seed), 7, about)
+    return files
+
+
+@pytest.fixture
+def written(teachers: list[Path], tiny_data: Path, tmp_path: Path) -> Path:
+    """What `soft-labels` writes."""
+    out = tmp_path / "made" / "soft_labels.safetensors"
+    assert cli.main(["soft-labels", *map(str, teachers), "--data", str(tiny_data), "--out", str(out)]) == 0
+    return out
+
+
+def test_the_command_writes_what_the_teachers_say_on_average(
+    written: Path, teachers: list[Path], dataset: Dataset
+) -> None:
+    said = soft_labels.add(dataset, written).soft_labels
+    images = dataset.images["train"]
+    logs = [analysis.log_probabilities(load_trained(file), images, flip=True) for file in teachers]
+    expected = sum(log.exp().numpy() for log in logs) / 2
+    assert said is not None and said.dtype == np.float16
+    np.testing.assert_allclose(said, expected, rtol=1e-3, atol=1e-7)
+
+
+def test_a_place_that_cannot_be_written_is_named_before_the_work(
+    teachers: list[Path], tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(analysis, "log_probabilities", None)
+    with pytest.raises(UserError, match="--out .*5.* cannot be written .*; choose another file"):
+        out = teachers[0] / "5"  # in a file
+        cli.main(["soft-labels", str(teachers[0]), "--data", str(tiny_data), "--out", str(out)])
+
+
+def test_a_target_is_a_mean_of_the_labels_and_of_what_the_teachers_said(
+    dataset: Dataset,
+) -> None:
+    said = np.random.default_rng(0).dirichlet(np.ones(200), len(dataset.labels["train"])).astype(np.float16)
+    config = Config(run=RunConfig(seed=3), augment=MIXING, train=TrainConfig(epochs=1, global_batch_size=64))
+    cpu = torch.device("cpu")
+    plain = TrainBatches.of_run(config, dataset, cpu)
+    source = TrainBatches.of_run(config, replace(dataset, soft_labels=said), cpu)
+    drawn = source.draw(0)
+    images, targets = source.load(drawn, slice(0, 64), 0)
+    same_images, of_labels = plain.load(drawn, slice(0, 64), 0)
+    own, share = said[drawn.views[:, 0]].astype(np.float32), drawn.own_share()[:, None]
+    blend = share * own + (1 - share) * own[drawn.partners]
+    assert drawn.mixed and (share < 1).any()
+    assert torch.equal(images, same_images)
+    np.testing.assert_allclose(targets, 0.3 * of_labels.numpy() + 0.7 * blend, rtol=1e-4, atol=1e-6)
+    unmixed = replace(drawn, boxes=np.zeros_like(drawn.boxes), blend=np.ones_like(drawn.blend))
+    of_own = 0.3 * plain.load(unmixed, slice(0, 64), 0)[1].numpy() + 0.7 * own
+    np.testing.assert_allclose(source.load(unmixed, slice(0, 64), 0)[1], of_own, rtol=1e-4, atol=1e-6)
+
+
+def test_images_held_out_for_tuning_take_theirs_with_them(dataset: Dataset) -> None:
+    images = np.repeat(dataset.images["train"], 4, axis=0)
+    images[:, 0, 0, 0] = np.arange(800) % 256
+    numbered = np.arange(800, dtype=np.float16)[:, None]
+    whole = replace(
+        dataset,
+        images={**dataset.images, "train": images},
+        labels={**dataset.labels, "train": np.repeat(dataset.labels["train"], 4)},
+        soft_labels=numbered,
+    )
+    split = tuning_split(whole)
+    assert split.soft_labels is not None and len(split.soft_labels) == len(split.labels["train"]) == 600
+    assert np.array_equal(split.soft_labels[:, 0] % 256, split.images["train"][:, 0, 0, 0])
+
+
+def _missing(file: Path, dataset: Dataset) -> None:
+    file.unlink()
+
+
+def _damaged(file: Path, dataset: Dataset) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def _of_other_images(file: Path, dataset: Dataset) -> None:
+    said = np.full((len(dataset.labels["train"]), 200), 1 / 200)
+    soft_labels.write(file, said, replace(dataset, digest="0123456789abcdef"), ["a network"])
+
+
+MISTAKES = {
+    "soft_labels.safetensors does not exist; write it with": _missing,
+    "soft_labels.safetensors is damaged or not one of ours": _damaged,
+    "is about other images than those of data.root .* 0123456789ab, not": _of_other_images,
+}
+
+
+@pytest.mark.parametrize("sentence", MISTAKES)
+def test_a_file_that_cannot_serve_is_one_sentence(
+    sentence: str, written: Path, tiny_data: Path, dataset: Dataset
+) -> None:
+    MISTAKES[sentence](written, dataset)
+    with pytest.raises(UserError, match=f"^data.soft_labels .*{sentence}"):
+        loading.ready_dataset(
+            DataConfig(root=str(tiny_data), soft_labels=str(written)), Rendezvous(environ={})
+        )
+
+
+def test_inspect_shows_the_targets_of_the_training(
+    tiny_data: Path, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, titles = np.zeros((len(dataset.labels["train"]), 200)), []
+    said[:, 3] = 1
+    soft_labels.write(tmp_path / "all_of_class_3.safetensors", said, dataset, ["a network"])
+    monkeypatch.setattr(pictures, "image_grid", lambda images, names, out: titles.extend(names))
+    options = [f"--data.root={tiny_data}", f"--data.soft_labels={tmp_path}/all_of_class_3.safetensors"]
+    batch = ["--train.global_batch_size=32", "--augment.soft_label_weight=1"]
+    assert cli.main(["inspect", "--augmented", "--count=8", *options, *batch]) == 0
+    assert titles == [f"1.00 {dataset.names[3]}"] * 8
+
+
+def test_a_run_goes_on_with_the_soft_labels_that_it_began_with(
+    written: Path, arguments, dataset: Dataset, tmp_path: Path
+) -> None:
+    options = arguments(data__soft_labels=written, train__epochs=1)
+    assert train.main(options) == 0
+    card = (tmp_path / "run" / "MODEL_CARD.md").read_text()
+    assert "and, beside their labels, on what other networks say of them (soft_labels.safetensors)" in card
+    soft_labels.write(written, np.full((200, 200), 1 / 200), dataset, ["another teacher"])
+    with pytest.raises(UserError, match="other data than the run was trained on"):
+        train.main([*options, "--train.epochs=2"])
+    with pytest.raises(UserError, match=r"data.soft_labels: .*soft_labels.safetensors -> "):
+        train.main([*options, "--data.soft_labels="])

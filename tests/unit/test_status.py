@@ -1,0 +1,246 @@
+"""launch.status: where each run is, how far, how fast and how good; one word on its state."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from helpers.run_folders import attempt, logged, sent
+from launch import status
+from tinyimnet.run.metrics import STEP
+from tinyimnet.run.record import read_record
+
+URL = "https://wandb.ai/a-team-with-a-long-name/tiny-imagenet-1m/runs/ab12cd34"
+
+
+def ema(step: int, top1: float) -> dict:
+    return {**logged(step), "val/ema_top1": top1}
+
+
+def states(tmp_path: Path, capsys: pytest.CaptureFixture) -> dict[str, str]:
+    """{run: state} as the table of tmp_path/runs shows it."""
+    assert status.main([str(tmp_path / "runs")]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    names = {path.name for path in (tmp_path / "runs").iterdir()}
+    return {row[0]: row[1] for row in rows if row and row[0] in names}
+
+
+def state(path: Path, capsys: pytest.CaptureFixture) -> str:
+    """The state of a run as the table shows it."""
+    return row(path, capsys).split()[1]
+
+
+def row(path: Path, capsys: pytest.CaptureFixture) -> str:
+    """The line of a run in the table, with single spaces."""
+    assert status.main([str(path)]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    return next(line for line in lines if line.startswith(path.name))
+
+
+# ---- status: the state --------------------------------------------------------------------------------------
+
+
+def test_without_slurm_the_folder_says_the_state(slurm, make_run, tmp_path, capsys) -> None:
+    make_run("finished", DONE={}, LOCK={}, attempts__jsonl=[attempt()])
+    make_run("running", LOCK={}, REQUEUE="", attempts__jsonl=[attempt()])
+    make_run("stopped", REQUEUE="", attempts__jsonl=[attempt()])
+    make_run("asked", STOP="", attempts__jsonl=[attempt()])
+    dead = make_run("dead", LOCK={}, attempts__jsonl=[attempt()])
+    os.utime(dead / "LOCK", (time.time() - 40, time.time() - 40))
+    make_run("submitted", config=None, job__json=sent("7"))
+    assert states(tmp_path, capsys) == {
+        "finished": "finished",
+        "running": "running",
+        "stopped": "stopped",
+        "asked": "stopped",
+        "dead": "killed",
+        "submitted": "unknown",
+    }
+
+
+def test_slurm_says_the_state_of_its_jobs_array_ids_too(slurm, make_run, tmp_path, capsys) -> None:
+    slurm.answer("squeue", "12_0|RUNNING|gpu-[1-2]", "12_1|PENDING|(Resources)", "12_10|CONFIGURING|gpu-3")
+    slurm.answer("sacct", "12_2|CANCELLED by 1000", "12_3|NODE_FAIL", "12_4|COMPLETED", "13|PREEMPTED")
+    for job in ("12_0", "12_1", "12_10", "12_2", "12_3", "12_4", "13"):
+        make_run(f"r{job}", job__json=sent(job))
+    assert states(tmp_path, capsys) == {
+        "r12_0": "running",
+        "r12_1": "pending",
+        "r12_10": "configuring",
+        "r12_2": "cancelled",
+        "r12_3": "node_fail",
+        "r12_4": "new",
+        "r13": "preempted",
+    }
+
+
+def test_a_job_that_waits_again_is_requeued(slurm, make_run, capsys) -> None:
+    slurm.answer("squeue", "12|PENDING|(BeginTime)")
+    run = make_run("a", job__json=sent("12"), attempts__jsonl=[attempt("12")])
+    assert row(run, capsys) == "a requeued (BeginTime) 1 0 / 5,000 (0 %) - - -"
+
+
+def test_finished_wins_over_slurm(slurm, make_run, tmp_path, capsys) -> None:
+    slurm.answer("squeue", "12|RUNNING|n1", "14|RUNNING|n2")
+    slurm.answer("sacct", "13|FAILED")
+    make_run("a", DONE={}, job__json=sent("12"))
+    make_run("b", DONE={}, job__json=sent("13"))
+    make_run("c", job__json=sent("14"))  # for its sake Slurm is asked
+    assert states(tmp_path, capsys) == {"a": "finished", "b": "finished", "c": "running"}
+
+
+def test_cancelled_is_one_word(slurm, make_run, capsys) -> None:
+    slurm.answer("squeue")
+    slurm.answer("sacct", "12|CANCELLED by 1000")
+    assert row(make_run("a", job__json=sent("12")), capsys) == "a cancelled - - - - - -"
+
+
+def test_a_completed_job_that_is_not_finished_was_stopped(slurm, make_run, capsys) -> None:
+    slurm.answer("squeue")
+    slurm.answer("sacct", "12|COMPLETED")
+    assert state(make_run("a", job__json=sent("12"), REQUEUE=""), capsys) == "stopped"
+
+
+def test_the_later_of_submission_and_attempt_counts(slurm, make_run, capsys) -> None:
+    slurm.answer("squeue", "13|PENDING|(Priority)")
+    slurm.answer("sacct", "12|FAILED")
+    by_hand = make_run("a", job__json=sent("12", submitted=500), attempts__jsonl=[attempt("")], LOCK={})
+    sent_again = make_run("b", job__json=sent("13", submitted=2000), attempts__jsonl=[attempt("12")])
+    assert (state(by_hand, capsys), state(sent_again, capsys)) == ("running", "pending")
+
+
+def test_a_job_of_submitit_on_this_machine_is_not_looked_for_in_slurm(slurm, make_run, capsys) -> None:
+    slurm.answer("squeue", "12|PENDING|(Priority)")
+    assert state(make_run("a", job__json={**sent("12"), "cluster": "local"}, LOCK={}), capsys) == "running"
+    assert slurm.calls("squeue") == []
+
+
+def test_many_runs_are_one_call_of_squeue_and_one_of_sacct(slurm, make_run, tmp_path, capsys) -> None:
+    slurm.answer("squeue", *[f"5_{i}|RUNNING|n{i}" for i in range(10)])
+    slurm.answer("sacct", "6_0|TIMEOUT")
+    for i in range(10):
+        make_run(f"live{i}", job__json=sent(f"5_{i}"))
+        make_run(f"over{i}", job__json=sent(f"6_{i}"))
+    assert len(states(tmp_path, capsys)) == 20
+    assert slurm.calls("squeue") == ["-h -r --me -o %i|%T|%R"]
+    assert slurm.calls("sacct") == ["-X -n -P -o JobID,State -j " + ",".join(f"6_{i}" for i in range(10))]
+
+
+def test_a_squeue_that_fails_is_named_and_the_folder_decides(slurm, make_run, capsys) -> None:
+    slurm.answer("squeue", code=1)
+    run = make_run("a", job__json=sent("12"), LOCK={})
+    assert status.main([str(run)]) == 0
+    output = " ".join(capsys.readouterr().out.split())
+    assert "running" in output
+    assert "squeue failed (squeue: error: slurm is away)" in output
+
+
+# ---- status: the other columns ------------------------------------------------------------------------------
+
+
+def test_a_row_has_what_the_files_say(slurm, make_run, capsys) -> None:
+    attempts = [attempt("12", started=1000), attempt("12", started=2000, step=1000)]
+    metrics = [logged(50), ema(1000, 44.5), ema(1200, 43.25), logged(1234)]
+    run = make_run("a", attempts__jsonl=attempts, metrics__jsonl=metrics)
+    assert row(run, capsys) == "a stopped n1, n2 2 1,234 / 5,000 (24 %) 1,234 43.25 / 44.50 -"
+
+
+def test_the_time_left_is_at_the_pace_of_this_attempt(make_run) -> None:
+    run = read_record(
+        make_run(
+            "a",
+            attempts__jsonl=[attempt(started=0), attempt(started=5000, step=1000)],
+            metrics__jsonl=[logged(1500)],
+        )
+    )
+    assert status.seconds_left(run, now=5100) == 3500 * 100 / 500
+
+
+def test_before_the_first_step_the_time_left_is_from_images_a_second(make_run) -> None:
+    metrics = [{STEP: 1000, "perf/images_per_s": 200.0}]
+    run = read_record(make_run("a", attempts__jsonl=[attempt(step=1000)], metrics__jsonl=metrics))
+    assert status.seconds_left(run, now=5100) == 4000 * 100 / 200
+
+
+def test_the_time_left_counts_the_pixels_of_the_steps_to_come(make_run) -> None:
+    config = "{train: {global_batch_size: 100}, augment: {start_resolution: 32, full_resolution_from: 0.5}}"
+    files = {
+        "attempts__jsonl": [attempt(started=5000)],
+        "metrics__jsonl": [{STEP: 600, "perf/images_per_s": 200.0}],
+    }
+    run = read_record(make_run("a", config, **files))
+    rest = 32**2 * 25 + 625 * (40**2 + 48**2 + 56**2) + 2500 * 64**2
+    assert status.seconds_left(run, now=5600) == 600 * rest / (32**2 * 600)
+    assert status.seconds_left(run, now=4000) == 100 / 200 * rest / 32**2
+
+
+def test_the_time_left_is_hours_minutes_seconds(slurm, make_run, capsys, monkeypatch) -> None:
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
+    attempts = [attempt(started=now - 1000, step=0)]
+    run = make_run("a", LOCK={}, attempts__jsonl=attempts, metrics__jsonl=[logged(1000)])
+    assert row(run, capsys).endswith(" 1:06:40")
+
+
+@pytest.mark.parametrize(
+    "attempts", [[attempt(nodes=("n1",))], [attempt(nodes=tuple(f"node{i:03}" for i in range(64)))]]
+)
+def test_the_url_is_whole_and_on_one_line(slurm, make_run, capsys, attempts) -> None:
+    run = make_run("a", wandb_run__json={"id": "ab12cd34", "url": URL}, attempts__jsonl=attempts)
+    status.main([str(run)])
+    assert any(URL in line for line in capsys.readouterr().out.splitlines())
+
+
+def test_without_urls_there_is_no_word_of_wandb(slurm, make_run, capsys) -> None:
+    status.main([str(make_run("a", wandb_run__json={"id": "ab12cd34"}))])
+    assert "W&B" not in capsys.readouterr().out
+
+
+# What is in the folder, and the line of the run behind its name.
+DAMAGE: dict[str, tuple[dict[str, str], str]] = {
+    "half lines": (
+        {
+            "metrics__jsonl": json.dumps(logged(10)) + '\n{"trainer/global_st',
+            "attempts__jsonl": json.dumps(attempt()) + '\n{"started": 1',
+        },
+        "stopped n1, n2 1 10 / 5,000 (0 %) 1,234 - -",
+    ),
+    "half files": (
+        {"job__json": '{"cluster": "slu', "wandb_run__json": '{"id', "DONE": "{", "LOCK": ""},
+        "finished - - - - - -",
+    ),
+    "other things": (
+        {
+            "metrics__jsonl": f'[1]\n3\n{{"{STEP}": null}}\n{{"{STEP}": 3, "perf/images_per_s": "fast"}}\n',
+            "attempts__jsonl": '{"started": null, "job": 1, "nodes": 3, "step": 0, "total_steps": 0}\n[]\n',
+            "job__json": '{"cluster": "slurm", "job": null, "submitted": "now", "output": 3}',
+            "wandb_run__json": "[]",
+        },
+        "stopped - - 3 - - -",
+    ),
+    "no text": (
+        {"metrics__jsonl": "\x00\x00\n", "attempts__jsonl": "\x00", "config": "\x00"},
+        "new - - - - - -",
+    ),
+    "no more files": ({}, "new - - - - - -"),
+}
+
+
+@pytest.mark.parametrize("files, expected", DAMAGE.values(), ids=DAMAGE)
+def test_what_a_crash_leaves_behind_hides_nothing_else(files, expected, slurm, make_run, capsys) -> None:
+    assert row(make_run("a", **files), capsys) == f"a {expected}"
+
+
+def test_runs_of_the_same_name_are_told_apart(slurm, make_run, capsys) -> None:
+    status.main([str(make_run("x/a")), str(make_run("y/a"))])
+    output = capsys.readouterr().out
+    assert "x/a" in output and "y/a" in output
+
+
+def test_without_a_name_status_shows_the_runs_of_the_site(make_run, tmp_path, capsys, monkeypatch) -> None:
+    make_run("only_here")
+    monkeypatch.setenv("RUNS_ROOT", str(tmp_path / "runs"))
+    assert status.main([]) == 0
+    assert "only_here" in capsys.readouterr().out

@@ -1,0 +1,167 @@
+"""What an element of slurm/sweep.sbatch does when a trial has ended, and the files of configs/sweep.
+
+The real agent: tests/wandb. The real Slurm: tests/cluster.
+"""
+
+import json
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+from helpers.program import REPO
+from helpers.run_folders import attempt
+from launch import requeue, trial
+from tinyimnet import config_cli
+from tinyimnet.errors import UserError
+
+RUNNING = "JobState=RUNNING PreemptTime=None"
+PREEMPTED = "JobState=RUNNING PreemptTime=2026-11-24T17:10:14"
+CANCELLED = "JobState=CANCELLED PreemptTime=None"
+SUPERSEDED = "JobState=RUNNING PreemptTime=None Restarts=1"
+
+
+@pytest.fixture
+def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """`trial --ended` of a trial that left these files in its folder, in job 7_0 in its first attempt."""
+
+    def scontrol(*arguments: str) -> subprocess.CompletedProcess[str]:
+        with (tmp_path / "asked").open("a") as asked:
+            print(*arguments, file=asked)
+        return subprocess.CompletedProcess(arguments, 0, (tmp_path / "job").read_text(), "")
+
+    monkeypatch.setattr(requeue, "scontrol", scontrol)
+    for name, value in {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_ID": "70"}.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "run").mkdir()
+
+    def end(
+        exit_code: int | None, job: str, reason: str = "", *files: str, steps: int = 5, begun: int = 0,
+        arguments: Sequence[str] = (),
+    ) -> int:  # fmt: skip
+        (tmp_path / "job").write_text(job)
+        for file in files:
+            (tmp_path / "run" / file).touch()
+        if reason:
+            marker = {"reason": reason, "attempt": ["7_0", 0], "steps": steps}
+            (tmp_path / "run" / "REQUEUE").write_text(json.dumps(marker))
+        begun_by = {"run_dir": str(tmp_path / "run"), "arguments": arguments, "attempt": ["7_0", begun]}
+        (tmp_path / "trial").write_text(json.dumps(begun_by | {"exit_code": exit_code}))
+        return trial.main(["--ended", str(tmp_path / "trial")])
+
+    return end
+
+
+@pytest.mark.parametrize(
+    ("left", "exit_code"),
+    [
+        ((0, RUNNING, "", "DONE"), 0),
+        ((None, PREEMPTED, "", "DONE"), 0),  # killed after its end
+        ((1, RUNNING), 1),  # its own error
+        ((0, RUNNING, "", "STOP"), 0),  # by a person
+        ((0, PREEMPTED, "", "STOP"), 0),  # the same, at the moment of a preemption
+        ((0, RUNNING, "SIGTERM"), 0),  # by its agent
+        ((None, RUNNING, "SIGTERM"), 0),  # the same, killed while it waited for W&B
+    ],
+)
+def test_a_trial_that_is_over_makes_room_for_the_next(left, exit_code, end, tmp_path: Path) -> None:
+    assert end(*left) == exit_code
+    assert not (tmp_path / "trial").exists()
+    assert "requeue" not in (tmp_path / "asked").read_text()
+
+
+def test_a_trial_that_its_agent_stopped_is_marked_as_stopped_for_good(end, tmp_path: Path) -> None:
+    end(0, RUNNING, "SIGTERM")
+    assert (tmp_path / "run" / "STOP").exists() and not (tmp_path / "run" / "REQUEUE").exists()
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        (0, RUNNING, "SIGUSR1"),
+        (0, RUNNING, "the end of the job's time"),
+        (0, RUNNING, "the end of the launcher"),
+        (0, PREEMPTED, "SIGTERM"),
+        (None, PREEMPTED),
+        (0, "", "SIGTERM"),  # Slurm does not answer: rather a trial too long than one lost
+    ],
+)
+def test_a_trial_whose_job_ends_is_kept_and_the_job_requeued(left, end, tmp_path: Path) -> None:
+    assert end(*left) == 0
+    assert (tmp_path / "trial").exists()
+    assert (tmp_path / "asked").read_text().splitlines()[-1] == "requeue 7_0"
+
+
+def test_a_trial_begun_just_before_the_end_need_not_have_got_on(end, tmp_path: Path) -> None:
+    assert end(0, RUNNING, "the end of the job's time", steps=0) == 0
+    assert (tmp_path / "asked").read_text().splitlines()[-1] == "requeue 7_0"
+
+
+def test_but_one_that_had_a_whole_attempt_need(end, tmp_path: Path, capsys) -> None:
+    assert end(0, RUNNING, "the end of the job's time", steps=0, begun=-1) == 1
+    assert "without one step done" in capsys.readouterr().out
+    assert "requeue" not in (tmp_path / "asked").read_text()
+
+
+def test_a_trial_has_the_attempts_that_its_sweep_gives_it(end, tmp_path: Path, capsys) -> None:
+    assert end(0, RUNNING, "SIGUSR1", arguments=["--run.max_attempts=1"]) == 1
+    assert "not requeued after attempt 1 of run.max_attempts 1" in capsys.readouterr().out
+
+
+def test_a_killed_trial_with_a_new_checkpoint_is_kept_and_requeued(end, tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir()
+    (tmp_path / "run" / "checkpoints" / "step_00000100.pt").touch()
+    (tmp_path / "run" / "attempts.jsonl").write_text(json.dumps(attempt("7_0")))
+    assert end(None, RUNNING) == 0
+    assert (tmp_path / "trial").exists()
+    assert (tmp_path / "asked").read_text().splitlines()[-1] == "requeue 7_0"
+
+
+@pytest.mark.parametrize(("job", "comes_back"), [(PREEMPTED, True), (RUNNING, False)])
+def test_an_element_without_a_trial_comes_back_only_if_preempted(
+    job, comes_back, end, tmp_path: Path
+) -> None:
+    (tmp_path / "job").write_text(job)
+    assert trial.main(["--none", "3"]) == (0 if comes_back else 3)
+    assert ("requeue 7_0" in (tmp_path / "asked").read_text()) == comes_back
+
+
+@pytest.mark.parametrize("left", [(2, SUPERSEDED), (0, SUPERSEDED, "", "STOP"), (0, SUPERSEDED, "SIGTERM")])
+def test_an_attempt_taken_for_lost_leaves_the_trial_to_the_next_one(left, end, tmp_path: Path) -> None:
+    end(*left)
+    assert (tmp_path / "trial").exists()
+    assert "requeue" not in (tmp_path / "asked").read_text()
+
+
+@pytest.mark.parametrize("left", [(None, RUNNING), (0, CANCELLED, "SIGTERM"), (1, CANCELLED)])
+def test_a_trial_that_was_killed_or_cancelled_is_kept_and_the_job_ends(left, end, tmp_path: Path) -> None:
+    end(*left)
+    assert (tmp_path / "trial").exists()
+    assert "requeue" not in (tmp_path / "asked").read_text()
+
+
+def test_a_person_who_starts_a_trial_is_told_who_does() -> None:
+    with pytest.raises(UserError, match="`wandb agent` starts trials"):
+        trial.main([])
+
+
+# ---- configs/sweep --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", sorted((REPO / "configs/sweep").glob("*.yaml")), ids=lambda file: file.name)
+def test_every_value_of_a_sweep_file_is_one_that_the_program_takes(file: Path, monkeypatch) -> None:
+    monkeypatch.chdir(REPO)
+    sweep = yaml.safe_load(file.read_text())
+    command = sweep["command"]
+    assert command[:4] == ["${env}", "${interpreter}", "-m", "launch.trial"] and command[-1] == "${args}"
+    assert file.relative_to(REPO).as_posix() in file.read_text().partition("\nprogram:")[0]
+    for key, parameter in sweep["parameters"].items():
+        values = parameter.get("values") or [
+            parameter[bound] for bound in ("value", "min", "max") if bound in parameter
+        ]
+        for value in values:
+            section, _, name = key.partition(".")
+            loaded = config_cli.load([*command[4:-1], f"--{key}={value}"])  # as ${args} writes it
+            assert getattr(getattr(loaded, section), name) == value

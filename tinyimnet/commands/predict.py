@@ -1,0 +1,50 @@
+"""python -m tinyimnet predict RUN: what a network says of images without labels, as a CSV file."""
+
+import argparse
+import csv
+from pathlib import Path
+
+from tinyimnet.commands.load import dataset_of, load_network
+from tinyimnet.data.prepare import read_images
+from tinyimnet.errors import UserError, writing
+from tinyimnet.evaluation import analysis
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder or .safetensors file")
+    parser.add_argument(
+        "--split", choices=("train", "val", "test"), default="test", help="of the prepared data"
+    )
+    parser.add_argument("--images", type=Path, help="instead of a split: a folder of images or an .npy file")
+    parser.add_argument("--out", type=Path, default=Path("submission.csv"), help="(default: submission.csv)")
+    parser.add_argument(
+        "--tta", choices=("none", "flip"), default="none", help="flip: average the mirrored image in"
+    )
+    parser.add_argument("--label", choices=("wnid", "index", "name"), default="wnid", help="(default: wnid)")
+    parser.add_argument("--data", type=Path, help="prepared folder (default: the run's data.root)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Write filename,label, one row an image, in file order."""
+    trained = load_network(args.run)
+    if args.images:
+        files, images = read_images(args.images)
+    else:
+        dataset = dataset_of(trained, args.run, args.data)
+        if args.split not in dataset.images:
+            raise UserError(f"--split {args.split}: {dataset.root} has no {args.split} images; use --images.")
+        images = dataset.images[args.split]
+        numbered = [f"{args.split}_{i}" for i in range(len(images))]
+        files = list(dataset.test_files) if args.split == "test" and dataset.test_files else numbered
+    flip = args.tta == "flip"
+    predicted = analysis.log_probabilities(trained, images, flip=flip).argmax(1).tolist()
+    label = {"wnid": trained.classes, "index": range(len(trained.classes)), "name": trained.names}[args.label]
+    with writing(args.out):
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        with args.out.open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["filename", "label"])
+            writer.writerows([name, label[index]] for name, index in zip(files, predicted, strict=True))
+    print(f"{len(files):,} predictions of {trained.origin} (step {trained.step:,}): {args.out}")
+    return 0

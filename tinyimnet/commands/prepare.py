@@ -1,0 +1,67 @@
+"""python -m tinyimnet prepare SOURCE: turn a source into the arrays that a run trains on."""
+
+import argparse
+import os
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+
+from tinyimnet.config import DataConfig
+from tinyimnet.data import npy
+from tinyimnet.data.prepare import prepare, prepare_missing
+from tinyimnet.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument(
+        "source", nargs="?", type=Path, help="tiny-imagenet-200.zip, its folder, or one of .npy files"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="$DATA_ROOT or data/tiny-imagenet-200; data/synthetic-200 with --synthetic"
+    )
+    for role in npy.ROLES:
+        parser.add_argument(f"--{role.replace('_', '-')}", type=Path, metavar="FILE", help=f"{role} as .npy")
+    parser.add_argument(
+        "--classes", type=Path, metavar="FILE", help="with .npy: a class id per line, in label order"
+    )
+    parser.add_argument("--download", action="store_true", help="fetch the official archive (248 MB) first")
+    parser.add_argument("--synthetic", action="store_true", help="draw a small data set instead")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Prepare what the arguments ask for and say what there is now; a signal leaves nothing behind."""
+    in_main_thread = threading.current_thread() is threading.main_thread()  # others cannot set handlers
+    numbers = (signal.SIGTERM, signal.SIGINT) if in_main_thread else ()
+    handlers = {number: signal.signal(number, _stop) for number in numbers}
+    real = os.environ.get("DATA_ROOT") or DataConfig.root  # slurm/site.env
+    out = args.out or Path("data/synthetic-200" if args.synthetic else real)
+    try:
+        manifest = _prepare(args, out)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    counts = ", ".join(f"{n:,} {split}" for split, n in manifest["counts"].items())
+    print(f"{out}: {counts} images of {len(manifest['classes'])} classes, from {manifest['origin']}")
+    return 0
+
+
+def _stop(signal_number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + signal_number)
+
+
+def _prepare(args: argparse.Namespace, out: Path) -> dict:
+    files = {role: path for role in npy.ROLES if (path := getattr(args, role))}
+    ways = (bool(args.source), bool(files), args.download, args.synthetic)
+    if sum(ways) != 1 or (args.classes and (args.download or args.synthetic)):
+        raise UserError(
+            "prepare takes exactly one source: the path of tiny-imagenet-200.zip, of its unpacked folder or "
+            "of a folder of .npy files; or --train-images and so on; or --download; or --synthetic "
+            "(and --classes only with .npy files)."
+        )
+    if args.download or args.synthetic:
+        return prepare_missing(out, "synthetic" if args.synthetic else "tiny-imagenet")
+    if files:
+        return npy.prepare_npy(files, out, args.classes)
+    return prepare(args.source, out, args.classes)

@@ -1,0 +1,33 @@
+"""python -m tinyimnet summary [train.py's options]: the network of a configuration."""
+
+import argparse
+from pathlib import Path
+
+from tinyimnet import config_cli
+from tinyimnet.console import print_table
+from tinyimnet.data.dataset import is_prepared, open_dataset
+from tinyimnet.model.network import build_model, count_parameters, model_summary, resolve_width
+
+
+def add_arguments(_parser: argparse.ArgumentParser) -> None:
+    """No options but train.py's."""
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print the network of a configuration, stage by stage, and the share of the parameter budget it uses."""
+    config = config_cli.load(args.options, prog="python -m tinyimnet summary")
+    root = Path(config.data.root)
+    n_classes = len(open_dataset(root, verify=False).classes) if is_prepared(root) else 200
+    resolved = resolve_width(config.model, n_classes)
+    model = build_model(resolved, n_classes)
+    stages = model_summary(model)
+    total, limit = count_parameters(model), config.model.max_parameters
+    rows = [
+        (s.name, f"{s.parameters:,}", f"{s.macs / 1e6:.2f}", " x ".join(map(str, s.shape))) for s in stages
+    ]
+    rows.append(("total", f"{total:,}", f"{sum(s.macs for s in stages) / 1e6:.2f}", f"{n_classes} classes"))
+    title = (
+        f"{resolved.block}, width x {float(resolved.width):.4g}: {total / limit:.2%} of {limit:,} parameters"
+    )
+    print_table(title, rows, ("stage", "parameters", "MMACs", "output"))
+    return 0

@@ -1,0 +1,267 @@
+"""Which samples a step trains on and how they are augmented: pure functions of (seed, step).
+
+The draw is made for the *global* batch, on the host, and each process takes its rows of it. So one process sees the
+same images with the same crops and mixing partners as 64, on a CPU and on a GPU, and a resumed run needs no
+generator state. numpy's Philox counter generator is keyed with (seed, purpose, epoch or step).
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tinyimnet.config import AugmentConfig, Config
+from tinyimnet.data import augment
+from tinyimnet.data.dataset import IMAGE_SIZE, Dataset
+from tinyimnet.data.resolution import step_resolutions, work_left
+from tinyimnet.errors import UserError
+
+_ORDER, _AUGMENT, _MODEL, _FLIP = range(4)  # purposes: streams that never meet
+
+
+def generator(*key: int) -> np.random.Generator:
+    """A generator that depends on the integers of `key` alone."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+
+
+def model_seed(seed: int, step: int, row: int) -> int:
+    """Seed for what the network itself draws (DropPath) in the forward pass that starts at a row of the global batch.
+
+    Not of the rank: micro-batches of the same size draw the same on any number of processes.
+    """
+    return int(np.random.SeedSequence((seed, _MODEL, step, row)).generate_state(1, np.uint64)[0] >> 1)
+
+
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, n_samples: int) -> np.ndarray:
+    """The permutation of range(n_samples) that epoch `epoch` follows, (n_samples,) int64."""
+    return generator(seed, _ORDER, epoch).permutation(n_samples)
+
+
+def step_samples(seed: int, step: int, n_samples: int, global_batch_size: int) -> np.ndarray:
+    """Sample indices of the global batch of step `step`, (global_batch_size,) int64.
+
+    An epoch has n_samples // global_batch_size steps; the rest of its permutation is left out, another rest each epoch.
+    """
+    epoch, place = divmod(step, n_samples // global_batch_size)
+    return epoch_order(seed, epoch, n_samples)[place * global_batch_size :][:global_batch_size]
+
+
+@lru_cache(maxsize=1)
+def _flipped_first(seed: int, n_samples: int) -> np.ndarray:
+    return generator(seed, _FLIP).integers(0, 2, n_samples)
+
+
+def flipped(seed: int, epoch: int, samples: np.ndarray, n_samples: int) -> np.ndarray:
+    """1 for each of `samples` that epoch `epoch` flips, (B,) int64: each sample in every other epoch.
+
+    A random half is flipped in the first. So two epochs in a row show both sides of every image, which a random choice
+    does for half of them only (alternating flip, Jordan, arXiv 2404.00498).
+    """
+    return (_flipped_first(seed, n_samples)[samples] + epoch) % 2
+
+
+def micro_batches(global_batch_size: int, device_batch_size: int, world_size: int, rank: int) -> list[slice]:
+    """The rows of the global batch that `rank` takes, one slice for each forward pass.
+
+    Args:
+        global_batch_size: images in an optimizer step over all processes.
+        device_batch_size: most images in one forward pass; 0: no limit.
+        world_size: processes.
+        rank: this process.
+
+    Raises:
+        UserError: the global batch does not divide evenly.
+    """
+    per_rank, rest = divmod(global_batch_size, world_size)
+    if rest or not per_rank:
+        raise UserError(
+            f"train.global_batch_size is {global_batch_size} and must be a multiple of the {world_size} processes."
+        )
+    size = min(per_rank, device_batch_size or per_rank)
+    if per_rank % size:
+        raise UserError(
+            f"train.device_batch_size is {device_batch_size} and must divide the {per_rank} images "
+            f"that each of the {world_size} processes has in a step."
+        )
+    return [slice(start, start + size) for start in range(rank * per_rank, (rank + 1) * per_rank, size)]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Everything random about a global batch of B images.
+
+    Attributes:
+        views: (B, 4) int64: sample index, crop offset down and right in px (negative: up, left), 1 to flip horizontally.
+        partners: (B,) int64: row of this batch that is mixed into each row.
+        blend: (B,) float32: Mixup's weight of the row's own image, 1 without Mixup.
+        boxes: (B, 4) int64: CutMix's box y0, y1, x0, x1 (ends excluded), empty without CutMix.
+    """
+
+    views: np.ndarray
+    partners: np.ndarray
+    blend: np.ndarray
+    boxes: np.ndarray
+
+    @property
+    def mixed(self) -> bool:
+        """Whether any row has a partner."""
+        return bool((self.blend < 1).any() or self.boxes.any())
+
+    def own_share(self) -> np.ndarray:
+        """Share of a row's own image in its pixels, (B,) float32: the weight of its own label."""
+        y0, y1, x0, x1 = self.boxes.T
+        box_share = (y1 - y0) * (x1 - x0) / IMAGE_SIZE**2
+        return (self.blend * (1 - box_share)).astype(np.float32)
+
+
+def draw(
+    config: AugmentConfig, samples: np.ndarray, flip: np.ndarray, seed: int, step: int, *, mix: bool
+) -> Draw:
+    """Draw the augmentation of step `step` for the global batch `samples`, of which those with `flip` 1 are flipped.
+
+    Mixup: Zhang et al., arXiv 1710.09412. CutMix: Yun et al., arXiv 1905.04899; the label's weight is that of the
+    box after it was cut at the border, not of the lambda that was drawn. Both act per image, not per batch.
+    """
+    rng, n = generator(seed, _AUGMENT, step), len(samples)
+    pad = config.crop_padding
+    offsets = rng.integers(-pad, pad, (n, 2), endpoint=True)
+    partners = rng.permutation(n)
+    kind = rng.random(n) if mix else np.ones(n)
+    mixup = kind < config.mixup_probability
+    cutmix = ~mixup & (kind < config.mixup_probability + config.cutmix_probability)
+    blend = np.where(mixup, rng.beta(config.mixup_alpha, config.mixup_alpha, n), 1).astype(np.float32)
+    side = np.sqrt(1 - rng.beta(config.cutmix_alpha, config.cutmix_alpha, n)) * IMAGE_SIZE * cutmix
+    centre = rng.integers(0, IMAGE_SIZE, (n, 2))
+    start = np.clip((centre - side[:, None] / 2).round(), 0, IMAGE_SIZE).astype(np.int64)
+    end = np.clip((centre + side[:, None] / 2).round(), 0, IMAGE_SIZE).astype(np.int64)
+    boxes = np.stack([start[:, 0], end[:, 0], start[:, 1], end[:, 1]], axis=1) * cutmix[:, None]
+    views = np.column_stack([samples, offsets, flip * int(config.flip)]).astype(np.int64)
+    return Draw(views, partners, blend, boxes)
+
+
+class TrainBatches:
+    """The training set on the device, cut into augmented batches.
+
+    Args:
+        images: (N, 64, 64, 3) uint8, on the device (on a CPU: the memory map, shared by all processes).
+        labels: (N,) int64, on the device.
+        n_classes: K.
+        mean: channel means in [0, 1].
+        std: channel standard deviations in [0, 1].
+        config: augmentation.
+        soft_labels: (N, K) float16, on the device, what another network says of the images; None without.
+        seed: run.seed.
+        epochs: train.epochs.
+        global_batch_size: images in a step over all processes.
+
+    Raises:
+        UserError: fewer samples than one global batch.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        n_classes: int,
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        config: AugmentConfig,
+        soft_labels: Tensor | None = None,
+        seed: int,
+        epochs: int,
+        global_batch_size: int,
+    ):
+        self.steps_per_epoch = len(images) // global_batch_size
+        if not self.steps_per_epoch:
+            raise UserError(
+                f"train.global_batch_size is {global_batch_size}, more than the {len(images)} training images."
+            )
+        self.images, self.labels, self.n_classes = images, labels, n_classes
+        self.soft_labels = soft_labels
+        self.normalise = augment.Normalise(mean, std, images.device)
+        self.config, self.seed = config, seed
+        self.total_steps = epochs * self.steps_per_epoch
+        self.resolutions = step_resolutions(
+            config.start_resolution, config.full_resolution_from, self.total_steps
+        )
+        self.global_batch_size = global_batch_size
+
+    @classmethod
+    def of_run(cls, config: Config, dataset: Dataset, device: torch.device) -> "TrainBatches":
+        """Those of a run on `dataset`; moves what they need to `device`."""
+        images, labels = (torch.from_numpy(of["train"]).to(device) for of in (dataset.images, dataset.labels))
+        soft_labels = (
+            None if dataset.soft_labels is None else torch.from_numpy(dataset.soft_labels).to(device)
+        )
+        return cls(
+            images,
+            labels,
+            len(dataset.classes),
+            mean=dataset.mean,
+            std=dataset.std,
+            config=config.augment,
+            soft_labels=soft_labels,
+            seed=config.run.seed,
+            epochs=config.train.epochs,
+            global_batch_size=config.train.global_batch_size,
+        )
+
+    def draw(self, step: int) -> Draw:
+        """What is random about the global batch of `step`."""
+        n_samples = len(self.images)
+        samples = step_samples(self.seed, step, n_samples, self.global_batch_size)
+        flip = flipped(self.seed, step // self.steps_per_epoch, samples, n_samples)
+        mix = step < self.config.mix_until * self.total_steps
+        return draw(self.config, samples, flip, self.seed, step, mix=mix)
+
+    def resolution(self, step: int) -> int:
+        """Resolution of `step` in pixels; full from the end of the training on."""
+        return int(self.resolutions[step]) if step < self.total_steps else IMAGE_SIZE
+
+    def work_left(self, since: int, step: int) -> float:
+        """Work from `step` to the end as a multiple of the work from step `since` to there."""
+        return work_left(self.resolutions, since, step)
+
+    def load(self, drawn: Draw, rows: slice, step: int) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, S, S) float32 in channels_last and soft targets (B, K) float32 of some rows of a draw."""
+        own = _to_device(drawn.views[rows], self.images.device)
+        share = _to_device(drawn.own_share()[rows], self.images.device)
+        resolution = self.resolution(step)
+        images = self._view(own, resolution)
+        samples = partner_samples = own[:, 0]
+        if drawn.mixed:
+            partner = _to_device(drawn.views[drawn.partners[rows]], self.images.device)
+            blend = _to_device(drawn.blend[rows], self.images.device)
+            boxes = _to_device(drawn.boxes[rows], self.images.device)
+            partner_samples = partner[:, 0]
+            images = augment.mix(
+                images, self._view(partner, resolution), augment.weight_map(blend, boxes, resolution)
+            )
+        return images, self._targets(samples, partner_samples, share)
+
+    def _targets(self, samples: Tensor, partner_samples: Tensor, share: Tensor) -> Tensor:
+        smoothing, weight = self.config.label_smoothing, self.config.soft_label_weight
+        labels, partner_labels = self.labels[samples], self.labels[partner_samples]
+        targets = augment.soft_targets(labels, partner_labels, share, self.n_classes, smoothing)
+        if self.soft_labels is None:
+            return targets
+        own, partners = self.soft_labels[samples].float(), self.soft_labels[partner_samples].float()
+        return torch.lerp(targets, augment.mix(own, partners, share[:, None]), weight)
+
+    def plain(self, count: int) -> Tensor:
+        """About `count` normalised images, evenly spaced in the set, halfway between the first resolution and 64 px."""
+        images = self.images[:: max(1, len(self.images) // count)]
+        return self.normalise(augment.resize(images, (self.resolution(0) + IMAGE_SIZE) // 2))
+
+    def _view(self, views: Tensor, resolution: int) -> Tensor:
+        return self.normalise(augment.resize(augment.crop_flip(self.images, *views.unbind(1)), resolution))
+
+
+def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """Copy a small host array without waiting for the device: from pinned memory the copy is asynchronous."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -1,0 +1,176 @@
+"""The prepared data set: uint8 arrays that are decoded once and then only mapped, and a manifest that vouches for them.
+
+    <root>/manifest.json                       classes, counts, channel statistics, sha256 of each array, origin
+    <root>/{train,val,test}_images.npy         (N, 64, 64, 3) uint8
+    <root>/{train,val}_labels.npy              (N,) int64
+
+`writer.py` writes this form, everything else reads it.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from tinyimnet.errors import UserError
+from tinyimnet.files import sha256
+
+IMAGE_SIZE = 64
+LABELLED = ("train", "val")
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared folder, mapped into memory.
+
+    Attributes:
+        root: the folder.
+        classes: class ids (WordNet ids), in label order.
+        names: a readable name for each class.
+        images: per split, (N, 64, 64, 3) uint8, mapped copy-on-write.
+        labels: per labelled split, (N,) int64.
+        test_files: file name of each test image, in row order.
+        mean: channel means of the training images, in [0, 1].
+        std: channel standard deviations, in [0, 1].
+        digest: sha256 of the labelled arrays and the soft labels, in hexadecimal digits: which images, in which order.
+        soft_labels: (N, K) float16 for the training images, what another network says of them; None without.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    images: dict[str, np.ndarray]
+    labels: dict[str, np.ndarray]
+    test_files: tuple[str, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    digest: str
+    soft_labels: np.ndarray | None = None
+
+
+def is_prepared(root: Path) -> bool:
+    """Whether `root` was completely written: the manifest comes last, and the folder is renamed into place."""
+    return (root / "manifest.json").is_file()
+
+
+def open_dataset(root: Path, *, verify: bool = True) -> Dataset:
+    """Map the prepared folder `root`.
+
+    Args:
+        root: folder with manifest.json and the arrays.
+        verify: compare the sha256 of every array with the manifest (1.3 GB: about a second).
+
+    Raises:
+        UserError: not prepared, a damaged manifest, or an array that is missing, altered or of another shape.
+    """
+    manifest = _read_manifest(root)
+    arrays = {name: _open_array(root / name, digest, verify) for name, digest in manifest["sha256"].items()}
+    images = {
+        name.removesuffix("_images.npy"): a for name, a in arrays.items() if name.endswith("_images.npy")
+    }
+    labels = {
+        name.removesuffix("_labels.npy"): a for name, a in arrays.items() if name.endswith("_labels.npy")
+    }
+    classes, digest = manifest["classes"], hashlib.sha256()
+    for split in LABELLED:
+        if split not in images or split not in labels:
+            raise UserError(
+                f"{root}/manifest.json lists no {split} images with labels; prepare the folder anew."
+            )
+        check_split(f"{root} ({split})", images[split], labels[split], len(classes))
+        digest.update(
+            f"{manifest['sha256'][f'{split}_images.npy']} {manifest['sha256'][f'{split}_labels.npy']}\n".encode()
+        )
+    return Dataset(
+        root=root,
+        classes=tuple(entry["id"] for entry in classes),
+        names=tuple(entry["name"] for entry in classes),
+        images=images,
+        labels=labels,
+        test_files=tuple(manifest["test_files"]),
+        mean=tuple(manifest["mean"]),
+        std=tuple(manifest["std"]),
+        digest=digest.hexdigest(),
+    )
+
+
+def tuning_split(dataset: Dataset) -> Dataset:
+    """`dataset` with a fixed 5 % of the training images of each class, at least one, in the place of the val images.
+
+    For choosing hyperparameters: numbers on the val images stay numbers about images that chose nothing. The arrays are
+    copies in memory.
+    """
+    images, labels = dataset.images["train"], dataset.labels["train"]
+    rng = np.random.Generator(np.random.Philox(0))
+    held_out = np.zeros(len(labels), bool)
+    for label in range(len(dataset.classes)):
+        of_class = rng.permutation(np.flatnonzero(labels == label))
+        held_out[of_class[: max(1, len(of_class) // 20)]] = True
+    return replace(
+        dataset,
+        images={**dataset.images, "train": images[~held_out], "val": images[held_out]},
+        labels={**dataset.labels, "train": labels[~held_out], "val": labels[held_out]},
+        soft_labels=None if dataset.soft_labels is None else dataset.soft_labels[~held_out],
+    )
+
+
+def check_split(where: str, images: np.ndarray, labels: np.ndarray, n_classes: int) -> None:
+    """Raise a UserError unless images are (N, 64, 64, 3) uint8 with N labels in range(n_classes)."""
+    if not len(images):
+        raise UserError(f"{where} has no images; prepare the folder anew.")
+    if images.dtype != np.uint8 or images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3):
+        raise UserError(
+            f"{where}: images are {images.dtype} {images.shape} and must be uint8 (N, 64, 64, 3)."
+        )
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(
+            f"{where}: labels are {labels.dtype} {labels.shape} and must be one integer for each of the {len(images)} images."
+        )
+    if len(labels) and not 0 <= labels.min() <= labels.max() < n_classes:
+        wrong = labels.min() if labels.min() < 0 else labels.max()
+        raise UserError(f"{where}: label {wrong} is outside the {n_classes} classes (0 to {n_classes - 1}).")
+
+
+def not_prepared(root: Path) -> UserError:
+    """The error that `root` holds no data."""
+    return UserError(
+        f"data.root {root} holds no prepared data set; run `python -m tinyimnet prepare SOURCE --out {root}`."
+    )
+
+
+def _read_manifest(root: Path) -> dict:
+    try:
+        manifest = json.loads((root / "manifest.json").read_text())
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"format {manifest['format']} instead of {FORMAT}")
+        for entry in manifest["classes"]:
+            entry["id"], entry["name"]  # raises where one is missing
+        if not len(manifest["mean"]) == len(manifest["std"]) == 3 or not min(manifest["std"]) > 0:
+            raise ValueError("mean and std are not three numbers each")
+        manifest["sha256"].items(), manifest["test_files"]  # the same
+        return manifest
+    except FileNotFoundError:
+        raise not_prepared(root) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{root}/manifest.json is damaged ({error}); delete {root} and prepare it anew."
+        ) from None
+
+
+def _open_array(path: Path, digest: str, verify: bool) -> np.ndarray:
+    if not path.is_file():
+        raise UserError(f"{path} is missing; delete {path.parent} and prepare it anew.")
+    if verify and sha256(path) != digest:
+        raise UserError(
+            f"{path} differs from its manifest (sha256); delete {path.parent} and prepare it anew."
+        )
+    # Copy-on-write: torch.from_numpy warns about read-only arrays, and all processes still share the pages.
+    try:
+        return np.load(path, mmap_mode="c", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"{path} is not a whole .npy file of numbers ({error}); delete {path.parent} and prepare it anew."
+        ) from None

@@ -1,0 +1,192 @@
+"""Read .npy files, as courses hand them out: images in either layout, uint8 or float, labels as integers or one-hot."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from tinyimnet.data.dataset import LABELLED
+from tinyimnet.data.writer import (
+    CHUNK,
+    IMAGE_BYTES,
+    IMAGE_SHAPE,
+    finish,
+    new_folder,
+    new_images,
+    progress,
+    save_array,
+    write_pixels,
+)
+from tinyimnet.errors import UserError
+
+ROLES = ("train_images", "train_labels", "val_images", "val_labels", "test_images")
+SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+KIND_WORDS = dict.fromkeys(("images", "image", "x", "data"), "images") | dict.fromkeys(
+    ("labels", "label", "targets", "y"), "labels"
+)
+
+
+def guess_arrays(folder: Path) -> dict[str, Path]:
+    """Tell from the names of the .npy files which is which.
+
+    Raises:
+        UserError: there is not exactly one reading.
+    """
+    files = sorted(folder.glob("*.npy"))
+    roles: dict[str, list[Path]] = {}
+    for file in files:
+        words = [
+            word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", file.stem)
+        ]  # valLabels, X_train, y-val
+        splits = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
+        kinds = {KIND_WORDS[word] for word in words if word in KIND_WORDS} or {"images"}
+        roles.setdefault("+".join(sorted(splits)) + "_" + "+".join(sorted(kinds)), []).append(file)
+    if not set(ROLES[:4]) <= roles.keys() <= set(ROLES) or any(len(fits) > 1 for fits in roles.values()):
+        listed = ", ".join(file.name for file in files) or "no .npy file"
+        raise UserError(
+            f"{folder} holds {listed}, which is not clearly one file for each role; name them with "
+            "--train-images, --train-labels, --val-images, --val-labels and --test-images."
+        )
+    return {role: fits[0] for role, fits in roles.items()}
+
+
+def prepare_npy(arrays: dict[str, Path], out: Path, classes: Path | None) -> dict:
+    """Prepare .npy files.
+
+    Args:
+        arrays: file of each of ROLES, test_images optional. Images (N, 64, 64, 3) or (N, 3, 64, 64), uint8 or
+            floats in [0, 1]; labels integers (N,) or (N, 1), or one-hot (N, K).
+        out: the folder to make.
+        classes: text file with a class id per line in label order; None: "0", "1", ...
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: a file is not as described.
+    """
+    if missing := [f"--{role.replace('_', '-')}" for role in ROLES[:4] if role not in arrays]:
+        raise UserError(
+            f"{' and '.join(missing)} must be given too: images and labels of both train and val."
+        )
+    images = {
+        role.removesuffix("_images"): arrays[role] for role in ROLES if role in arrays and "_images" in role
+    }
+    counts = {split: len(open_images(path)) for split, path in images.items()}
+    labels, widths = {}, {}
+    for split in LABELLED:
+        labels[split], widths[split] = _read_labels(arrays[f"{split}_labels"])
+    class_ids = _read_class_ids(classes) if classes else _numbered_ids(labels["train"], widths["train"])
+    for split in LABELLED:
+        _check_labels(arrays[f"{split}_labels"], labels[split], widths[split], len(class_ids))
+        if len(labels[split]) != counts[split]:
+            raise UserError(
+                f"{images[split]} has {counts[split]} images and {arrays[f'{split}_labels']} has "
+                f"{len(labels[split])} labels; give files that belong together."
+            )
+    with new_folder(out, IMAGE_BYTES * sum(counts.values())) as folder:
+        for split in LABELLED:
+            save_array(folder, f"{split}_labels", labels[split])
+        with progress("converted", sum(counts.values())) as advance:
+            for split, source in images.items():
+                path, offset = new_images(folder, split, counts[split])
+                for start in range(0, counts[split], CHUNK):
+                    pixels = to_pixels(source, open_images(source)[start : start + CHUNK])
+                    write_pixels(path, offset + start * IMAGE_BYTES, pixels)
+                    advance(len(pixels))
+        origin = ", ".join(str(path) for path in arrays.values())
+        test_files = [f"test_{i}" for i in range(counts.get("test", 0))]
+        return finish(
+            folder, classes=[(name, name) for name in class_ids], test_files=test_files, origin=origin
+        )
+
+
+def open_array(path: Path) -> np.ndarray:
+    """Map a .npy file; the callers open it anew for each chunk, so that its pages do not add up in memory.
+
+    Copy-on-write, because torch warns about arrays that it could not write to.
+    """
+    try:
+        array = np.lib.format.open_memmap(path, mode="c")
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"{path} is not a whole .npy file of numbers ({error}); save it again with numpy.save."
+        ) from None
+    if not array.ndim or not len(array):
+        raise UserError(f"{path} is empty; give a file with at least one row.")
+    return array
+
+
+def open_images(path: Path) -> np.ndarray:
+    """Map a .npy file of images in either layout, uint8 or float."""
+    array = open_array(path)
+    right_type = array.dtype == np.uint8 or np.issubdtype(array.dtype, np.floating)
+    if not right_type or array.shape[1:] not in (IMAGE_SHAPE, (3, *IMAGE_SHAPE[:2])):
+        wanted = "uint8 or float, (N, 64, 64, 3) or (N, 3, 64, 64)"
+        raise UserError(f"{path} is {array.dtype} {array.shape} and must be {wanted}.")
+    return array
+
+
+def to_pixels(path: Path, images: np.ndarray) -> np.ndarray:
+    """(n, 64, 64, 3) uint8 of a few images in any of the forms taken."""
+    if images.dtype != np.uint8:
+        if not (images.min() >= 0 and images.max() <= 1):  # true for NaN
+            raise UserError(
+                f"{path} has values outside [0, 1] or NaN; scale its floats to [0, 1], or save uint8."
+            )
+        images = np.rint(images * 255).astype(np.uint8)
+    return images if images.shape[1:] == IMAGE_SHAPE else images.transpose(0, 2, 3, 1)
+
+
+def _read_labels(path: Path) -> tuple[np.ndarray, int]:
+    """Labels (N,) int64, and the number of classes where they are one-hot, else 0."""
+    array = np.asarray(open_array(path))
+    if array.ndim == 2 and array.shape[1] > 1 and array.dtype.kind in "biuf":
+        if not (((array == 0) | (array == 1)).all() and (array.sum(axis=1) == 1).all()):
+            raise UserError(
+                f"{path} is {array.shape} and not one-hot; give one 1 in each row, or one integer."
+            )
+        return array.argmax(axis=1), array.shape[1]
+    if not np.issubdtype(array.dtype, np.integer) or array.shape not in ((len(array),), (len(array), 1)):
+        raise UserError(f"{path} is {array.dtype} {array.shape} and must be integers (N,) or one-hot (N, K).")
+    return array.reshape(-1).astype(np.int64), 0
+
+
+def _check_labels(path: Path, labels: np.ndarray, width: int, n_classes: int) -> None:
+    if width not in (0, n_classes):
+        raise UserError(
+            f"{path} is one-hot for {width} classes and there are {n_classes}; give matching files."
+        )
+    if not 0 <= labels.min() <= labels.max() < n_classes:
+        wrong = labels.min() if labels.min() < 0 else labels.max()
+        raise UserError(
+            f"{path} has label {wrong}, outside the {n_classes} classes; count from 0, or correct --classes."
+        )
+
+
+def _numbered_ids(labels: np.ndarray, width: int) -> list[str]:
+    """Ids for nameless classes: as many as the one-hot rows are wide, or up to the largest label."""
+    if not width and labels.max() >= len(labels):
+        raise UserError(f"The {len(labels)} training labels go up to {labels.max()}; give their --classes.")
+    return [str(label) for label in range(width or int(labels.max()) + 1)]
+
+
+def _read_class_ids(path: Path) -> list[str]:
+    try:
+        ids = path.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"--classes {path} cannot be read ({error}); give a text file with one id per line."
+        ) from None
+    if not ids or len(set(ids)) < len(ids):
+        raise UserError(
+            f"--classes {path} is empty or names a class twice; give one id per line in label order."
+        )
+    return ids

@@ -1,0 +1,244 @@
+"""What can be wrong with the nodes of a job, found in a second and named, before the training begins.
+
+Every start of several processes does this, and `python -m tinyimnet preflight` does it alone.
+"""
+
+import hashlib
+import os
+import platform
+import re
+import secrets
+import shutil
+import socket
+import time
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from tinyimnet import config as configuration
+from tinyimnet.config import Config
+from tinyimnet.console import console
+from tinyimnet.distributed import slurm
+from tinyimnet.distributed.cpu import cpu_name
+from tinyimnet.distributed.process_group import NETWORK
+from tinyimnet.distributed.rendezvous import Rendezvous
+from tinyimnet.errors import UserError, one_line
+from tinyimnet.files import ROOT
+
+MAX_SKEW = 30.0  # seconds between two clocks; the job's deadline (run.stop_before_end) is one of a clock
+CHECKPOINT = 16  # bytes for each parameter: weights, average, and the two moments of AdamW
+MIN_GPU = 4 << 30  # bytes; the data takes 1.35 GB, a batch of 128 images the rest
+VISIBLE = 10.0  # seconds within which a network file system shows a new file on all nodes
+ALL_REDUCE = 1_000_000  # floats: the gradient of the largest network
+HEADER = ("node", "processes", "device", "cores", "free GPU memory", "free for the run", "clock")
+RankInfo = dict[str, Any]
+
+
+def check(rendezvous: Rendezvous, config: Config, run_dir: Path) -> list[RankInfo]:
+    """Compare what each process says about itself and its node; what all ranks said, on every rank.
+
+    Raises:
+        UserError: something is wrong; names the node. On every rank.
+    """
+    token = _token_beside(run_dir) if rendezvous.is_main and rendezvous.world_size > 1 else None
+    try:
+        static = rendezvous.gather(
+            "ranks", {**_describe_rank(config, run_dir), "token": token and str(token)}
+        )
+        # All have the answer above at the same moment: now the clocks can be read.
+        clocks = rendezvous.gather("clocks", [time.time(), _appears(static[0]["token"])])
+    finally:
+        if token:
+            token.unlink(missing_ok=True)
+    ranks = [
+        {**info, "clock": clock, "sees_run": sees} for info, (clock, sees) in zip(static, clocks, strict=True)
+    ]
+    if found := problems(ranks):
+        rendezvous.leave()
+        more = f" (and {len(found) - 1} more: {' '.join(found[1:])})" if found[1:] else ""
+        raise UserError(found[0] + more)
+    return ranks
+
+
+def problems(ranks: list[RankInfo]) -> list[str]:
+    """A sentence with the name of the node for each thing that is wrong; empty: nothing is."""
+    first, found = ranks[0], []
+    same: list[tuple[str, str, str]] = [
+        ("code", "other code", "deploy the same files on all nodes"),
+        ("config", "another configuration", "give all processes the same command"),
+        ("versions", "other versions", "install requirements.txt on all nodes"),
+        ("device", "another device", "choose nodes of one kind, for example with --constraint"),
+    ]
+    for rank, info in enumerate(ranks):
+        node = f"node {info['host']} (rank {rank})"
+        for key, what, way_out in same:
+            if info[key] != first[key] and not (key == "device" and info["local_rank"] >= info["gpus"] > 0):
+                details = _difference(first[key], info[key])
+                found.append(f"{node} has {what} than node {first['host']} ({details}); {way_out}.")
+        if not info["sees_run"]:
+            found.append(f"{node} does not see the run folder {first['run_dir']} of node {first['host']}; "
+                         "put --run.dir on a file system that all nodes share.")  # fmt: skip
+        if info["disk"] < info["needs"]:
+            found.append(f"{node} has {info['disk'] / 1e6:.0f} MB free for {info['run_dir']}, and two checkpoints need "
+                         f"{info['needs'] / 1e6:.0f} MB; make room, or choose another --run.dir.")  # fmt: skip
+        if info["gpus"] and not info["usable"]:
+            found.append(f"{node} has {info['gpus']} GPUs that torch {info['versions']['torch']} for CUDA {torch.version.cuda} "
+                         "cannot use: the driver or the GPU is too old for it; install PyTorch's build for an older CUDA.")  # fmt: skip
+        elif info["gpus"] and info["local_rank"] >= info["gpus"]:
+            found.append(f"{node} sees {info['gpus']} GPUs and is process {info['local_rank']} of its node, from 0; start as many "
+                         "processes as GPUs, and let each see all of them (srun without --gpu-bind and --gpus-per-task).")  # fmt: skip
+        elif info["gpus"] and info["job_gpus"] not in (0, info["gpus"]):
+            found.append(f"{node} sees {info['gpus']} GPUs and its job has {info['job_gpus']} of that node: it would use those of "
+                         "other jobs, or leave its own idle; start srun without --gpu-bind and --gpus-per-task.")  # fmt: skip
+        elif info["gpus"] and info["gpu_free"] < MIN_GPU:
+            found.append(f"{node} has {info['gpu_free'] / 1e9:.1f} GB free on GPU {info['local_rank']}, and a run needs "
+                         f"{MIN_GPU / 1e9:.1f}; end what else runs there.")  # fmt: skip
+        if abs(info["clock"] - first["clock"]) > MAX_SKEW:
+            found.append(f"the clock of {node} is {info['clock'] - first['clock']:+.0f} s off that of node {first['host']}; "
+                         "have its time synchronised, or leave it out (sbatch --exclude).")  # fmt: skip
+    return found
+
+
+def measure(accelerator: Accelerator, ranks: list[RankInfo]) -> None:
+    """Add up known numbers over all processes, and say how a group that passed looks.
+
+    Raises:
+        UserError: a sum is wrong somewhere; names the node. On every rank.
+    """
+    world_size = accelerator.num_processes
+    if world_size == 1:
+        return
+    expected = world_size * (world_size + 1) / 2
+
+    def add() -> torch.Tensor:
+        numbers = torch.full((ALL_REDUCE,), float(accelerator.process_index + 1), device=accelerator.device)
+        torch.distributed.all_reduce(numbers)
+        return numbers
+
+    try:
+        add()  # connections are made here
+    except RuntimeError as error:
+        raise UserError(
+            f"the first all-reduce over {world_size} processes failed ({one_line(error)}): one of them is gone, or check "
+            f"{NETWORK}; NCCL_DEBUG=INFO says more.",
+            every_rank=True,
+        ) from error
+    started = time.perf_counter()
+    wrong = (add() != expected).any()
+    failed = accelerator.gather(wrong.reshape(1)).tolist()  # waits for the device
+    seconds = time.perf_counter() - started
+    if any(failed):
+        raise UserError(
+            f"an all-reduce over {world_size} processes gave a wrong sum on node {ranks[failed.index(True)]['host']}; "
+            "leave it out (sbatch --exclude) and tell who runs the cluster."
+        )
+    if accelerator.is_main_process:
+        # The bus bandwidth, as nccl-tests counts it.
+        console.print(describe(ranks, 4 * ALL_REDUCE * 2 * (world_size - 1) / world_size / seconds))
+
+
+def describe(ranks: list[RankInfo], bandwidth: float) -> str:
+    """One line about a group that passed."""
+    clocks = [info["clock"] for info in ranks]
+    nodes = list(dict.fromkeys(info["host"] for info in ranks))
+    named = ", ".join(nodes[:8]) + (", ..." if len(nodes) > 8 else "")
+    return (
+        f"preflight: {len(ranks)} processes on {named}: same code, versions and run folder, clocks within "
+        f"{max(clocks) - min(clocks):.2f} s, {min(f['disk'] for f in ranks) / 1e9:.1f} GB free, "
+        f"all-reduce {bandwidth / 1e9:.2f} GB/s"
+    )
+
+
+def rows(ranks: list[RankInfo]) -> list[tuple[str, ...]]:
+    """A table row for each node: name, processes, device, cores, free GPU memory, free disk, clock."""
+    first = ranks[0]
+    table: list[tuple[str, ...]] = []
+    for host in dict.fromkeys(info["host"] for info in ranks):
+        here = [info for info in ranks if info["host"] == host]
+        gpu = f"{min(f['gpu_free'] for f in here) / 1e9:.1f} GB" if here[0]["gpus"] else "-"
+        skew = max((f["clock"] - first["clock"] for f in here), key=abs)
+        table.append((host, str(len(here)), here[0]["device"], str(here[0]["cores"]), gpu,
+                      f"{min(f['disk'] for f in here) / 1e9:.1f} GB", f"{skew:+.2f} s"))  # fmt: skip
+    return table
+
+
+def _describe_rank(config: Config, run_dir: Path) -> RankInfo:
+    gpus, local_rank = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
+    works = _cuda_works() if gpus else False
+    usable = works and local_rank < gpus
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "host": socket.gethostname(),
+        "local_rank": local_rank,
+        "cores": cores,
+        "code": _code_digest(),
+        "config": configuration.dump(config),
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in ("torch", "accelerate", "numpy")},
+        # Also of CPUs: every rank updates its own weights, and other kernels round a norm or a product differently.
+        "device": torch.cuda.get_device_name(local_rank) if usable else f"no GPU {local_rank}" if gpus else cpu_name(),
+        "gpus": gpus,
+        "job_gpus": slurm.gpus_on_node(),
+        "usable": works,
+        "gpu_free": torch.cuda.mem_get_info(local_rank)[0] if usable else 0,
+        "run_dir": str(run_dir),
+        "disk": shutil.disk_usage(_existing(run_dir)).free,
+        "needs": 2 * CHECKPOINT * config.model.max_parameters,
+    }  # fmt: skip
+
+
+def _cuda_works() -> bool:
+    """Whether this build of torch has kernels for the first GPU and the driver takes them: NVML counts GPUs all the same."""
+    if not torch.cuda.is_available():
+        return False
+    oldest = min(
+        (int(arch[3:]) for arch in torch.cuda.get_arch_list() if re.fullmatch(r"sm_\d+", arch)), default=0
+    )
+    major, minor = torch.cuda.get_device_capability(0)
+    return 10 * major + minor >= oldest
+
+
+def _code_digest() -> str:
+    package = ROOT / "tinyimnet"
+    digest = hashlib.sha256()
+    for file in [ROOT / "train.py", *sorted(package.rglob("*.py"))]:
+        with suppress(OSError):  # the package may be used without train.py
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _existing(path: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
+
+
+def _token_beside(run_dir: Path) -> Path | None:
+    """A new file where the run folder is or will be, for the other nodes to see; None where nothing can be written."""
+    path = _existing(run_dir) / f".preflight-{secrets.token_hex(8)}"
+    try:
+        path.touch()
+    except OSError:
+        return None  # run/folder.py has the sentence for that
+    return path
+
+
+def _appears(path: str | None) -> bool:
+    deadline = time.monotonic() + VISIBLE
+    while path and not os.path.exists(path):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _difference(ours: Any, theirs: Any) -> str:
+    """'torch 2.13.0, not 2.12.0' for dictionaries, else both values where they are short."""
+    if isinstance(ours, dict):
+        return ", ".join(f"{key} {theirs[key]}, not {ours[key]}" for key in ours if ours[key] != theirs[key])
+    if "\n" in ours:
+        changed = set(theirs.splitlines()) ^ set(ours.splitlines())
+        return "; ".join(sorted(line.strip() for line in changed))
+    return f"{theirs}, not {ours}"

@@ -1,0 +1,68 @@
+"""Accuracy on the validation set by all processes together, whatever each of them knows of BatchNorm's statistics."""
+
+from copy import deepcopy
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from tinyimnet.data.augment import Normalise
+from tinyimnet.data.dataset import Dataset
+from tinyimnet.distributed import reduction
+from tinyimnet.evaluation.inference import evaluate, rows_of_rank
+from tinyimnet.model.batchnorm import float_buffers, unflatten
+
+
+class Evaluator:
+    """Measures weights in a network of its own, so that the one in training is left as it was.
+
+    Args:
+        accelerator: the process group.
+        model: the bare network, which is copied.
+        dataset: its validation images are moved to the device.
+        normalise: the training set's normalisation.
+        precision: train.precision.
+
+    Attributes:
+        images: (N, 64, 64, 3) uint8.
+        labels: (N,) int64.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        dataset: Dataset,
+        normalise: Normalise,
+        precision: str,
+    ):
+        self.accelerator, self.model = accelerator, deepcopy(model)
+        self.images = torch.from_numpy(dataset.images["val"]).to(accelerator.device)
+        self.labels = torch.from_numpy(dataset.labels["val"]).to(accelerator.device)
+        self.normalise, self.precision = normalise, precision
+
+    def measure(self, source: nn.Module, prefix: str, **options) -> dict[str, float]:
+        """Top-1 and top-5 in percent and the loss of the weights of `source`; every process calls it.
+
+        `options` are flip and resolution of inference.batched_log_probabilities.
+        """
+        n = len(self.images)
+        rows = rows_of_rank(n, self.accelerator.process_index, self.accelerator.num_processes)
+        model = self.consolidated(source)
+        sums = evaluate(
+            model, self.images, self.labels, rows, self.normalise, precision=self.precision, **options
+        )
+        loss, top1, top5, count = reduction.sum_over_ranks(sums).tolist()
+        assert count == n, f"{count} of {n} validation images counted"
+        return {f"{prefix}top1": 100 * top1 / n, f"{prefix}top5": 100 * top5 / n, f"{prefix}loss": loss / n}
+
+    def consolidated(self, source: nn.Module) -> nn.Module:
+        """The weights of `source` with its BatchNorm statistics averaged over ranks.
+
+        The statistics of each rank stay its own, so that a result does not depend on when anyone looked at it.
+        """
+        self.model.load_state_dict(source.state_dict())
+        statistics = float_buffers(self.model)
+        flat = torch.cat([b.flatten() for b in statistics])
+        unflatten(reduction.mean_over_ranks(flat), statistics)
+        return self.model

@@ -1,0 +1,78 @@
+"""Log-probabilities and sums of hits of images, in batches: for the training loop and the command line."""
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tinyimnet.data.augment import Normalise, resize
+from tinyimnet.data.dataset import IMAGE_SIZE
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """The autocast context of `train.precision`; for fp32 none."""
+    dtype = AUTOCAST.get(precision)
+    return torch.autocast(device.type, dtype) if dtype else nullcontext()
+
+
+@torch.no_grad()
+def batched_log_probabilities(
+    model: nn.Module,
+    images: Tensor,
+    rows: range,
+    normalise: Normalise,
+    *,
+    precision: str,
+    flip: bool = False,
+    resolution: int = IMAGE_SIZE,
+    batch_size: int = 500,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Log-probabilities (b, K) float32 of images[rows], a batch of consecutive rows at a time.
+
+    Args:
+        model: a bare network, put into eval mode here.
+        images: (N, 64, 64, 3) uint8, on any device; batches are moved to the network's.
+        rows: consecutive rows to look at.
+        normalise: the training set's normalisation, on the network's device.
+        precision: train.precision.
+        flip: average the probabilities with those of the mirrored image.
+        resolution: in pixels, at which the network sees them.
+        batch_size: images in a forward pass.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    for start in range(rows.start, rows.stop, batch_size):
+        batch = slice(start, min(start + batch_size, rows.stop))
+        x = normalise(resize(images[batch].to(device), resolution))
+        with autocast(device, precision):
+            views = [model(x), model(x.flip(3))] if flip else [model(x)]
+        log_probabilities = torch.stack([F.log_softmax(view.float(), dim=1) for view in views])
+        yield batch, log_probabilities.logsumexp(0) - math.log(len(views))
+
+
+def evaluate(
+    model: nn.Module, images: Tensor, labels: Tensor, rows: range, normalise: Normalise, **options
+) -> Tensor:
+    """Sums over images[rows]: loss, top-1 hits, top-5 hits, images; (4,) float64 on the network's device.
+
+    Sums, not means: processes that share a split add theirs up, each sample counts once and none is padded. `options`
+    are those of batched_log_probabilities.
+    """
+    device = next(model.parameters()).device
+    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    for batch, log_probabilities in batched_log_probabilities(model, images, rows, normalise, **options):
+        target = labels[batch].to(device)
+        hits = log_probabilities.topk(min(5, log_probabilities.shape[1]), dim=1).indices == target[:, None]
+        loss = F.nll_loss(log_probabilities.double(), target, reduction="sum")
+        sums += torch.stack([loss, hits[:, 0].sum(), hits.sum(), loss.new_full((), len(target))])
+    return sums
+
+
+def rows_of_rank(n_rows: int, rank: int, world_size: int) -> range:
+    """The consecutive rows of a split that one of `world_size` processes evaluates; together all, each once."""
+    return range(n_rows * rank // world_size, n_rows * (rank + 1) // world_size)

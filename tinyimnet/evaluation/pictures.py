@@ -1,0 +1,100 @@
+"""Images with captions as PNG files, by Pillow alone: to import matplotlib takes 0.5 to 1 s at the start of a run."""
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from tinyimnet.data.batches import TrainBatches
+from tinyimnet.files import write_atomically
+
+SIDE = 128  # pixels of an image in a picture, whatever its resolution: twice 64
+GAP = 12
+LINE = 16
+TEXT, HEADING = ImageFont.load_default(13), ImageFont.load_default(16)
+
+
+def image_grid(images: np.ndarray, titles: list[str], path: Path, columns: int = 8) -> None:
+    """Write a PNG of images in rows, a caption under each.
+
+    Args:
+        images: (N, S, S, 3) uint8.
+        titles: N captions of one or two lines; what is wider than the image is cut.
+        path: the file.
+        columns: images in a row.
+    """
+    lines = max(title.count("\n") + 1 for title in titles)
+    width, height = SIDE + GAP, SIDE + lines * LINE + GAP
+    columns = min(columns, len(images))
+    canvas, draw = _blank(columns * width + GAP, -(-len(images) // columns) * height + GAP)
+    for i, (image, title) in enumerate(zip(images, titles, strict=True)):
+        row, column = divmod(i, columns)
+        _place(canvas, draw, image, title, GAP + column * width, GAP + row * height)
+    _save(canvas, path)
+
+
+def image_rows(rows: list[tuple[str, np.ndarray, list[str]]], path: Path, columns: int) -> None:
+    """Write a PNG of rows, each a heading, images (n, S, S, 3) uint8 with n <= columns, and a caption for each image."""
+    heading, height = LINE + 8, LINE + 8 + SIDE + LINE + GAP
+    canvas, draw = _blank(columns * (SIDE + GAP) + GAP, len(rows) * height + GAP)
+    for i, (text, images, captions) in enumerate(rows):
+        top = GAP + i * height
+        draw.text((GAP, top), _cut(text, HEADING, canvas.width - 2 * GAP), fill="black", font=HEADING)
+        for column, (image, caption) in enumerate(zip(images, captions, strict=True)):
+            _place(canvas, draw, image, caption, GAP + column * (SIDE + GAP), top + heading)
+    _save(canvas, path)
+
+
+def _blank(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    canvas = Image.new("RGB", (width, height), "white")
+    return canvas, ImageDraw.Draw(canvas)
+
+
+def _place(
+    canvas: Image.Image, draw: ImageDraw.ImageDraw, image: np.ndarray, caption: str, left: int, top: int
+) -> None:
+    canvas.paste(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC), (left, top))
+    for i, line in enumerate(caption.split("\n")):
+        position = (left, top + SIDE + 2 + i * LINE)
+        draw.text(position, _cut(line, TEXT, SIDE), fill="black", font=TEXT)
+
+
+def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """The text, or as much of its beginning as fits into so many pixels, with an ellipsis."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text.rstrip() + "…"
+
+
+def _save(canvas: Image.Image, path: Path) -> None:
+    content = BytesIO()
+    canvas.save(content, "PNG")
+    write_atomically(path, content.getvalue())
+
+
+def augmented(
+    batches: TrainBatches, names: Sequence[str], step: int, count: int
+) -> tuple[np.ndarray, list[str]]:
+    """The first images of the global batch of a step as the network sees them.
+
+    Args:
+        batches: the training set.
+        names: of the K classes.
+        step: the optimizer step; S is its resolution.
+        count: images, at most; a global batch may have fewer.
+
+    Returns:
+        (n, S, S, 3) uint8, and for each image the share of each of its classes, one or two lines.
+    """
+    images, targets = batches.load(batches.draw(step), slice(0, count), step)
+    pixels = images.permute(0, 2, 3, 1) / batches.normalise.scale + batches.normalise.mean
+    titles = []
+    for target in targets.cpu():
+        shares, classes = target.topk(2)
+        parts = [f"{s:.2f} {names[c]}" for s, c in zip(shares, classes, strict=True) if s > 0.02]
+        titles.append("\n".join(parts))
+    return pixels.round().clamp(0, 255).byte().cpu().numpy(), titles

@@ -1,0 +1,168 @@
+"""Weights with what is needed to rebuild and use the network: .safetensors files, or a checkpoint of a running run."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from tinyimnet.config import Config, ModelConfig
+from tinyimnet.data.dataset import Dataset
+from tinyimnet.errors import UserError
+from tinyimnet.files import write_atomically
+from tinyimnet.model.batchnorm import float_buffers, unflatten
+from tinyimnet.model.network import build_model, resolve_width
+from tinyimnet.run import checkpoint
+
+FINAL = "final.safetensors"
+BEST = "best.safetensors"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network in eval mode, on the CPU unless a run exports it at its end, and what its outputs mean.
+
+    Attributes:
+        model: the network.
+        origin: the file that it came from.
+        step: optimizer steps behind it.
+        classes: class ids in label order.
+        names: readable class names.
+        mean, std: normalisation of its input, in [0, 1].
+        precision: train.precision.
+    """
+
+    model: nn.Module
+    origin: Path
+    step: int
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    precision: str
+
+
+def metadata_of(config: Config, dataset: Dataset) -> dict:
+    """What a file with weights says metadata them, besides the step."""
+    return {
+        # With the width that was found: a later search for it may find another.
+        "model": asdict(resolve_width(config.model, len(dataset.classes))),
+        "precision": config.train.precision,
+        "classes": dataset.classes,
+        "names": dataset.names,
+        "mean": dataset.mean,
+        "std": dataset.std,
+        "data": dataset.digest,
+    }
+
+
+def save_weights(file: Path, model: nn.Module, step: int, metadata: dict) -> None:
+    """Write a .safetensors file: the weights, and `metadata` with the step as JSON in its header.
+
+    The same run gives the same bytes: one key in the header, because safetensors writes several in random order.
+    """
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    header = {"metadata": json.dumps({**metadata, "step": step})}
+    write_atomically(file, save(tensors, header))
+
+
+def save_best(run_dir: Path) -> int:
+    """Write best.safetensors, the averaged weights of checkpoints/best.pt; returns their step.
+
+    Raises:
+        UserError: the checkpoint is damaged.
+    """
+    state = checkpoint.load(run_dir / "checkpoints" / "best.pt")
+    best = _from_checkpoint(run_dir / "checkpoints", state)
+    save_weights(run_dir / BEST, best.model, best.step, json.loads(state["metadata"]))
+    return best.step
+
+
+def load_trained(run: Path) -> Trained:
+    """The averaged weights of a run: final.safetensors, before the end the newest good checkpoint; or of a .safetensors file.
+
+    Raises:
+        UserError: there is neither, or the file is damaged.
+    """
+    file = run if run.suffix == ".safetensors" else run / FINAL
+    if file.is_file() and (file == run or (run / "DONE").exists()):
+        return _from_safetensors(file)
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run} is not a run folder: it has neither {FINAL} nor a config.yaml.")
+    state = checkpoint.load_newest(run / "checkpoints")
+    if state is None:
+        raise UserError(f"{run} has no checkpoint yet; let the run reach its first evaluation.")
+    return _from_checkpoint(run / "checkpoints", state)
+
+
+def initial_weights(run: Path, model: nn.Module, metadata: dict) -> dict[str, Tensor]:
+    """What `load_trained` finds, as weights for `model` to begin with (train.init_from).
+
+    Args:
+        run: a run folder or a .safetensors file.
+        model: the network that begins.
+        metadata: that of its run (`metadata_of`).
+
+    Raises:
+        UserError: there are none, or they are of another network or for other classes.
+    """
+    try:
+        found = load_trained(run)
+    except UserError as error:
+        raise UserError(f"train.init_from cannot be used: {error}") from None
+    if list(found.classes) != list(metadata["classes"]):
+        raise UserError(
+            f"train.init_from {run} knows other classes than data.root has, or in another order; begin without it."
+        )
+    weights, own = found.model.state_dict(), model.state_dict()
+    shapes, own_shapes = ({name: tuple(t.shape) for name, t in each.items()} for each in (weights, own))
+    if unlike := sorted(name for name, _ in shapes.items() ^ own_shapes.items()):
+        raise UserError(
+            f"train.init_from {run} is another network ({unlike[0]}: {shapes.get(unlike[0], 'none')}, here "
+            f"{own_shapes.get(unlike[0], 'none')}); give the model keys of its run."
+        )
+    return weights
+
+
+def _from_checkpoint(origin: Path, state: dict[str, Any]) -> Trained:
+    found = _rebuild(origin, state["step"], json.loads(state["metadata"]), state["ema"])
+    # Averaged over the ranks of the run, as in its own evaluations.
+    unflatten(state["by_rank"]["ema"].mean(0), float_buffers(found.model))
+    return found
+
+
+def _from_safetensors(file: Path) -> Trained:
+    try:
+        with safe_open(file, "pt") as content:
+            metadata = json.loads(content.metadata()["metadata"])
+            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (not a dict)
+        return _rebuild(file, metadata["step"], metadata, tensors)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{file} is damaged or not one of ours ({error}); name another, or the folder of a run."
+        ) from None
+
+
+def _rebuild(origin: Path, step: int, metadata: dict, tensors: dict[str, Tensor]) -> Trained:
+    shape: dict[str, Any] = metadata["model"]
+    config = ModelConfig(**{**shape, "widths": tuple(shape["widths"]), "depths": tuple(shape["depths"])})
+    model = build_model(config, len(metadata["classes"]))
+    model.load_state_dict(tensors)
+    return as_trained(model.eval().requires_grad_(False), origin, step, metadata)
+
+
+def as_trained(model: nn.Module, origin: Path, step: int, metadata: dict) -> Trained:
+    """A network with what its metadata say of it."""
+    return Trained(
+        model=model,
+        origin=origin,
+        step=step,
+        classes=tuple(metadata["classes"]),
+        names=tuple(metadata["names"]),
+        mean=tuple(metadata["mean"]),
+        std=tuple(metadata["std"]),
+        precision=metadata["precision"],
+    )

@@ -1,0 +1,50 @@
+"""The templates, and the one self-contained HTML file that they become."""
+
+import base64
+import hashlib
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from tinyimnet.console import moment
+from tinyimnet.report import formats
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def page(template: str, **parts: Any) -> str:
+    """A page with its style and its script inside; all text in `parts` is escaped.
+
+    Args:
+        template: in templates/; it extends page.html.j2.
+        parts: what it shows.
+    """
+    script = (TEMPLATES / "page.js").read_text()
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            style=Markup((TEMPLATES / "style.css").read_text()),
+            script=Markup(script),
+            script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            now=moment(time.time()),
+            **parts,
+        )
+    )
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": formats.number}
+    return environment

@@ -1,0 +1,71 @@
+"""What a W&B run gets from its run folder besides rows: pictures, tables, weights and code."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import wandb
+
+from tinyimnet.evaluation.model_card import CARD
+from tinyimnet.files import ROOT
+
+# Named one by one: slurm/site.env and what else lies beside the code is nobody's business.
+CODE = (
+    "train.py", "tinyimnet/**/*.py", "tinyimnet/report/templates/*", "launch/*.py", "slurm/*.sbatch", "slurm/*.sh",
+    "configs/*.yaml", "configs/*/*.yaml", "requirements.txt"
+)  # fmt: skip
+INPUT = "media/augmented"
+
+
+def send_input(run: Any, run_dir: Path) -> None:
+    """The images as the network sees them."""
+    run.log({INPUT: wandb.Image(str(run_dir / "augmented.png"))})
+
+
+def send_code(run: Any) -> None:
+    """The source files as an artifact; W&B keeps one version of the same files."""
+    files = {str(path) for pattern in CODE for path in ROOT.glob(pattern)}
+    run.log_code(str(ROOT), name=f"source-{run.project}", include_fn=lambda path: path in files)
+
+
+def send_results(run: Any, run_dir: Path, results: dict[str, Any]) -> None:
+    """The pictures and tables of RUN/evaluation, the numbers of DONE as the run's summary, and the weights.
+
+    The weights are versions of the artifact model-<run id>: the alias `final` is the end of the run, `best` its best epoch.
+    """
+    folder = run_dir / "evaluation"
+    pictures: dict[str, Any] = {
+        f"evaluation/{path.stem}": wandb.Image(str(path)) for path in folder.glob("*.png")
+    }
+    tables = {
+        f"evaluation/{path.stem}_table": table(path)
+        for path in folder.glob("*.csv")
+        if path.stem != "confusion"
+    }
+    run.log(pictures | tables)
+    run.summary.update(results)
+    for alias in ("best", "final"):  # in this order, so that `latest` is the final one
+        file = run_dir / f"{alias}.safetensors"
+        if file.exists():
+            card = run_dir / CARD
+            model = wandb.Artifact(f"model-{run.id}", "model", description=card.read_text(), metadata=results)
+            for part in (file, card, run_dir / "config.yaml"):
+                model.add_file(str(part), skip_cache=True)
+            run.log_artifact(model, aliases=[alias])
+
+
+def table(path: Path) -> wandb.Table:
+    """A .csv file; what looks like a number is one."""
+    with path.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    return wandb.Table(columns=[*header], data=[[number(cell) for cell in row] for row in rows])
+
+
+def number(cell: str) -> Any:
+    """3, 2.5 or the text itself."""
+    try:
+        value = json.loads(cell)
+    except ValueError:
+        return cell
+    return value if isinstance(value, int | float) else cell

@@ -1,0 +1,103 @@
+"""A whole run, top-down: configuration -> rendezvous -> data -> process group -> Trainer.fit -> what it reached."""
+
+import logging
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from tinyimnet import config_cli, errors
+from tinyimnet.config import Config
+from tinyimnet.data.dataset import Dataset
+from tinyimnet.data.loading import ready_dataset
+from tinyimnet.distributed import launcher, preflight, process_group, slurm
+from tinyimnet.distributed.preemption import StopRequest, wants_requeue
+from tinyimnet.distributed.preflight import RankInfo
+from tinyimnet.distributed.process_group import from_main
+from tinyimnet.distributed.rendezvous import Rendezvous
+from tinyimnet.run.attempt import find_run, lock_run, log_to, open_run, this_attempt
+from tinyimnet.run.checkpoint import Saver
+from tinyimnet.run.folder import is_done, writable
+from tinyimnet.run.lock import RunLock
+from tinyimnet.tracking.tracker import Tracker, wandb_mode
+from tinyimnet.training import outcome, run_info
+from tinyimnet.training.trainer import Trainer
+
+
+def main(argv: list[str]) -> int:
+    """Run the training that `argv` asks for; the exit code is 0 when it is finished or was stopped and saved."""
+    config = config_cli.load(argv)
+    launcher.map_environment()
+    stderr = logging.StreamHandler()
+    stderr.setLevel(logging.WARNING)  # INFO goes to logs/rank_N.log alone
+    logging.basicConfig(handlers=[stderr], format="%(levelname)s: %(message)s")
+    wandb_mode(config.tracking)  # refuses a mistake while nothing is changed yet
+    run_dir = find_run(config)
+    rendezvous = Rendezvous(config.train.timeout)
+    with process_group.lost_processes_named():
+        if finished_before(run_dir, config, rendezvous):
+            return 0
+        ranks = preflight.check(rendezvous, config, run_dir)
+        dataset = ready_dataset(config.data, rendezvous)
+        accelerator = process_group.start(config.train, rendezvous)
+        preflight.measure(accelerator, ranks)
+        fit(config, run_dir, dataset, accelerator, ranks)
+    # The DDP model went with the end of `fit`, as it has to before the group does.
+    process_group.close(accelerator)
+    return 0
+
+
+def finished_before(run_dir: Path, config: Config, rendezvous: Rendezvous) -> bool:
+    """Whether the run has nothing left to do, which is said; the same on every rank, as rank 0 sees it."""
+    done = rendezvous.on_all_ranks("done", lambda: rendezvous.is_main and is_done(run_dir, config))
+    if not rendezvous.gather("rank 0 is done", done)[0]:
+        return False
+    if rendezvous.is_main:
+        outcome.show(run_dir)
+    rendezvous.leave()  # rank 0 keeps the store: the others have the answer by then
+    return True
+
+
+def fit(
+    config: Config, run_dir: Path, dataset: Dataset, accelerator: Accelerator, ranks: list[RankInfo]
+) -> None:
+    """Train until the end or until asked to stop, with the run folder locked."""
+    rank, is_main = accelerator.process_index, accelerator.is_main_process
+    stop = StopRequest(run_dir, slurm.end_of_job() - config.run.stop_before_end)
+    stop.install()
+    with RunLock(run_dir) as lock:
+        saved, number = from_main(accelerator, lambda: lock_run(run_dir, config, lock))
+        tracker = Tracker(run_dir, config.tracking, rank=rank, attempt=number)
+
+        def before_save() -> None:
+            lock.check()
+            tracker.flush()
+
+        saver = Saver(run_dir / "checkpoints", keep=config.run.keep_checkpoints, before=before_save)
+        trainer = Trainer(config, accelerator, dataset, saved=saved, tracker=tracker, saver=saver, stop=stop)
+        # Until here nothing in the folder was changed.
+        attempt = this_attempt(ranks, trainer.step, trainer.total_steps)
+        from_main(accelerator, lambda: open_run(run_dir, config, attempt))
+        log_to(run_dir, rank, accelerator.num_processes)
+        exit_code, reason = 1, ""
+        try:
+            with writable(run_dir):
+                if is_main:
+                    outcome.started(run_dir, trainer)
+                    run_info.write(run_dir, trainer, ranks)
+                tracker.start(trainer.step)
+            reason = trainer.fit()
+            with writable(run_dir):
+                results = {} if reason else outcome.finish(run_dir, trainer)
+                if is_main and reason:
+                    outcome.stopped(run_dir, tracker, reason, trainer.step, attempt)
+                elif is_main:
+                    outcome.finished(run_dir, tracker, results)
+            exit_code = 0
+        except errors.UserError as error:
+            exit_code = errors.USER_ERROR
+            if is_main:  # ahead of W&B, for which Slurm may not wait
+                outcome.failed(run_dir, lock, error)
+            raise
+        finally:
+            saver.close()
+            tracker.close(exit_code, preempted=bool(reason) and wants_requeue(reason))

@@ -1,0 +1,78 @@
+"""Optimizer, learning rate and EMA decay; both schedules are pure functions of the global step."""
+
+import math
+
+import torch
+from torch import nn
+
+from tinyimnet.config import OptimConfig
+from tinyimnet.training.muon import Muon
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
+    """Weights with more than one dimension decay, norms and biases do not; Muon takes the filters behind the stem.
+
+    Each group has its `peak_lr`; the learning rate of a step is that times `lr_scale`.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    filters = _dense_filters(model) if config.name == "muon" else set()
+    rest_lr = config.sgd_lr if config.name == "muon" else config.lr
+    muon = [p for name, p in named if name in filters]
+    decayed = [p for name, p in named if p.ndim > 1 and name not in filters]
+    spared = [p for _, p in named if p.ndim <= 1]
+
+    def group(parameters: list[nn.Parameter], lr: float, decay: float, orthogonal: bool) -> dict:
+        return {
+            "params": parameters,
+            "lr": lr,
+            "peak_lr": lr,
+            "weight_decay": decay,
+            "orthogonal": orthogonal,
+        }
+
+    groups = [
+        group(muon, config.lr, config.weight_decay, True),
+        group(decayed, rest_lr, config.weight_decay, False),
+        group(spared, rest_lr, 0.0, False),
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _dense_filters(model: nn.Module) -> set[str]:
+    """Names of convolution weights that mix all channels, but for the stem's: those that Muon orthogonalises."""
+    return {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d) and module.groups == 1 and not name.startswith("stem")
+    }
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum, AdamW, or Muon with such an SGD for what it does not take.
+
+    All can skip a step on the device (`found_inf`) without a host sync; SGD and AdamW are one fused kernel.
+    """
+    groups = parameter_groups(model, config)
+    if config.name == "muon":
+        return Muon(groups, momentum=config.momentum)
+    if config.name == "sgd":
+        sgd = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=True, fused=True)
+        # torch allocates these uninitialised in the first step; where that one is skipped they stay garbage.
+        for parameter in (p for group in groups for p in group["params"]):
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+
+
+def lr_scale(step: int, config: OptimConfig, total_steps: int, steps_per_epoch: int) -> float:
+    """Factor on the peak learning rate at step 0 <= step < total_steps: linear warm-up, then cosine or linear to zero."""
+    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return 1 - progress if config.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+
+
+def ema_decay_at(step: int, decay: float) -> float:
+    """Decay of the average after step `step`: short at first, so that the initial weights are soon forgotten."""
+    return min(decay, (1 + step) / (10 + step))

@@ -1,0 +1,79 @@
+"""run_info.json: what is worth knowing about a run besides its configuration and metrics; W&B shows it with both."""
+
+import json
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from tinyimnet.distributed import slurm
+from tinyimnet.distributed.cpu import cpu_name
+from tinyimnet.distributed.preflight import RankInfo
+from tinyimnet.files import ROOT, write_atomically
+from tinyimnet.model.network import Network, count_parameters, model_summary
+from tinyimnet.training.trainer import Trainer
+
+PACKAGES = ("torch", "accelerate", "numpy", "wandb", "submitit")
+
+
+def write(run_dir: Path, trainer: Trainer, ranks: list[RankInfo]) -> None:
+    """Write run_info.json for this attempt of the run: chosen values, never the environment, which may hold secrets."""
+    write_atomically(run_dir / "run_info.json", json.dumps(describe(trainer, ranks), indent=1).encode())
+
+
+def describe(trainer: Trainer, ranks: list[RankInfo]) -> dict[str, Any]:
+    """Size and cost of the network, how the batch is cut, where and with what it runs, which code.
+
+    Args:
+        trainer: of this process.
+        ranks: what each process said of itself (preflight.check).
+    """
+    commit, modified = git_state()
+    return {
+        "parameters": count_parameters(trainer.bare),
+        # Of one image of 64x64. Not of the network in training: what torch.compile meets while operations are counted it
+        # never compiles again in this process (pytorch issue 190286).
+        "macs": sum(stage.macs for stage in model_summary(cast(Network, trainer.ema.module))),
+        # Not "data": W&B shows this beside the configuration, which has a section of that name.
+        "dataset": Path(trainer.config.data.root).name,
+        "classes": len(trainer.state.metadata["classes"]),
+        "train_images": len(trainer.batches.images),
+        "val_images": len(trainer.evaluator.images),
+        "steps_per_epoch": trainer.steps_per_epoch,
+        "total_steps": trainer.total_steps,
+        "world_size": trainer.accelerator.num_processes,
+        "micro_batch_size": trainer.state.micro_batch_size,
+        "accumulation_steps": len(trainer.micro_batches),
+        "device": trainer.accelerator.device.type,
+        "cpu": f"{cpu_name()}, {torch.get_num_threads()} threads a process",
+        "gpus": [rank["device"] for rank in ranks if rank["gpus"]],
+        "nodes": list(dict.fromkeys(rank["host"] for rank in ranks)),
+        "versions": {
+            "python": platform.python_version(),
+            "cuda": torch.version.cuda,
+            **{p: version(p) for p in PACKAGES},
+        },
+        "git_commit": commit,
+        "git_modified": modified,
+        "job": slurm.job_name(),
+        "restart": slurm.restarts(),
+    }
+
+
+def git_state() -> tuple[str, bool]:
+    """Commit of the code that runs and whether it was changed since: of the copy that launch.submit made, or of the checkout."""
+    snapshot, changes = ROOT / "COMMIT", ROOT / "UNCOMMITTED.diff"
+    if snapshot.exists():
+        return snapshot.read_text().strip(), bool(changes.exists() and changes.read_text().strip())
+    return _git("rev-parse", "HEAD"), bool(_git("status", "--porcelain", "--untracked-files=no"))
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()

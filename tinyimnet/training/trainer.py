@@ -1,0 +1,310 @@
+"""The training loop.
+
+A step: learning rate -> gather and augment -> forward under autocast -> backward -> clip -> optimizer -> EMA. Nothing
+in it waits for the device; the host reads a number back only where a line is logged.
+"""
+
+import logging
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from tinyimnet.config import Config
+from tinyimnet.console import Progress
+from tinyimnet.data import batches
+from tinyimnet.data.dataset import IMAGE_SIZE, Dataset
+from tinyimnet.distributed import reduction
+from tinyimnet.distributed.preemption import StopRequest
+from tinyimnet.distributed.process_group import from_main
+from tinyimnet.errors import UserError
+from tinyimnet.evaluation.evaluator import Evaluator
+from tinyimnet.evaluation.weights import initial_weights, metadata_of
+from tinyimnet.model.network import build_model
+from tinyimnet.model.whitening import N_IMAGES, freeze_stem, whitening_filters
+from tinyimnet.run.checkpoint import Saver
+from tinyimnet.run.metrics import TOP1
+from tinyimnet.tracking.tracker import Tracker
+from tinyimnet.training import optim
+from tinyimnet.training.ema import Ema, distance
+from tinyimnet.training.state import TrainState
+from tinyimnet.training.timing import StepClock
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer:
+    """One run on this process, from its newest checkpoint to its last step.
+
+    Args:
+        config: the configuration.
+        accelerator: the process group.
+        dataset: what it trains on.
+        saved: the newest checkpoint, None for a new run.
+        tracker: takes the metrics.
+        saver: writes the checkpoints.
+        stop: says when to save and end.
+
+    Attributes:
+        state: what a checkpoint holds: weights, optimizer, counters, step.
+        bare: the network; `model` is the same as Accelerate wrapped it.
+        ema: its moving average.
+
+    Raises:
+        UserError: the global batch does not divide, or the checkpoint or train.init_from does not fit.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        accelerator: Accelerator,
+        dataset: Dataset,
+        *,
+        saved: dict[str, Any] | None,
+        tracker: Tracker,
+        saver: Saver,
+        stop: StopRequest,
+    ):
+        self.config, self.accelerator = config, accelerator
+        self.tracker, self.saver, self.stop = tracker, saver, stop
+        device = accelerator.device
+        ranks = accelerator.num_processes, accelerator.process_index
+        self.micro_batches = batches.micro_batches(
+            config.train.global_batch_size, config.train.device_batch_size, *ranks
+        )
+        self.batches = batches.TrainBatches.of_run(config, dataset, device)
+        self.steps_per_epoch, self.total_steps = self.batches.steps_per_epoch, self.batches.total_steps
+
+        self.bare = self._build_network(len(dataset.classes))
+        self.ema = Ema(self.bare)
+        precision = config.train.precision
+        self.evaluator = Evaluator(accelerator, self.bare, dataset, self.batches.normalise, precision)
+        if config.train.compile:
+            # In place: the names of the weights stay as they are. One graph for each of at most 7 resolutions. Not the
+            # kernel that was fastest when it was tried: that may be another one, which rounds in another way, on another node.
+            self.bare.compile(dynamic=False, options={"deterministic": True})
+        optimizer = optim.build_optimizer(self.bare, config.optim)
+        self.model, self.optimizer = accelerator.prepare(self.bare, optimizer)
+        if accelerator.num_processes > 1:
+            self.model.register_comm_hook(None, reduction.average_gradients)
+
+        metadata, rows = metadata_of(config, dataset), self.micro_batches[0]
+        self.state = TrainState(
+            accelerator, self.bare, self.ema, self.optimizer, metadata, rows.stop - rows.start
+        )
+        lengths = self.total_steps, self.steps_per_epoch
+        self.progress = Progress(*lengths, self.batches.work_left, enabled=accelerator.is_main_process)
+        self.clock, self.save_seconds = StepClock(device), 0.0
+        self._begin(saved)
+
+    def _build_network(self, n_classes: int) -> nn.Module:
+        """The network at its first step, on the device."""
+        bare = build_model(self.config.model, n_classes, self.config.run.seed).to(self.accelerator.device)
+        if self.config.model.whiten_stem:
+            # Rank 0's: signs and last digits of eigenvectors may differ between machines.
+            filters = from_main(self.accelerator, lambda: whitening_filters(self.batches.plain(N_IMAGES)))
+            freeze_stem(bare.get_parameter("stem.0.weight"), filters)
+        return bare
+
+    def _begin(self, saved: dict[str, Any] | None) -> None:
+        """Resume from a checkpoint, or begin with the weights of train.init_from, if it names some."""
+        if saved:  # from then on the file of train.init_from is not needed any more
+            self.state.restore(saved)
+        elif run := self.config.train.init_from:
+            weights = from_main(
+                self.accelerator, lambda: initial_weights(Path(run), self.bare, self.state.metadata)
+            )
+            for model in (self.bare, self.ema.module):
+                model.load_state_dict(weights)
+
+    # ---- the loop -------------------------------------------------------------------------------------------
+
+    def fit(self) -> str:
+        """Train from where `state` is to the last step; returns why it stopped earlier, after a save, or "".
+
+        Raises:
+            UserError: the last checkpoint could not be written, too many non-finite steps in a row, or the run folder
+                was taken over by another process.
+        """
+        logger.info("from step %d of %d", self.step, self.total_steps)
+        if self.step:
+            self.progress.resumed(self.step)
+        reason = ""
+        with self.progress:
+            self.clock.restart()
+            while self.step < self.total_steps and not reason:
+                if reason := self.stop.agreed(self.accelerator):
+                    self.save(best=False)
+                else:
+                    self.train_step()
+                    self.at_boundary()
+        from_main(self.accelerator, self.finish_saving)
+        return reason
+
+    def train_step(self) -> None:
+        """One optimizer step over the global batch."""
+        lr_scale = self.lr_scale(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr_scale * group["peak_lr"]
+        with self.clock.part("data"):
+            drawn = self.batches.draw(self.step)
+        self.model.train()
+        self.state.keep_statistics()
+        loss = self.backward(drawn)
+        with self.clock.part("optimizer"):
+            self.step_or_skip(loss, self.clip(self.config.optim.clip_grad_norm))
+            self.optimizer.zero_grad()
+            self.ema.update(self.bare, optim.ema_decay_at(self.step, self.config.optim.ema_decay))
+        self.state.step += 1
+        self.clock.steps += 1
+
+    def backward(self, drawn: batches.Draw) -> Tensor:
+        """Gradients of the mean loss over the global batch, accumulated over micro-batches; returns this rank's loss."""
+        total, accumulation_steps = torch.zeros((), device=self.accelerator.device), len(self.micro_batches)
+        for i, rows in enumerate(self.micro_batches):
+            with self.clock.part("data"):
+                images, targets = self.batches.load(drawn, rows, self.step)
+            torch.manual_seed(batches.model_seed(self.config.run.seed, self.step, rows.start))
+            # DDP averages gradients over ranks in the last micro-batch only.
+            averaging = self.accelerator.no_sync(self.model) if i + 1 < accumulation_steps else nullcontext()
+            with self.clock.part("forward_backward"), averaging:
+                loss = F.cross_entropy(self.model(images), targets) / accumulation_steps
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        return total
+
+    def clip(self, max_norm: float) -> Tensor:
+        """The norm of the gradient over the global batch, which is then scaled down to max_norm; 0: it stays as it is.
+
+        Measured on copies: CUDA's kernel adds up in another order where memory is not aligned to 16 bytes, and where in
+        DDP's buckets a gradient lies changes after the first backward pass of an attempt.
+        """
+        self.accelerator.unscale_gradients()
+        gradients = [p.grad for p in self.bare.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(torch._foreach_mul(gradients, 1.0))
+        if max_norm:
+            nn.utils.clip_grads_with_norm_(self.bare.parameters(), max_norm, norm)
+        return norm
+
+    def step_or_skip(self, loss: Tensor, grad_norm: Tensor) -> None:
+        """Step the optimizer, except where the gradient is not finite: the fused kernel reads that on the device."""
+        finite = torch.isfinite(grad_norm)
+        self.optimizer.optimizer.found_inf = (
+            ~finite
+        ).float()  # under fp16 the GradScaler puts its own in this place
+        self.optimizer.optimizer.grad_scale = None
+        self.optimizer.step()
+        self.state.count_step(loss, grad_norm, finite)
+
+    def at_boundary(self) -> None:
+        """What is due after a step: a log line, an evaluation, a checkpoint."""
+        epoch, place = divmod(self.step, self.steps_per_epoch)
+        last = self.step == self.total_steps
+        evaluate_now = place == 0 and (epoch % self.config.run.eval_every == 0 or last)
+        metrics: dict[str, float] = {}
+        if self.step % self.config.run.log_every == 0 or evaluate_now:
+            metrics = self.train_metrics()
+        best = False
+        if evaluate_now:
+            started = time.perf_counter()
+            metrics |= self.validate()
+            metrics["perf/eval_s"] = time.perf_counter() - started
+            best = metrics[TOP1] > self.state.best_top1
+            self.state.best_top1 = max(self.state.best_top1, metrics[TOP1])
+        if metrics:
+            self.tracker.log(self.step, metrics)
+            self.progress.update(self.step, metrics)
+        self.report_failed_save(wait=False)
+        if evaluate_now or self.step % self.config.run.save_every == 0:
+            self.save(best=best)
+        if evaluate_now:
+            self.clock.restart()  # an evaluation and its checkpoint do not count
+
+    # ---- numbers --------------------------------------------------------------------------------------------
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.state.step
+
+    def lr_scale(self, step: int) -> float:
+        """Factor on the peak learning rates in a step."""
+        return optim.lr_scale(step, self.config.optim, self.total_steps, self.steps_per_epoch)
+
+    def train_metrics(self) -> dict[str, float]:
+        """Means since the last log line; the one place where the training waits for the device."""
+        values = torch.stack([*self.state.counters, distance(self.bare, self.ema.module)])
+        loss_sum, loss_steps, grad_norm, skipped_in_a_row, skipped_steps, ema_distance = (
+            reduction.mean_over_ranks(values).tolist()
+        )
+        speed = self.clock.read(self.config.train.global_batch_size)
+        speed |= {"perf/save_s": self.save_seconds, "perf/failed_saves": self.saver.failed}
+        self.clock.restart()
+        self.save_seconds = 0.0
+        torch._foreach_zero_([self.state.loss_sum, self.state.loss_steps])
+        if skipped_in_a_row >= self.config.train.max_skipped_steps:
+            reason = (
+                f"the gradient was not finite in {skipped_in_a_row:.0f} steps in a row up to step {self.step} "
+                f"(train.max_skipped_steps is {self.config.train.max_skipped_steps}); the last checkpoint is kept: "
+                "lower optim.lr or set optim.clip_grad_norm, in another --run.dir."
+            )
+            self.tracker.alert("Training diverged", reason)
+            raise UserError(reason)
+        return {
+            "epoch": self.step / self.steps_per_epoch,
+            "train/loss": loss_sum / loss_steps if loss_steps else float("nan"),
+            "train/lr": self.config.optim.lr * self.lr_scale(self.step - 1),
+            "train/grad_norm": grad_norm,
+            "train/ema_distance": ema_distance,
+            "train/skipped_steps": skipped_steps,
+            "train/resolution": self.batches.resolution(self.step - 1),
+            **speed,
+        }
+
+    def validate(self) -> dict[str, float]:
+        """Metrics of the raw weights and of their average on the validation set.
+
+        At the resolution of the last step: a network that has seen 32 to 56 px only loses 10 points at 64 (trial 10 of
+        docs/experiments.md). The end of the run is measured at 64 px.
+        """
+        last = self.step == self.total_steps
+        resolution = IMAGE_SIZE if last else self.batches.resolution(self.step - 1)
+        raw = self.evaluator.measure(self.bare, "val/", resolution=resolution)
+        return raw | self.evaluator.measure(self.ema.module, "val/ema_", resolution=resolution)
+
+    # ---- checkpoints ----------------------------------------------------------------------------------------
+
+    def save(self, *, best: bool) -> None:
+        """Start to write a checkpoint, after the one before it is written; all ranks call it, rank 0 writes."""
+        started = time.perf_counter()
+        snapshot, copied = self.state.snapshot()
+        if self.accelerator.is_main_process:
+            self.report_failed_save(wait=True)
+            self.saver.submit(snapshot, copied, step=self.step, best=best)
+        self.save_seconds += time.perf_counter() - started
+
+    def report_failed_save(self, *, wait: bool) -> str:
+        """Report a save that failed, and return why; the next save tries again."""
+        if reason := self.saver.collect(wait=wait):
+            what_now = "the run goes on, the earlier checkpoints are intact and the next save tries again"
+            self.tracker.alert("Checkpoint not written", f"{reason}; {what_now}")
+        return reason
+
+    def finish_saving(self) -> None:
+        """Wait until the last checkpoint is on disk, after a second try where that failed; rank 0 calls it.
+
+        Raises:
+            UserError: it is not.
+        """
+        if self.report_failed_save(wait=True):
+            self.saver.retry()
+        if reason := self.saver.collect(wait=True):
+            raise UserError(
+                f"the checkpoint of step {self.step} could not be written to {self.saver.folder.parent} ({reason}); "
+                "mend that and give the same command again: it goes on from the checkpoint before it."
+            )
