@@ -26,6 +26,7 @@ def clean_process() -> Iterator[None]:
         if name.startswith(OF_LAUNCHERS) or name in OF_A_SITE:
             del os.environ[name]
     os.environ["WANDB_MODE"] = "disabled"
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run under nohup
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
         yield

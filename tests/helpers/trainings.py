@@ -122,6 +122,7 @@ def _attempt(rank: int, processes: int, port: int, arguments, log: Path, death, 
     output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run under nohup
     os.environ |= {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
     if processes > 1:
         os.environ |= {

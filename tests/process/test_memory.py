@@ -8,7 +8,7 @@ import torch
 
 from helpers.program import REPO
 from helpers.trainings import SERVER
-from tinyimnet.commands.load import load_network
+from tinyimnet.commands.trained_run import load_network
 from tinyimnet.config import TrainConfig
 from tinyimnet.distributed import process_group
 from tinyimnet.distributed.rendezvous import Rendezvous

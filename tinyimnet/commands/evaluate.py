@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from tinyimnet.commands.load import data_config_of, dataset_of, load_network
+from tinyimnet.commands.trained_run import data_config_of, dataset_of, load_network
 from tinyimnet.console import print_table
 from tinyimnet.data.dataset import tuning_split
 from tinyimnet.errors import writing

@@ -4,7 +4,7 @@ import argparse
 import csv
 from pathlib import Path
 
-from tinyimnet.commands.load import dataset_of, load_network
+from tinyimnet.commands.trained_run import dataset_of, load_network
 from tinyimnet.data.prepare import read_images
 from tinyimnet.errors import UserError, writing
 from tinyimnet.evaluation import analysis

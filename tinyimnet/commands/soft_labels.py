@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyimnet.commands.load import dataset_of, load_network
+from tinyimnet.commands.trained_run import dataset_of, load_network
 from tinyimnet.data.soft_labels import write
 from tinyimnet.errors import writing
 from tinyimnet.evaluation import analysis

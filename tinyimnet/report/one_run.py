@@ -1,4 +1,7 @@
-"""The page of a single run: how far it is, its curves, its evaluation, its pictures, what it was started with."""
+"""The page of a single run: how far it is, its curves, its evaluation, its pictures, what it was started with.
+
+commands/report.py writes it to a file.
+"""
 
 import statistics
 from pathlib import Path
