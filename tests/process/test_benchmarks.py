@@ -9,6 +9,8 @@ import pytest
 from helpers.program import REPO
 from tinyimnet.data import batches
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch):

@@ -29,8 +29,8 @@ def test_processes_whose_cpus_round_differently_are_refused(tiny_data: Path) -> 
     [
         "cpu",
         pytest.param("gpu", marks=pytest.mark.long),
-        pytest.param("node", marks=pytest.mark.long),  # as nodes, but for what it says of the other node
-        "nodes",
+        pytest.param("node", marks=pytest.mark.long),
+        pytest.param("nodes", marks=pytest.mark.long),
     ],
 )
 def test_the_accelerate_files_work_as_they_stand(file: str, tiny_data: Path) -> None:

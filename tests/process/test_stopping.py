@@ -174,7 +174,9 @@ def test_a_signal_to_the_launcher_saves_and_leaves_no_worker_behind(
 # ---- a shell, which leaves the training behind ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prefix", ["", "nohup", pytest.param("setsid nohup", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "prefix", ["nohup", *(pytest.param(prefix, marks=pytest.mark.long) for prefix in ("", "setsid nohup"))]
+)
 def test_a_training_in_the_background_outlives_the_shell_that_started_it(
     prefix: str, arguments, tmp_path: Path
 ) -> None:

@@ -6,6 +6,8 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from helpers.program import REPO, python
 from helpers.trainings import SERVER, draw_nothing, wait
 from launch import submit
@@ -83,6 +85,7 @@ def test_on_this_machine_it_trains_with_two_processes_to_the_end(arguments, tmp_
     assert json.loads((run / "job.json").read_text())["cluster"] == "local"
 
 
+@pytest.mark.long
 def test_a_failure_on_this_machine_is_a_failure_of_the_command(arguments, tmp_path: Path) -> None:
     result = python("-m", "launch.submit", "--cluster=local", *arguments(data__root=tmp_path / "nowhere", data__source="tiny-imagenet"),
                     http_proxy="http://127.0.0.1:9", https_proxy="http://127.0.0.1:9")  # fmt: skip

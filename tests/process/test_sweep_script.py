@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 from helpers.program import launch
 
 
@@ -14,6 +16,7 @@ def program(folder: Path, name: str, text: str) -> None:
     (folder / "bin" / name).chmod(0o755)
 
 
+@pytest.mark.long
 def test_an_element_gives_up_after_three_trials_in_a_row_that_failed(tmp_path: Path) -> None:
     program(tmp_path, "srun", 'while [[ $1 == --* ]]; do shift; done; exec "$@"')
     program(tmp_path, "scontrol", "echo JobState=RUNNING PreemptTime=None")

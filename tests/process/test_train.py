@@ -66,11 +66,11 @@ def test_the_weights_are_the_same_bytes_every_time(finished: Path, arguments, tm
     ).read_bytes()
 
 
-def test_the_same_command_says_that_it_is_finished(finished: Path, arguments, tmp_path: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
-    assert run_to_end(arguments(run__dir=finished), tmp_path / "log") == [0]
+def test_the_same_command_says_that_it_is_finished(finished_run: Path, arguments, tmp_path: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished_run.rglob("*")}
+    assert run_to_end(arguments(run__dir=finished_run), tmp_path / "log") == [0]
     assert "is finished" in (tmp_path / "log").read_text()
-    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in finished_run.rglob("*")} == before
 
 
 def answers_late(rank: int) -> None:
@@ -87,11 +87,11 @@ def answers_late(rank: int) -> None:
 
 
 def test_a_finished_run_started_again_on_several_processes_is_a_success(
-    finished: Path, arguments, tmp_path: Path
+    finished_run: Path, arguments, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
     before = partial(answers_late, 1)
-    assert run_to_end(arguments(run__dir=finished), log, processes=2, before=before) == [0, 0]
+    assert run_to_end(arguments(run__dir=finished_run), log, processes=2, before=before) == [0, 0]
     assert "is finished" in log.read_text() and "gone" not in log.read_text()
 
 
@@ -108,7 +108,9 @@ def odd_data(tmp_path_factory, tiny_data: Path) -> Path:
     return folder / "prepared"
 
 
-@pytest.mark.parametrize("processes", [2, 3, 4])
+@pytest.mark.parametrize(
+    "processes", [pytest.param(2, marks=pytest.mark.long), 3, pytest.param(4, marks=pytest.mark.long)]
+)
 def test_several_processes_count_each_validation_image_once(
     processes: int, arguments, odd_data, tmp_path: Path
 ) -> None:
