@@ -38,6 +38,7 @@ def before_and_after(start, answers) -> None:
     answers.put((given_back, faults()))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("start", [evaluating, training])
 def test_memory_that_tensors_give_back_is_not_cleared_again(start) -> None:
     answers = SERVER.Queue()
