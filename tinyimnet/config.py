@@ -1,4 +1,4 @@
-"""What can be set, with its type, unit, default and range. `commandline.py` reads it from YAML and the command line."""
+"""What can be set, with its type, unit, default and range. `config_cli.py` reads it from YAML and the command line."""
 
 import os
 from collections.abc import Mapping

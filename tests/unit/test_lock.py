@@ -27,7 +27,7 @@ def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def renewed(path: Path) -> Iterator[None]:
-    """A holder on another machine lives."""
+    """A holder on another machine is alive."""
     gone = threading.Event()
 
     def beat() -> None:
