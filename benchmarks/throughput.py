@@ -39,9 +39,7 @@ from tinyimnet.training.trainer import Trainer
 
 ROUNDS, SECONDS = 31, 3.0
 EPOCH, VAL = 100_000, 10_000  # images of the official Tiny ImageNet
-ENDLESS = (
-    100_000  # epochs of four steps: after the last one nothing is mixed and the learning rate is below zero
-)
+ENDLESS = 100_000  # epochs of four steps: after the last one nothing is mixed and the learning rate is below zero
 
 
 def main(argv: list[str]) -> int:
@@ -118,9 +116,7 @@ def make_trainer(settings: config.Config, accelerator, folder: Path) -> Trainer:
         digest="",
     )
     tracker, saver = Tracker(folder, settings.tracking), Saver(folder, keep=1, before=lambda: None)
-    return Trainer(
-        settings, accelerator, dataset, saved=None, tracker=tracker, saver=saver, stop=StopRequest(folder)
-    )
+    return Trainer(settings, accelerator, dataset, saved=None, tracker=tracker, saver=saver, stop=StopRequest(folder))
 
 
 def _bare_step(settings: config.Config, accelerator):

@@ -31,9 +31,7 @@ def find_runs(places: Iterable[Path], *, inside: bool = True) -> list[Path]:
             named = sorted(filter(_is_run, place.glob("*")))
         if not named:
             what = "no run folder and holds none" if inside else "no run folder"
-            raise UserError(
-                f"{place} is {what}: a run has config.yaml or job.json in it; name another folder."
-            )
+            raise UserError(f"{place} is {what}: a run has config.yaml or job.json in it; name another folder.")
         found += [Path(os.path.abspath(path)) for path in named]
     return list(dict.fromkeys(found))
 

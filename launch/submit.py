@@ -92,9 +92,7 @@ def main(argv: list[str]) -> int:
         write_atomically(run_dir / "job.json", json.dumps(sent).encode())
         print(f"{run_dir}: job {job.job_id}", flush=True)
     if args.cluster == "slurm":
-        print(
-            f"watch: python -m launch.status {configuration.runs_root()}; python -m launch.logs {first.dir} --follow"
-        )
+        print(f"watch: python -m launch.status {configuration.runs_root()}; python -m launch.logs {first.dir} --follow")
         return 0
     for job in jobs:
         job.results()
@@ -161,9 +159,7 @@ def expand(args: argparse.Namespace, overrides: list[str]) -> list[Config]:
         chosen = [f"--{key}={value}" for key, value in point]
         arguments = ["--config", str(args.config), *overrides, *chosen]
         config = config_cli.load(arguments, prog="python -m launch.submit")
-        name = "".join(
-            f"-{key.rpartition('.')[2]}{re.sub(r'[^0-9A-Za-z.]+', '_', value)}" for key, value in point
-        )
+        name = "".join(f"-{key.rpartition('.')[2]}{re.sub(r'[^0-9A-Za-z.]+', '_', value)}" for key, value in point)
         run = replace(config.run, dir=_absolute(config.run.dir + name))
         root, soft_labels = _absolute(config.data.root), _absolute(config.data.soft_labels)
         data = replace(config.data, root=root, soft_labels=soft_labels)

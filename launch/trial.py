@@ -49,9 +49,7 @@ def new_trial(arguments: list[str]) -> dict[str, Any]:
     environment = {name: os.environ[name] for name in FROM_AGENT if name in os.environ}
     sweep, run = environment.get("WANDB_SWEEP_ID"), environment.get("WANDB_RUN_ID")
     if not sweep or not run:
-        raise UserError(
-            "WANDB_SWEEP_ID or WANDB_RUN_ID is not set: `wandb agent` starts trials, not a person."
-        )
+        raise UserError("WANDB_SWEEP_ID or WANDB_RUN_ID is not set: `wandb agent` starts trials, not a person.")
     run_dir = (runs_root() / f"sweep-{sweep}" / run).absolute()
     attempt = [slurm.job_name(), slurm.restarts()]
     return {"run_dir": str(run_dir), "environment": environment, "arguments": arguments, "attempt": attempt}

@@ -26,9 +26,7 @@ def main(argv: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        if argv[:1] == [
-            name
-        ]:  # the others are not imported: the decoding processes of `prepare` need no torch
+        if argv[:1] == [name]:  # the others are not imported: the decoding processes of `prepare` need no torch
             module = import_module(f"tinyimnet.commands.{name.replace('-', '_')}")
             module.add_arguments(command)
     args, options = parser.parse_known_args(argv)

@@ -75,9 +75,7 @@ def _check_keys(file: Path) -> None:
         if key not in KEYS:
             raise UserError(f"{file}: {_unknown(key)}")
         if value is None:  # jsonargparse takes null for any type
-            raise UserError(
-                f"{key} has no value in {file}; give it one, or remove the line to keep the default."
-            )
+            raise UserError(f"{key} has no value in {file}; give it one, or remove the line to keep the default.")
 
 
 def _unknown(key: str) -> str:
@@ -93,9 +91,7 @@ def _sentence(message: str) -> str:
     if unknown := re.match(r"(?:unrecognized arguments:|Option) '?-*([\w.]+)", message):
         return _unknown(unknown[1])
     message = re.sub(r"<class '(\w+)'>", r"\1", message).replace("typing.", "")
-    if union := re.match(
-        r'Parser key "(.+?)": Does not validate.*Subtypes: (\[.*?\]+) Errors:.* value: (.*)', message
-    ):
+    if union := re.match(r'Parser key "(.+?)": Does not validate.*Subtypes: (\[.*?\]+) Errors:.* value: (.*)', message):
         return f"{union[1]} is {union[3]!r} and must be one of {union[2]}."
     if wrong := re.match(r'Parser key "(.+?)": Expected an? (.*)\. Got value: (.*)', message):
         return f"{wrong[1]} is {wrong[3]!r} and must be of type {wrong[2]}."

@@ -61,9 +61,7 @@ class Progress:
         self.bar = progress.Progress(
             progress.TextColumn("epoch {task.fields[epoch]}"),
             progress.BarColumn(),
-            progress.TextColumn(
-                "{task.completed}/{task.total} steps, {task.fields[values]}, ETA {task.fields[eta]}"
-            ),
+            progress.TextColumn("{task.completed}/{task.total} steps, {task.fields[values]}, ETA {task.fields[eta]}"),
             console=console,
             auto_refresh=False,
             disable=not (enabled and console.is_terminal),
@@ -82,9 +80,7 @@ class Progress:
         """Say where a resumed run goes on."""
         self.first_step = step
         if self.enabled:
-            console.print(
-                f"resumed at step {step} of {self.total_steps} (epoch {step / self.steps_per_epoch:.2f})"
-            )
+            console.print(f"resumed at step {step} of {self.total_steps} (epoch {step / self.steps_per_epoch:.2f})")
 
     def update(self, step: int, metrics: dict[str, float]) -> None:
         """Show the values of a log line; an evaluation always leaves a line behind."""

@@ -57,9 +57,7 @@ def finished_before(run_dir: Path, config: Config, rendezvous: Rendezvous) -> bo
     return True
 
 
-def fit(
-    config: Config, run_dir: Path, dataset: Dataset, accelerator: Accelerator, ranks: list[RankInfo]
-) -> None:
+def fit(config: Config, run_dir: Path, dataset: Dataset, accelerator: Accelerator, ranks: list[RankInfo]) -> None:
     """Train until the end or until asked to stop, with the run folder locked."""
     rank, is_main = accelerator.process_index, accelerator.is_main_process
     stop = StopRequest(run_dir, slurm.end_of_job() - config.run.stop_before_end)

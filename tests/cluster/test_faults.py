@@ -28,15 +28,11 @@ def test_warned_of_its_time_limit_it_saves_and_is_requeued_to_the_same_end(
     assert_same_end(untouched, run)
 
 
-def test_without_a_signal_it_stops_ahead_of_the_end_of_its_time(
-    cluster, tiny_config, untouched, tmp_path
-) -> None:
+def test_without_a_signal_it_stops_ahead_of_the_end_of_its_time(cluster, tiny_config, untouched, tmp_path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     # 36 of the 60 s are lead. URG does nothing, and Slurm may send it a minute early.
     options = ["--run.stop_before_end=36", "--run.max_attempts=9"]
-    job = cluster.sbatch_slow(
-        "--time=1", "--signal=URG@1", TRAIN, tiny_config, f"--run.dir={run}", *options, log=log
-    )
+    job = cluster.sbatch_slow("--time=1", "--signal=URG@1", TRAIN, tiny_config, f"--run.dir={run}", *options, log=log)
     assert cluster.end(job, 200) == "COMPLETED", log.read_text()
     assert "stopped by the end of the job's time and saved; requeued for attempt 2" in log.read_text()
     assert_same_end(untouched, run)
@@ -111,9 +107,7 @@ def test_scancel_saves_and_the_job_stays_cancelled(cluster, tiny_config, tmp_pat
     assert step >= 10 and len(attempts(run)) == 1
 
 
-def test_a_rank_failing_before_any_save_ends_the_job_with_its_traceback(
-    cluster, tiny_config, tmp_path
-) -> None:
+def test_a_rank_failing_before_any_save_ends_the_job_with_its_traceback(cluster, tiny_config, tmp_path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     failing = failing_rank(tmp_path, 18, "raise ZeroDivisionError('on purpose')")
     job = cluster.sbatch(TRAIN, tiny_config, f"--run.dir={run}", log=log, PYTHONPATH=failing)
@@ -134,8 +128,6 @@ def test_a_rank_lost_after_a_save_costs_an_attempt_and_the_end_is_the_same(
     failing = failing_rank(tmp_path, 58, how)
     job = cluster.sbatch(TRAIN, tiny_config, f"--run.dir={run}", log=log, PYTHONPATH=failing)
     assert cluster.end(job) == "COMPLETED", log.read_text()
-    assert re.search(
-        r"ended with exit code \d+, with step [24]0 saved; requeued for attempt 2", log.read_text()
-    )
+    assert re.search(r"ended with exit code \d+, with step [24]0 saved; requeued for attempt 2", log.read_text())
     assert len(attempts(run)) == 2
     assert_same_end(untouched, run)

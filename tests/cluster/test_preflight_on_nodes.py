@@ -50,9 +50,7 @@ def test_a_node_that_sees_another_run_folder_is_named(cluster, tiny_config, run)
 def test_a_full_disk_is_named(cluster, tiny_config, run) -> None:
     with cluster.mounted("n1", "-t", "tmpfs", "-o", "size=1m", "none", str(run.parent)):
         log = refused(cluster, tiny_config, run, "--nodes=1", "--nodelist=n1")
-    assert re.search(
-        r"error: node n1 \(rank 0\) has 1 MB free for .*; make room, or choose another --run.dir", log
-    )
+    assert re.search(r"error: node n1 \(rank 0\) has 1 MB free for .*; make room, or choose another --run.dir", log)
 
 
 def test_preflight_by_hand_shows_a_row_for_each_node(cluster, tiny_config) -> None:

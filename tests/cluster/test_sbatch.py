@@ -19,14 +19,10 @@ def test_a_job_trains_on_all_its_nodes_to_the_end(untouched: Path) -> None:
     assert "attempt 1, nodes n[1-2], 2 processes each" in log
     assert "preflight: 4 processes on n1, n2: same code, versions and run folder" in log
     assert "finished in attempt 1" in log
-    assert [(attempt["nodes"], attempt["processes"]) for attempt in attempts(untouched)] == [
-        (["n1", "n2"], 4)
-    ]
+    assert [(attempt["nodes"], attempt["processes"]) for attempt in attempts(untouched)] == [(["n1", "n2"], 4)]
 
 
-def test_a_finished_run_submitted_again_on_two_nodes_ends_well(
-    cluster, tiny_config, untouched, tmp_path
-) -> None:
+def test_a_finished_run_submitted_again_on_two_nodes_ends_well(cluster, tiny_config, untouched, tmp_path) -> None:
     for i in range(3):
         log = tmp_path / f"log{i}"
         job = cluster.sbatch(TRAIN, tiny_config, f"--run.dir={untouched}", log=log)
@@ -34,9 +30,7 @@ def test_a_finished_run_submitted_again_on_two_nodes_ends_well(
         assert "is finished" in log.read_text() and "gone" not in log.read_text()
 
 
-def test_overrides_keep_their_spaces_and_quotes_and_no_secret_is_written(
-    cluster, tiny_config, tmp_path
-) -> None:
+def test_overrides_keep_their_spaces_and_quotes_and_no_secret_is_written(cluster, tiny_config, tmp_path) -> None:
     run, secret = tmp_path / 'a run\'s "folder" $HOME *', "0123456789abcdef" * 5 + "secret"
     job = cluster.sbatch(
         TRAIN, tiny_config, f"--run.dir={run}", "--model.widths", "[16, 32]", SHORT, "--data.stage=/dev/shm",
@@ -123,9 +117,7 @@ export RUNS_ROOT=%s
 
 
 @pytest.mark.parametrize("way", ["sbatch", "submitit"])
-def test_a_site_env_that_changes_its_arguments_leaves_those_of_the_job(
-    cluster, tiny_config, tmp_path, way
-) -> None:
+def test_a_site_env_that_changes_its_arguments_leaves_those_of_the_job(cluster, tiny_config, tmp_path, way) -> None:
     checkout, run, log = tmp_path / "checkout", tmp_path / "run", tmp_path / "log"
     snapshot(REPO, checkout)
     (checkout / "slurm" / "site.env").write_text(SITE % tmp_path)
@@ -135,9 +127,7 @@ def test_a_site_env_that_changes_its_arguments_leaves_those_of_the_job(
     else:
         cluster.run("git", "-C", str(checkout), "init", "--quiet")
         cluster.run("git", "-C", str(checkout), "add", "--all", "--force")
-        cluster.run(
-            "git", "-C", str(checkout), "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "all"
-        )
+        cluster.run("git", "-C", str(checkout), "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "all")
         shape = ["--profile=configs/cluster/cpu.yaml", "--timeout=30"]
         cluster.run("env", "-C", str(checkout), "python", "-m", "launch.submit", "--config", tiny_config, *shape, *options)  # fmt: skip
         sent = json.loads((run / "job.json").read_text())
@@ -153,9 +143,7 @@ def test_a_configuration_that_is_wrong_ends_the_job_with_a_sentence(cluster, tin
     assert cluster.show(job)["ExitCode"] == "2:0"
 
 
-def test_an_array_trains_each_seed_and_one_failing_element_harms_no_other(
-    cluster, tiny_config, tmp_path
-) -> None:
+def test_an_array_trains_each_seed_and_one_failing_element_harms_no_other(cluster, tiny_config, tmp_path) -> None:
     one = ["--nodes=1", "--gpus-per-node=1", "--array=0-1%2", "slurm/array.sbatch"]
     (tmp_path / "slurm.yaml").write_text(Path(tiny_config).read_text())
     seeds = cluster.sbatch(*one, tiny_config, SHORT, log=tmp_path / "seed_%a", RUNS_ROOT=str(tmp_path))
@@ -182,9 +170,7 @@ def test_an_element_with_the_id_of_its_array_counts_its_own_attempts(cluster, ti
         cluster.until_step(run, 30 * attempt, element)
         assert cluster.show(element)["JobId"] == array
         cluster.run("scancel", "--signal=USR1", element)
-        cluster.wait(
-            lambda attempt=attempt: f"requeued for attempt {attempt + 1}" in log.read_text(), 20, "a requeue"
-        )
+        cluster.wait(lambda attempt=attempt: f"requeued for attempt {attempt + 1}" in log.read_text(), 20, "a requeue")
     assert cluster.end(element) == "COMPLETED", log.read_text()
     assert "finished in attempt 3" in log.read_text() and len(attempts(run)) == 3
     assert cluster.end(f"{array}_0") == "COMPLETED"

@@ -12,14 +12,10 @@ from helpers.slurm_cluster import attempts, failing_rank, slow_first_attempt
 from helpers.trainings import assert_same_end, last_step
 
 pytestmark = pytest.mark.usefixtures("nodes_are_up")
-PROFILE = (
-    "{nodes: 2, gpus_per_node: 2, cpus_per_task: 1, timeout: 30, signal_delay: 30, sbatch: {partition: %s}}\n"
-)
+PROFILE = "{nodes: 2, gpus_per_node: 2, cpus_per_task: 1, timeout: 30, signal_delay: 30, sbatch: {partition: %s}}\n"
 
 
-def submit(
-    cluster, config: str, run: Path, *options: str, partition: str = "main", **environment: str
-) -> str:
+def submit(cluster, config: str, run: Path, *options: str, partition: str = "main", **environment: str) -> str:
     """Submit as a user does; the id of the job."""
     profile = run.parent / "profile.yaml"
     profile.write_text(PROFILE % partition)
@@ -49,16 +45,12 @@ def test_a_job_trains_with_the_code_of_its_submission(cluster, tiny_config, unto
     listed = subprocess.run(["git", "ls-files"], cwd=REPO, capture_output=True, text=True, check=True).stdout
     tracked = [name for name in listed.splitlines() if (REPO / name).exists()]
     files = {
-        str(path.relative_to(code))
-        for path in code.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        str(path.relative_to(code)) for path in code.rglob("*") if path.is_file() and "__pycache__" not in path.parts
     }
     assert files == {*tracked, "COMMIT", "UNCOMMITTED.diff"}
 
 
-def test_warned_of_its_time_limit_it_is_requeued_to_the_same_end(
-    cluster, tiny_config, untouched, tmp_path
-) -> None:
+def test_warned_of_its_time_limit_it_is_requeued_to_the_same_end(cluster, tiny_config, untouched, tmp_path) -> None:
     run = tmp_path / "run"
     job = submit_slow(cluster, tiny_config, run)
     cluster.until_step(run, 40, job)
@@ -79,9 +71,7 @@ def test_preempted_it_saves_and_comes_back_to_the_same_end(cluster, tiny_config,
     assert_same_end(untouched, run)
 
 
-def test_after_a_lost_node_it_goes_on_elsewhere_to_the_same_end(
-    cluster, tiny_config, untouched, tmp_path
-) -> None:
+def test_after_a_lost_node_it_goes_on_elsewhere_to_the_same_end(cluster, tiny_config, untouched, tmp_path) -> None:
     run = tmp_path / "run"
     job = submit_slow(cluster, tiny_config, run)
     cluster.until_step(run, 40, job)
@@ -125,14 +115,9 @@ def test_an_array_over_seeds_and_its_summary(cluster, tiny_config, tmp_path) -> 
     jobs = [json.loads((path / "job.json").read_text())["job"] for path in runs]
     assert jobs[0].removesuffix("_0") == jobs[1].removesuffix("_1")
     assert [cluster.end(job) for job in jobs] == ["COMPLETED", "COMPLETED"]
-    table = cluster.run(
-        "python", "-m", "launch.seeds", *map(str, runs), f"--out={tmp_path}/summary.md", COLUMNS="160"
-    )
+    table = cluster.run("python", "-m", "launch.seeds", *map(str, runs), f"--out={tmp_path}/summary.md", COLUMNS="160")
     values = [json.loads((path / "DONE").read_text())["val/ema_top1"] for path in runs]
-    assert (
-        f"{sum(values) / 2:.2f}" in table
-        and f"{sum(values) / 2:.2f}" in (tmp_path / "summary.md").read_text()
-    )
+    assert f"{sum(values) / 2:.2f}" in table and f"{sum(values) / 2:.2f}" in (tmp_path / "summary.md").read_text()
 
 
 def test_an_error_ends_the_job_with_its_sentence_in_the_log(cluster, tiny_config, tmp_path) -> None:
@@ -143,6 +128,4 @@ def test_an_error_ends_the_job_with_its_sentence_in_the_log(cluster, tiny_config
     )  # which goes only into a folder of its name
     job = submit(cluster, tiny_config, tmp_path / "run", *options)
     assert cluster.end(job, 60) == "FAILED"
-    assert f"UserError: node n1: data.root {nowhere} holds no prepared data set; run " in output(
-        tmp_path / "run"
-    )
+    assert f"UserError: node n1: data.root {nowhere} holds no prepared data set; run " in output(tmp_path / "run")

@@ -14,9 +14,7 @@ from tinyimnet.config import Config
 from tinyimnet.run.metrics import STEP
 
 
-def folder(
-    path: Path, top1: tuple[float, ...] = (10.0, 20.0), *, config: Config | None = None, **more: float
-) -> Path:
+def folder(path: Path, top1: tuple[float, ...] = (10.0, 20.0), *, config: Config | None = None, **more: float) -> Path:
     """A run folder with 100 steps and an evaluation in each epoch; `more` is added to every line."""
     path.mkdir(parents=True)
     (path / "config.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(asdict(config or Config())))))

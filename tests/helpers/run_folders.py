@@ -33,9 +33,7 @@ def logged(step: int, **values: float) -> dict:
 def make_run(tmp_path: Path) -> Callable[..., Path]:
     """Make a run folder with a configuration; more files are name=content, as text, JSON, or JSON lines."""
 
-    def make(
-        name: str, config: str | None = "train: {epochs: 3, global_batch_size: 100}\n", **files: object
-    ) -> Path:
+    def make(name: str, config: str | None = "train: {epochs: 3, global_batch_size: 100}\n", **files: object) -> Path:
         path = tmp_path / "runs" / name
         (path / "logs").mkdir(parents=True)
         if config is not None:

@@ -99,9 +99,7 @@ class Cluster:
         result = subprocess.run(
             command, cwd=REPO, env=self.environ | environment, capture_output=True, text=True, timeout=180
         )
-        assert not check or result.returncode == 0, (
-            f"{command}: {result.stdout[-3000:]}\n{result.stderr[-3000:]}"
-        )
+        assert not check or result.returncode == 0, f"{command}: {result.stdout[-3000:]}\n{result.stderr[-3000:]}"
         return result.stdout
 
     def sbatch(self, *arguments: str, log: Path, **environment: str) -> str:

@@ -27,9 +27,7 @@ from tinyimnet.training import optim
 
 SERVER = multiprocessing.get_context("forkserver")
 # What the program imports at once and, the last three, on the way.
-SERVER.set_forkserver_preload(
-    ["tinyimnet.train", "torch._dynamo", "torch.distributed.fsdp", "matplotlib.figure"]
-)
+SERVER.set_forkserver_preload(["tinyimnet.train", "torch._dynamo", "torch.distributed.fsdp", "matplotlib.figure"])
 # Random augmentation, random depth and all else that a resumed run has to draw again.
 EVERYTHING = {
     "augment__mixup_probability": 0.3,
@@ -96,9 +94,7 @@ def start(
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     ranks = [
-        SERVER.Process(
-            target=_attempt, args=(rank, processes, port, arguments, log, death, before, environment or {})
-        )
+        SERVER.Process(target=_attempt, args=(rank, processes, port, arguments, log, death, before, environment or {}))
         for rank in range(processes)
     ]
     for process in ranks:
@@ -236,9 +232,7 @@ def metrics(run: Path) -> list[dict]:
 
 def assert_same_end(expected: Path, found: Path) -> None:
     """Two finished runs have the same weights, averages, optimizer, statistics, counters and metrics, bit for bit."""
-    left, right = (
-        checkpoint.load(run / "checkpoints" / f"step_{last_step(run):08d}.pt") for run in (expected, found)
-    )
+    left, right = (checkpoint.load(run / "checkpoints" / f"step_{last_step(run):08d}.pt") for run in (expected, found))
     assert equal(left, right), [key for key in left if not equal(left[key], right[key])]
     assert metrics(expected) == metrics(found)
     for name in ("final.safetensors", "checkpoints/best.pt"):

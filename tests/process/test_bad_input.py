@@ -79,9 +79,7 @@ def no_goodbye() -> None:
     ],
     ids=["the port in use", "nobody else came"],
 )
-def test_a_group_that_cannot_meet(
-    busy: bool, pattern: str, begun: Path, tiny_data: Path, tmp_path: Path
-) -> None:
+def test_a_group_that_cannot_meet(busy: bool, pattern: str, begun: Path, tiny_data: Path, tmp_path: Path) -> None:
     before = contents(begun)
     with socket.create_server(("127.0.0.1", 0)) as server:
         environment = {**GROUP, "MASTER_PORT": str(server.getsockname()[1])}

@@ -50,9 +50,7 @@ def untouched(tmp_path_factory, tiny_data) -> Path:
 
 
 @pytest.mark.parametrize("size", [20_000, 500], ids=["checkpoints", "metrics and output too"])
-def test_a_run_goes_on_while_nothing_can_be_saved_and_saves_again(
-    size, untouched, arguments, tmp_path: Path
-) -> None:
+def test_a_run_goes_on_while_nothing_can_be_saved_and_saves_again(size, untouched, arguments, tmp_path: Path) -> None:
     """The weights, the metrics and the best checkpoint, which was due in that time, are those of any other run."""
     codes = run_to_end(arguments(**OPTIONS), tmp_path / "log", before=partial(no_space, size, 5, 14))
     assert codes == [0], (tmp_path / "log").read_text()
@@ -64,14 +62,9 @@ def test_a_run_goes_on_while_nothing_can_be_saved_and_saves_again(
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_asked_to_stop_on_a_full_disk_it_says_that_it_could_not_save(
-    processes, arguments, tmp_path: Path
-) -> None:
+def test_asked_to_stop_on_a_full_disk_it_says_that_it_could_not_save(processes, arguments, tmp_path: Path) -> None:
     run, full = tmp_path / "run", partial(full_and_stopped, tmp_path / "run")
-    assert (
-        run_to_end(arguments(**OPTIONS), tmp_path / "log", processes=processes, before=full)
-        == [2] * processes
-    )
+    assert run_to_end(arguments(**OPTIONS), tmp_path / "log", processes=processes, before=full) == [2] * processes
     (error,) = (line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("error"))
     assert error.startswith("error: the checkpoint of step ") and "(File too large)" in error
     assert checkpoint.load_newest(run / "checkpoints")["step"] == 6
@@ -89,9 +82,7 @@ def full_and_stopped(run: Path) -> None:
     at_step(8, fill)
 
 
-def test_a_disk_that_is_full_at_the_end_costs_nothing_but_a_second_start(
-    untouched, arguments, tmp_path: Path
-) -> None:
+def test_a_disk_that_is_full_at_the_end_costs_nothing_but_a_second_start(untouched, arguments, tmp_path: Path) -> None:
     filling = partial(at_step, 21, partial(limit_files, 20_000))
     assert run_to_end(arguments(**OPTIONS), tmp_path / "log", before=filling) == [2]
     assert "(File too large)" in (tmp_path / "log").read_text().splitlines()[-1]
@@ -164,16 +155,12 @@ def read_only(disk: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "fault, reason", [(full, "No space left on device"), (read_only, "Read-only file system")]
-)
+@pytest.mark.parametrize("fault, reason", [(full, "No space left on device"), (read_only, "Read-only file system")])
 def test_a_real_disk_that_is_full_or_read_only_for_a_while(
     fault, reason: str, small_disk: Path, untouched, arguments, tmp_path: Path
 ) -> None:
     run = small_disk / "run"
-    codes = run_to_end(
-        arguments(**OPTIONS, run__dir=run), tmp_path / "log", before=partial(fault, small_disk)
-    )
+    codes = run_to_end(arguments(**OPTIONS, run__dir=run), tmp_path / "log", before=partial(fault, small_disk))
     assert codes == [0], (tmp_path / "log").read_text()
     assert f"Checkpoint not written: {reason}; the run goes on" in (tmp_path / "log").read_text()
     assert_same_end(untouched, run)

@@ -27,9 +27,7 @@ def logs(run: Path) -> dict[int, str]:
 
 
 def test_a_killed_process_ends_the_group(arguments, tmp_path: Path) -> None:
-    codes = run_to_end(
-        arguments(), tmp_path / "log", processes=2, death=Death("step", 5, rank=1), timeout=BOUND
-    )
+    codes = run_to_end(arguments(), tmp_path / "log", processes=2, death=Death("step", 5, rank=1), timeout=BOUND)
     assert codes == [1, -9]
     assert "another process of the group is gone or stuck" in logs(tmp_path / "run")[0]
     assert "Traceback" not in (tmp_path / "log").read_text()

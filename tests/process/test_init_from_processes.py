@@ -24,25 +24,18 @@ def file(finished_run: Path, tmp_path: Path) -> Path:
     return copy
 
 
-def test_each_of_several_processes_begins_with_its_weights(
-    file: Path, tiny_data: Path, tmp_path: Path
-) -> None:
+def test_each_of_several_processes_begins_with_its_weights(file: Path, tiny_data: Path, tmp_path: Path) -> None:
     losses = []
     for processes in (1, 2):
-        options = small_run(
-            tiny_data, run := tmp_path / str(processes), train__init_from=file, **STILL, run__seed=5
-        )
+        options = small_run(tiny_data, run := tmp_path / str(processes), train__init_from=file, **STILL, run__seed=5)
         assert run_to_end(options, tmp_path / "log", processes=processes) == [0] * processes
         losses.append([line["train/loss"] for line in read_lines(run / "metrics.jsonl")])
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
 
 
-def test_once_saved_a_killed_run_goes_on_without_that_file(
-    file: Path, tiny_data: Path, tmp_path: Path
-) -> None:
+def test_once_saved_a_killed_run_goes_on_without_that_file(file: Path, tiny_data: Path, tmp_path: Path) -> None:
     whole, killed = (
-        small_run(tiny_data, tmp_path / name, train__init_from=file, run__seed=5)
-        for name in ("whole", "killed")
+        small_run(tiny_data, tmp_path / name, train__init_from=file, run__seed=5) for name in ("whole", "killed")
     )
     log = tmp_path / "log"
     assert run_to_end(whole, log) == [0]

@@ -12,9 +12,7 @@ THREADS = "import os, torch; from tinyimnet.distributed import cpu; cpu.share_co
 
 def accelerate(*arguments: str, **environment: str):
     """`accelerate launch` of a line of Python: how it is called by the launcher is what matters."""
-    return launch(
-        [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *arguments], **environment
-    )
+    return launch([sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *arguments], **environment)
 
 
 @pytest.fixture

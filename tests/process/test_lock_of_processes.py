@@ -53,9 +53,7 @@ def test_a_process_that_was_killed_keeps_nobody_out(arguments, tmp_path: Path, m
     assert time.monotonic() - started < lock_module.LEASE
 
 
-def test_a_later_attempt_of_a_job_takes_it_from_the_earlier_one(
-    arguments, tmp_path: Path, monkeypatch
-) -> None:
+def test_a_later_attempt_of_a_job_takes_it_from_the_earlier_one(arguments, tmp_path: Path, monkeypatch) -> None:
     """Slurm takes a node for lost whose slurmd or network is gone; the processes there may live."""
     job = {"SLURM_JOB_ID": "55"}
     earlier = start(arguments(train__epochs=500), tmp_path / "earlier", environment=job, before=quick_beat)

@@ -10,14 +10,10 @@ from helpers.program import ACCELERATE, launch
 
 
 @pytest.mark.long
-@pytest.mark.skipif(
-    torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="this CPU has one kind of kernel"
-)
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="this CPU has one kind of kernel")
 def test_processes_whose_cpus_round_differently_are_refused(tiny_data: Path) -> None:
     """Each rank computes its own weights: with other kernels they drift apart, and nothing would show it."""
-    rank = (
-        f"[ $RANK = 1 ] && export ATEN_CPU_CAPABILITY=default; exec {sys.executable} -m tinyimnet preflight"
-    )
+    rank = f"[ $RANK = 1 ] && export ATEN_CPU_CAPABILITY=default; exec {sys.executable} -m tinyimnet preflight"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--no-python"]
     result = launch([*launcher, "bash", "-c", f"{rank} --data.root={tiny_data}"], OMP_NUM_THREADS="1")
     assert result.returncode != 0

@@ -36,10 +36,7 @@ def test_processes_that_do_not_come_are_named(monkeypatch: pytest.MonkeyPatch) -
 
 def test_without_rank_0_its_address_is_named() -> None:
     (sentence,) = together(lambda m: None, 2, ranks=[1], timeout=1)
-    assert (
-        "cannot reach the port of rank 0, MASTER_ADDR 127.0.0.1" in sentence
-        and "Connection refused" in sentence
-    )
+    assert "cannot reach the port of rank 0, MASTER_ADDR 127.0.0.1" in sentence and "Connection refused" in sentence
 
 
 def test_processes_with_the_same_cores_know_of_each_other() -> None:

@@ -36,9 +36,7 @@ HARD = EVERYTHING | {"run__save_every": 3}
 WHOLE = 300  # seconds for a long run, on a CPU that imitates bf16 too
 
 
-def kill_again_and_again(
-    arguments, untouched: Path, *, kills: int, processes: int, rng: random.Random
-) -> None:
+def kill_again_and_again(arguments, untouched: Path, *, kills: int, processes: int, rng: random.Random) -> None:
     """Start a run `kills` times to be killed and once more, and compare its end with that of an untouched one."""
     run, log = untouched.with_name("run"), untouched.with_name("log")
     deaths: list[Death] = []
@@ -123,15 +121,12 @@ def save_two_and_die(folder: Path, operation: int) -> None:
 OPERATIONS = 24  # fsync, rename, fsync of the folder, for the .json and the .pt of best and step, twice
 # In the short form one in four, so that each file and each of the three has its turn; the last one dies of none.
 MOMENTS_OF_A_SAVE = [
-    pytest.param(operation, marks=() if operation % 4 == 1 else LONG)
-    for operation in range(1, OPERATIONS + 2)
+    pytest.param(operation, marks=() if operation % 4 == 1 else LONG) for operation in range(1, OPERATIONS + 2)
 ]
 
 
 @pytest.mark.parametrize("operation", MOMENTS_OF_A_SAVE)
-def test_killed_before_any_step_of_a_save_it_has_the_old_or_the_new_one(
-    operation: int, tmp_path: Path
-) -> None:
+def test_killed_before_any_step_of_a_save_it_has_the_old_or_the_new_one(operation: int, tmp_path: Path) -> None:
     process = SERVER.Process(target=save_two_and_die, args=(tmp_path, operation))
     process.start()
     process.join()

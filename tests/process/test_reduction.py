@@ -45,13 +45,8 @@ def rank_of_three(rank: int, store: Path, bucket_mb: float) -> None:
 
 
 @pytest.mark.parametrize("bucket_mb", [25, 1e-4], ids=["one bucket", "several"])
-def test_means_over_ranks_are_those_of_a_sum_in_the_order_of_the_ranks(
-    bucket_mb: float, tmp_path: Path
-) -> None:
-    ranks = [
-        SERVER.Process(target=rank_of_three, args=(r, tmp_path / "store", bucket_mb))
-        for r in range(WORLD_SIZE)
-    ]
+def test_means_over_ranks_are_those_of_a_sum_in_the_order_of_the_ranks(bucket_mb: float, tmp_path: Path) -> None:
+    ranks = [SERVER.Process(target=rank_of_three, args=(r, tmp_path / "store", bucket_mb)) for r in range(WORLD_SIZE)]
     for process in ranks:
         process.start()
     assert wait(ranks) == [0] * WORLD_SIZE

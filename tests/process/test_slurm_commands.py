@@ -74,12 +74,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     return RunConfig(dir=str(tmp_path / "run"), max_attempts=5)
 
 
-def test_a_controller_that_restarts_meanwhile_is_asked_again(
-    run, program, tmp_path: Path, monkeypatch
-) -> None:
-    again = (
-        f"[ $(grep -c -- \"$1\" '{tmp_path}/scontrol.calls') = 2 ] || {{ echo 'no controller' >&2; exit 1; }}"
-    )
+def test_a_controller_that_restarts_meanwhile_is_asked_again(run, program, tmp_path: Path, monkeypatch) -> None:
+    again = f"[ $(grep -c -- \"$1\" '{tmp_path}/scontrol.calls') = 2 ] || {{ echo 'no controller' >&2; exit 1; }}"
     asked = program("scontrol", f"{again}\necho JobState=RUNNING PreemptTime=None")
     monkeypatch.setattr(requeue.time, "sleep", lambda _: None)
     assert main(["0", f"--run.dir={run.dir}"]) == 0
@@ -90,9 +86,7 @@ def test_a_requeue_that_slurm_refuses_says_what_to_do(run, program, monkeypatch)
     program("scontrol", "[ $1 = requeue ] || { echo JobState=RUNNING PreemptTime=None; exit; }\n"
                         "echo 'Operation disabled' >&2; exit 1")  # fmt: skip
     monkeypatch.setattr(requeue, "PATIENCE", 0)
-    with pytest.raises(
-        UserError, match=r"scontrol requeue 123 failed \(Operation disabled\); the run is saved"
-    ):
+    with pytest.raises(UserError, match=r"scontrol requeue 123 failed \(Operation disabled\); the run is saved"):
         main(["0", f"--run.dir={run.dir}"])
 
 

@@ -28,9 +28,7 @@ def test_a_dry_run_prints_the_script_and_leaves_nothing(tmp_path: Path) -> None:
         assert f"#SBATCH {line}\n" in result.stdout
     assert "--kill-on-bad-exit=1 --wait=0" in result.stdout and "wckey" not in result.stdout
     configs = re.search(r"configs=\((.*)\)", result.stdout)
-    assert configs and [Path(name).name for name in configs[1].split()] == [
-        f"run-seed{i}.yaml" for i in range(10)
-    ]
+    assert configs and [Path(name).name for name in configs[1].split()] == [f"run-seed{i}.yaml" for i in range(10)]
     assert [path.name for path in tmp_path.iterdir()] == ["bin"]
 
 

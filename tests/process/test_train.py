@@ -61,9 +61,7 @@ def test_a_damaged_best_checkpoint_does_not_cost_the_end_of_the_run(arguments, t
 def test_the_weights_are_the_same_bytes_every_time(finished: Path, arguments, tmp_path: Path) -> None:
     """safetensors writes metadata of several keys in an order that differs between processes."""
     assert run_to_end(arguments(), tmp_path / "log") == [0]
-    assert (finished / "final.safetensors").read_bytes() == (
-        tmp_path / "run" / "final.safetensors"
-    ).read_bytes()
+    assert (finished / "final.safetensors").read_bytes() == (tmp_path / "run" / "final.safetensors").read_bytes()
 
 
 def test_the_same_command_says_that_it_is_finished(finished_run: Path, arguments, tmp_path: Path) -> None:
@@ -116,9 +114,7 @@ def test_several_processes_count_each_validation_image_once(
 ) -> None:
     """The exported weights, evaluated by one process, give to the last digit what all measured together."""
     run = tmp_path / "run"
-    options = arguments(
-        data__root=odd_data, train__precision="fp32", train__global_batch_size=36, train__epochs=1
-    )
+    options = arguments(data__root=odd_data, train__precision="fp32", train__global_batch_size=36, train__epochs=1)
     assert run_to_end(options, tmp_path / "log", processes=processes) == [0] * processes
     assert errors.run(cli.main, ["evaluate", str(run)]) == 0
     alone = json.loads((run / "evaluation" / "results.json").read_text())

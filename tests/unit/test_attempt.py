@@ -46,9 +46,7 @@ def test_without_a_checkpoint_another_configuration_may_start_over(arguments, tm
     assert read_config(run_dir)["optim"]["lr"] == 0.2
 
 
-def test_the_configuration_is_looked_at_again_under_the_lock(
-    finished_run: Path, arguments, tmp_path: Path
-) -> None:
+def test_the_configuration_is_looked_at_again_under_the_lock(finished_run: Path, arguments, tmp_path: Path) -> None:
     shutil.copytree(finished_run, tmp_path / "run")
     other = config_cli.load(arguments(optim__lr=0.2))
     with RunLock(tmp_path / "run") as lock, pytest.raises(errors.UserError, match="optim.lr: 0.1 -> 0.2"):
@@ -65,9 +63,7 @@ def test_another_configuration_does_not_resume_a_run(finished_run: Path, argumen
     assert (finished_run / "config.yaml").read_text() == before
 
 
-def test_an_altered_array_is_found_before_the_training(
-    arguments, tiny_data: Path, tmp_path: Path, capsys
-) -> None:
+def test_an_altered_array_is_found_before_the_training(arguments, tiny_data: Path, tmp_path: Path, capsys) -> None:
     shutil.copytree(tiny_data, tmp_path / "altered")
     path = tmp_path / "altered" / "train_images.npy"
     with path.open("r+b") as file:
@@ -106,9 +102,7 @@ def test_each_attempt_is_added_to_the_list(arguments, tmp_path: Path) -> None:
     "jobs, stays", [(("7", "7"), True), (("7", "8"), False), (("", ""), False)],
     ids=["a later attempt of one job", "another job", "by hand"],
 )  # fmt: skip
-def test_markers_of_the_last_stop_go_but_a_stop_that_waits_stays(
-    jobs, stays, arguments, tmp_path: Path
-) -> None:
+def test_markers_of_the_last_stop_go_but_a_stop_that_waits_stays(jobs, stays, arguments, tmp_path: Path) -> None:
     settings, run = config_cli.load(arguments()), tmp_path / "run"
     begin(run, settings, job=jobs[0])
     for marker in MARKERS:

@@ -15,9 +15,7 @@ K = 200
 
 
 def images(n: int = 12) -> torch.Tensor:
-    return torch.randint(
-        0, 256, (n, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    return torch.randint(0, 256, (n, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def reflect(position: int) -> int:
@@ -66,12 +64,8 @@ def mixed_batch(config: AugmentConfig, *, n: int = 64, seed: int = 1, step: int 
 
 
 @settings(max_examples=12, deadline=None)
-@given(
-    seed=st.integers(0, 10_000), mixup=st.floats(0, 1), alpha=st.floats(0.1, 4), smoothing=st.floats(0, 0.5)
-)
-def test_targets_sum_to_one_whatever_is_mixed(
-    seed: int, mixup: float, alpha: float, smoothing: float
-) -> None:
+@given(seed=st.integers(0, 10_000), mixup=st.floats(0, 1), alpha=st.floats(0.1, 4), smoothing=st.floats(0, 0.5))
+def test_targets_sum_to_one_whatever_is_mixed(seed: int, mixup: float, alpha: float, smoothing: float) -> None:
     config = AugmentConfig(
         mixup_probability=mixup, mixup_alpha=alpha, cutmix_probability=1 - mixup, label_smoothing=smoothing
     )

@@ -14,9 +14,7 @@ from tinyimnet.errors import UserError
 MIXING = AugmentConfig(mixup_probability=0.4, cutmix_probability=0.4, label_smoothing=0.1)
 
 
-def train_batches(
-    n: int = 96, global_batch_size: int = 32, config: AugmentConfig = MIXING
-) -> batches.TrainBatches:
+def train_batches(n: int = 96, global_batch_size: int = 32, config: AugmentConfig = MIXING) -> batches.TrainBatches:
     generator = torch.Generator().manual_seed(0)
     return batches.TrainBatches(
         torch.randint(0, 256, (n, 64, 64, 3), dtype=torch.uint8, generator=generator),
@@ -44,9 +42,7 @@ def global_batch(source: batches.TrainBatches, step: int, world_size: int, devic
 
 @pytest.mark.parametrize("step", [0, 2, 5])
 @pytest.mark.parametrize("world_size, device_batch_size", [(2, 0), (4, 0), (1, 8), (2, 4)])
-def test_any_number_of_processes_sees_the_same_batch(
-    step: int, world_size: int, device_batch_size: int
-) -> None:
+def test_any_number_of_processes_sees_the_same_batch(step: int, world_size: int, device_batch_size: int) -> None:
     source = train_batches()
     images, targets = global_batch(source, step, 1)
     other_images, other_targets = global_batch(source, step, world_size, device_batch_size)
@@ -89,25 +85,19 @@ def test_epochs_follow_different_orders() -> None:
 
 
 @given(world_size=st.integers(1, 16), per_rank=st.integers(1, 64), limit=st.integers(0, 80))
-def test_ranks_share_out_the_global_batch_without_gap_or_overlap(
-    world_size: int, per_rank: int, limit: int
-) -> None:
+def test_ranks_share_out_the_global_batch_without_gap_or_overlap(world_size: int, per_rank: int, limit: int) -> None:
     total = world_size * per_rank
     if limit and per_rank % min(limit, per_rank):
         with pytest.raises(UserError, match="train.device_batch_size"):
             batches.micro_batches(total, limit, world_size, 0)
         return
-    slices = [
-        rows for rank in range(world_size) for rows in batches.micro_batches(total, limit, world_size, rank)
-    ]
+    slices = [rows for rank in range(world_size) for rows in batches.micro_batches(total, limit, world_size, rank)]
     assert [i for rows in slices for i in range(rows.start, rows.stop)] == list(range(total))
     assert len({rows.stop - rows.start for rows in slices}) == 1
 
 
 def test_a_global_batch_that_does_not_divide_is_refused() -> None:
-    with pytest.raises(
-        UserError, match="train.global_batch_size is 30 and must be a multiple of the 4 processes"
-    ):
+    with pytest.raises(UserError, match="train.global_batch_size is 30 and must be a multiple of the 4 processes"):
         batches.micro_batches(30, 0, 4, 0)
 
 

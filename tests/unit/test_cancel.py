@@ -18,9 +18,7 @@ def test_cancel_gives_a_job_of_slurm_to_scancel(slurm, make_run, capsys) -> None
     assert "a: cancelled Slurm job 12_3 (running)" in capsys.readouterr().out
 
 
-def test_the_job_of_a_sweep_belongs_to_the_trial_that_it_trains_now(
-    slurm, make_run, tmp_path, capsys
-) -> None:
+def test_the_job_of_a_sweep_belongs_to_the_trial_that_it_trains_now(slurm, make_run, tmp_path, capsys) -> None:
     """Its earlier ones were in the same job: to cancel one of them is not to end another in its midst."""
     slurm.answer("squeue", "7_0|RUNNING|n1")
     slurm.answer("scancel")
@@ -49,9 +47,7 @@ def test_a_job_that_is_about_to_be_over_is_left_alone(slurm, make_run, capsys) -
 def test_cancel_asks_squeue_once_for_all(slurm, make_run) -> None:
     slurm.answer("squeue", "1|RUNNING|n1", "2|PENDING|(Priority)")
     slurm.answer("scancel")
-    assert (
-        cancel.main([str(make_run("a", job__json=sent("1"))), str(make_run("b", job__json=sent("2")))]) == 0
-    )
+    assert cancel.main([str(make_run("a", job__json=sent("1"))), str(make_run("b", job__json=sent("2")))]) == 0
     assert len(slurm.calls("squeue")) == 1
 
 

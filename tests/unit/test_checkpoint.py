@@ -69,9 +69,7 @@ def flip_a_bit(path: Path) -> None:
 
 
 def put_code_into_it(path: Path) -> None:
-    replace_with_digest(
-        path, lambda value, file: pickle.dump(value, file, 2), Code(path.with_name("code-was-run"))
-    )
+    replace_with_digest(path, lambda value, file: pickle.dump(value, file, 2), Code(path.with_name("code-was-run")))
 
 
 def replace_with_digest(path: Path, dump: Callable, value: object) -> None:

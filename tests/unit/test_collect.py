@@ -46,9 +46,7 @@ def test_it_has_the_figures_of_the_run(finished: Path) -> None:
         assert summary[name] == done[key]
     assert summary["evaluations"][-1]["ema_top1"] == pytest.approx(done["val/ema_top1"], abs=1e-4)
     row = collect.row(summary)
-    assert all(
-        text in row for text in (f"{done['parameters']:,}", f"{done['val/ema_top1']:.2f} %", summary["cpu"])
-    )
+    assert all(text in row for text in (f"{done['parameters']:,}", f"{done['val/ema_top1']:.2f} %", summary["cpu"]))
 
 
 def test_minutes_are_those_of_its_steps_and_evaluations(finished: Path) -> None:
@@ -71,9 +69,7 @@ def test_it_says_when_the_reference_was_passed(finished: Path, monkeypatch: pyte
 
 def test_a_run_that_is_not_finished_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (finished / "DONE").unlink()
-    with pytest.raises(
-        collect.errors.UserError, match=r"run is not finished; give its training command again"
-    ):
+    with pytest.raises(collect.errors.UserError, match=r"run is not finished; give its training command again"):
         collect.main([str(finished)])
 
 

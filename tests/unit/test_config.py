@@ -37,9 +37,7 @@ def test_the_run_folder_is_named_after_the_config_file(file: Path) -> None:
     assert load(["--config", str(file), "--run.dir", "x"]).run.dir == "x"
 
 
-@pytest.mark.parametrize(
-    "key, value", [*((key, "") for key in KEYS), ("optim.lr", " null"), ("model.widths", " ~")]
-)
+@pytest.mark.parametrize("key, value", [*((key, "") for key in KEYS), ("optim.lr", " null"), ("model.widths", " ~")])
 def test_a_key_without_a_value_is_refused(key: str, value: str, file: Path) -> None:
     section, name = key.split(".")
     file.write_text(f"{section}:\n  {name}:{value}\n")
@@ -55,9 +53,7 @@ def test_a_key_without_a_value_is_refused(key: str, value: str, file: Path) -> N
     width=st.one_of(st.just("auto"), st.floats(0.01, 9)),
     flip=st.booleans(),
 )
-def test_what_is_dumped_loads_as_the_same_configuration(
-    tmp_path: Path, lr, seed, widths, width, flip
-) -> None:
+def test_what_is_dumped_loads_as_the_same_configuration(tmp_path: Path, lr, seed, widths, width, flip) -> None:
     original = Config(run=RunConfig(dir="runs/x", seed=seed))
     original = replace(
         original,

@@ -19,9 +19,7 @@ def threads_as_before() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("flag, kept", [("--num_cpu_threads_per_process", True), ("--num_processes", False)])
-def test_a_number_of_threads_on_the_launchers_command_line_is_kept(
-    flag: str, kept: bool, monkeypatch
-) -> None:
+def test_a_number_of_threads_on_the_launchers_command_line_is_kept(flag: str, kept: bool, monkeypatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.setattr(cpu, "launcher_environment", dict)
@@ -46,9 +44,7 @@ def test_processes_with_the_same_cores_share_them(monkeypatch) -> None:
     assert torch.get_num_threads() == max(1, len(os.sched_getaffinity(0)) // 2)
 
 
-@pytest.mark.parametrize(
-    "precision, native, told", [("bf16", False, 1), ("bf16", True, 0), ("fp32", False, 0)]
-)
+@pytest.mark.parametrize("precision, native, told", [("bf16", False, 1), ("bf16", True, 0), ("fp32", False, 0)])
 def test_a_cpu_that_imitates_bf16_is_named(precision, native, told, arguments, monkeypatch, caplog) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native)
     settings = config_cli.load(arguments(train__precision=precision))

@@ -36,9 +36,7 @@ def write_run(parent: Path, seed: int, *, finished: bool = False) -> Path:
     folder.mkdir()
     config = replace(CONFIG, run=replace(CONFIG.run, seed=seed))
     (folder / "config.yaml").write_text(configuration.dump(config))
-    lines = [
-        {STEP: 3 * i, "epoch": i, "val/ema_top1": 20.0 + i, "perf/images_per_s": 100 * i} for i in (1, 2)
-    ]
+    lines = [{STEP: 3 * i, "epoch": i, "val/ema_top1": 20.0 + i, "perf/images_per_s": 100 * i} for i in (1, 2)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     attempts = [ATTEMPT, ATTEMPT | {"started": 3600, "job": "7", "restart": 1, "step": 3}]
     (folder / "attempts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in attempts))

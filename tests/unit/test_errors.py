@@ -37,9 +37,7 @@ def test_debug_adds_the_traceback_and_is_no_argument_of_the_program(capsys) -> N
 @pytest.mark.parametrize(
     "every_rank, printed", [(False, ""), (True, "error (rank 3): no GPU.\n")], ids=["of all", "of this one"]
 )
-def test_a_mistake_that_all_ranks_know_is_printed_by_rank_0_alone(
-    every_rank, printed, capsys, monkeypatch
-) -> None:
+def test_a_mistake_that_all_ranks_know_is_printed_by_rank_0_alone(every_rank, printed, capsys, monkeypatch) -> None:
     monkeypatch.setenv("RANK", "3")
     assert errors.run(ends_with(UserError("no GPU.", every_rank=every_rank)), []) == 2
     assert capsys.readouterr().err == printed

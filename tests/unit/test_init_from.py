@@ -75,8 +75,6 @@ def test_a_file_that_cannot_serve_is_one_sentence(
 
 
 def test_another_network_is_named_by_a_weight_that_differs(file: Path, arguments) -> None:
-    sentence = (
-        r"^train.init_from .* is another network \(classifier.2.weight: \(200, 16\), here \(200, 24\)\)"
-    )
+    sentence = r"^train.init_from .* is another network \(classifier.2.weight: \(200, 16\), here \(200, 24\)\)"
     with pytest.raises(UserError, match=sentence):
         train.main(arguments(train__init_from=file, model__widths="[16,24]"))

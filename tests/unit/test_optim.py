@@ -56,16 +56,10 @@ def test_only_weights_with_more_than_one_dimension_decay() -> None:
 
 @pytest.mark.parametrize("name, kind", [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
 def test_the_optimizer_is_the_one_asked_for(name: str, kind: type) -> None:
-    optimizer = build_optimizer(
-        build_model(MODEL, 10), OptimConfig(name=name, momentum=0.8, betas=(0.8, 0.9))
-    )
+    optimizer = build_optimizer(build_model(MODEL, 10), OptimConfig(name=name, momentum=0.8, betas=(0.8, 0.9)))
     assert isinstance(optimizer, kind)
     group = optimizer.param_groups[0]
-    assert (
-        (group["momentum"], group["nesterov"]) == (0.8, True)
-        if name == "sgd"
-        else group["betas"] == (0.8, 0.9)
-    )
+    assert (group["momentum"], group["nesterov"]) == (0.8, True) if name == "sgd" else group["betas"] == (0.8, 0.9)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
@@ -91,9 +85,7 @@ def test_a_skipped_step_leaves_no_trace_even_if_it_is_the_first(name: str) -> No
 def test_muon_takes_the_filters_behind_the_stem_and_sgd_the_rest() -> None:
     model = build_model(replace(MODEL, block="inverted", head_width=16), 10)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    muon, decayed, spared = parameter_groups(
-        model, OptimConfig(name="muon", lr=0.05, sgd_lr=0.2, weight_decay=0.1)
-    )
+    muon, decayed, spared = parameter_groups(model, OptimConfig(name="muon", lr=0.05, sgd_lr=0.2, weight_decay=0.1))
     assert {names[p] for p in muon["params"]} == {
         "stage1.0.branch.0.weight",
         "stage1.0.branch.6.reduce.weight",

@@ -203,9 +203,7 @@ def damaged_picture(run: Path) -> None:
         (damaged_picture, "augmented.png is damaged .*delete it."),
     ],
 )
-def test_a_folder_without_what_it_takes_is_named(
-    tmp_path: Path, harm: Callable[[Path], None], sentence: str
-) -> None:
+def test_a_folder_without_what_it_takes_is_named(tmp_path: Path, harm: Callable[[Path], None], sentence: str) -> None:
     run = folder(tmp_path / "run")
     harm(run)
     with pytest.raises(UserError, match=sentence):

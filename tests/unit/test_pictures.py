@@ -31,8 +31,6 @@ def test_a_caption_stays_below_its_image(tmp_path: Path) -> None:
 
 
 def test_rows_without_images_keep_their_heading(tmp_path: Path) -> None:
-    pictures.image_rows(
-        [("nothing", np.zeros((0, 64, 64, 3), dtype=np.uint8), [])], tmp_path / "rows.png", columns=6
-    )
+    pictures.image_rows([("nothing", np.zeros((0, 64, 64, 3), dtype=np.uint8), [])], tmp_path / "rows.png", columns=6)
     with Image.open(tmp_path / "rows.png") as picture:
         assert np.asarray(picture).min() < 128

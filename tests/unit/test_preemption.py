@@ -29,9 +29,7 @@ def test_a_signal_is_a_request_and_nothing_more(number: signal.Signals, tmp_path
     assert stop.agreed(OneProcess()) == number.name
 
 
-def test_a_second_ctrl_c_leaves_at_once_unless_it_is_an_echo_of_the_first(
-    tmp_path: Path, monkeypatch
-) -> None:
+def test_a_second_ctrl_c_leaves_at_once_unless_it_is_an_echo_of_the_first(tmp_path: Path, monkeypatch) -> None:
     stop = StopRequest(tmp_path)
     stop.install()
     os.kill(os.getpid(), signal.SIGINT)

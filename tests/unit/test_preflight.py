@@ -61,14 +61,10 @@ def test_what_is_wrong_names_the_node(changes: dict, sentence: str) -> None:
 @pytest.mark.parametrize(
     "available, capability, works", [(False, (9, 0), False), (True, (7, 0), False), (True, (9, 0), True)]
 )
-def test_a_driver_or_a_gpu_that_is_too_old_for_this_torch_is_noticed(
-    available, capability, works, monkeypatch
-) -> None:
+def test_a_driver_or_a_gpu_that_is_too_old_for_this_torch_is_noticed(available, capability, works, monkeypatch) -> None:
     """As NVML and CUDA answer then; no GPU was at hand."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
-    monkeypatch.setattr(
-        torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90a", "sm_90", "compute_90"]
-    )
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90a", "sm_90", "compute_90"])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert preflight._cuda_works() == works
 

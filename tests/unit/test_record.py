@@ -39,13 +39,9 @@ def test_a_folder_that_is_not_there_says_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize(
-    "content", ["{", "", "[]", '"text"', "\x00"], ids=["half", "empty", "list", "text", "NUL"]
-)
+@pytest.mark.parametrize("content", ["{", "", "[]", '"text"', "\x00"], ids=["half", "empty", "list", "text", "NUL"])
 @pytest.mark.parametrize("name", ["DONE", "run_info.json", "job.json", "wandb_run.json"])
-def test_a_damaged_file_is_named_and_the_others_are_read(
-    name: str, content: str, copy_of_finished: Path
-) -> None:
+def test_a_damaged_file_is_named_and_the_others_are_read(name: str, content: str, copy_of_finished: Path) -> None:
     whole = read_record(copy_of_finished)
     (copy_of_finished / name).write_text(content)
     run = read_record(copy_of_finished)
@@ -79,9 +75,7 @@ def test_lines_without_a_step_and_values_that_are_no_numbers_are_left_out(make_r
 
 
 def test_a_run_without_a_line_has_nothing_to_show(make_run) -> None:
-    with pytest.raises(
-        UserError, match="a has no line in metrics.jsonl yet; the first one comes after run.log_every"
-    ):
+    with pytest.raises(UserError, match="a has no line in metrics.jsonl yet; the first one comes after run.log_every"):
         with_metrics(make_run("a", "run: {log_every: 50}\n"))
 
 
@@ -105,9 +99,7 @@ def test_a_recipe_is_the_configuration_without_the_seed_and_the_place(make_run) 
 
 # ---- the state ----------------------------------------------------------------------------------------------
 
-ENDED_BY_AN_ERROR = (
-    "2026-11-24 INFO rank 0 of 1 is process 7 on n1\n2026-11-24 INFO ended by an error: no disk\n"
-)
+ENDED_BY_AN_ERROR = "2026-11-24 INFO rank 0 of 1 is process 7 on n1\n2026-11-24 INFO ended by an error: no disk\n"
 AFTER_A_RESTART = ENDED_BY_AN_ERROR + "2026-11-25 INFO rank 0 of 1 is process 8 on n1\n"
 CRASHED = "2026-11-24 INFO rank 0 of 1 is process 7 on n1\n2026-11-24 ERROR rank 0 failed\nTraceback\n"
 STATES: dict[str, tuple[dict[str, object], str]] = {

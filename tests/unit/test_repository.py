@@ -109,9 +109,7 @@ def test_a_folder_says_what_it_is_and_passes_nothing_on() -> None:
 
 
 def test_only_what_the_linter_is_told_of_speaks_to_wandb() -> None:
-    told = re.search(
-        r'"tinyimnet/tracking/\{([\w,]+)\}\.py" = \["TID251"\]', (REPO / "pyproject.toml").read_text()
-    )
+    told = re.search(r'"tinyimnet/tracking/\{([\w,]+)\}\.py" = \["TID251"\]', (REPO / "pyproject.toml").read_text())
     assert told
     users = {named(path) for path in CODE if any(re.match(r"wandb\b", name) for name in imported(path))}
     assert users == {f"tinyimnet.tracking.{name}" for name in told[1].split(",")}
@@ -190,22 +188,18 @@ def test_test_files_stay_readable() -> None:
             assert path.read_text().count("\n") <= 350, path.name
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in TESTS if path.parent.name == "unit"], ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", [path for path in TESTS if path.parent.name == "unit"], ids=lambda path: path.stem)
 def test_unit_tests_start_no_processes(path: Path) -> None:
     source = path.read_text()
-    starts = r"\bPopen\b|subprocess\.(run|check|call)|\bmultiprocessing\b|\bos\.fork\b|\bforkpty\b|\bSERVER\b|\brun_to_end\b"
+    starts = (
+        r"\bPopen\b|subprocess\.(run|check|call)|\bmultiprocessing\b|\bos\.fork\b|\bforkpty\b|\bSERVER\b|\brun_to_end\b"
+    )
     if path.name != Path(__file__).name:
-        assert not re.findall(
-            rf"{starts}|helpers\.rendezvous|helpers\.program import .*\b(python|launch)\b", source
-        )
+        assert not re.findall(rf"{starts}|helpers\.rendezvous|helpers\.program import .*\b(python|launch)\b", source)
 
 
 def test_the_tests_that_the_pages_name_exist() -> None:
-    found = [
-        name for page in PAGES for name in re.findall(r"([\w/]*test_\w+\.py)::(test_\w+)", page.read_text())
-    ]
+    found = [name for page in PAGES for name in re.findall(r"([\w/]*test_\w+\.py)::(test_\w+)", page.read_text())]
     assert len(found) > 20
     for file, name in found:
         path = REPO / "tests" / file.removeprefix("tests/")

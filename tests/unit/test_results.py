@@ -18,9 +18,7 @@ def test_the_model_card_says_how_good_it_is_and_its_program_works(
         (finished_run / "MODEL_CARD.md").read_text(),
         json.loads((finished_run / "DONE").read_text()),
     )
-    assert (
-        f"| final.safetensors, moving average of the weights | 12 | {results['val/ema_top1']:.2f} %" in card
-    )
+    assert f"| final.safetensors, moving average of the weights | 12 | {results['val/ema_top1']:.2f} %" in card
     assert f"{results['ece']:.2f} %" in card and "| **optim.lr** | **0.1** |" in card
     for name in ("final", "best"):
         shutil.copy(finished_run / f"{name}.safetensors", tmp_path)

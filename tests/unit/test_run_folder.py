@@ -62,9 +62,7 @@ def test_checkpoints_are_listed_by_number_without_the_best_one(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("epochs, done", [(2, True), (3, False)])
-def test_a_run_is_done_for_the_epochs_that_it_was_trained_for(
-    epochs: int, done: bool, tmp_path: Path
-) -> None:
+def test_a_run_is_done_for_the_epochs_that_it_was_trained_for(epochs: int, done: bool, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(dump(Config(train=TrainConfig(epochs=2), run=RunConfig(dir="x"))))
     config = Config(train=TrainConfig(epochs=epochs))
     assert not is_done(tmp_path, config)
@@ -80,9 +78,7 @@ def test_a_run_is_done_for_the_epochs_that_it_was_trained_for(
         ("text", "is damaged .not a mapping"),
     ],
 )
-def test_a_configuration_that_cannot_be_read_is_named(
-    content: str | None, sentence: str, tmp_path: Path
-) -> None:
+def test_a_configuration_that_cannot_be_read_is_named(content: str | None, sentence: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "config.yaml").write_text(content)
     with pytest.raises(UserError, match=sentence):

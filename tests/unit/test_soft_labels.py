@@ -19,9 +19,7 @@ from tinyimnet.evaluation.weights import load_trained, metadata_of, save_weights
 from tinyimnet.model.network import build_model
 
 NETWORK = ModelConfig(block="basic", widths=(8,), depths=(1,), width=1.0, stem_stride=2)
-MIXING = AugmentConfig(
-    mixup_probability=0.4, cutmix_probability=0.4, label_smoothing=0.1, soft_label_weight=0.7
-)
+MIXING = AugmentConfig(mixup_probability=0.4, cutmix_probability=0.4, label_smoothing=0.1, soft_label_weight=0.7)
 
 
 @pytest.fixture(scope="module")
@@ -128,9 +126,7 @@ def test_a_file_that_cannot_serve_is_one_sentence(
 ) -> None:
     MISTAKES[sentence](written, dataset)
     with pytest.raises(UserError, match=f"^data.soft_labels .*{sentence}"):
-        loading.ready_dataset(
-            DataConfig(root=str(tiny_data), soft_labels=str(written)), Rendezvous(environ={})
-        )
+        loading.ready_dataset(DataConfig(root=str(tiny_data), soft_labels=str(written)), Rendezvous(environ={}))
 
 
 def test_inspect_shows_the_targets_of_the_training(

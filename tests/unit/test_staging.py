@@ -23,9 +23,7 @@ def test_the_copy_is_gone_after_it_was_opened_and_can_still_be_read(tiny_data: P
     assert (dataset.images["train"] == open_dataset(tiny_data).images["train"]).all()
 
 
-def test_processes_of_one_node_copy_once_and_wait_for_it(
-    tiny_data: Path, tmp_path: Path, monkeypatch
-) -> None:
+def test_processes_of_one_node_copy_once_and_wait_for_it(tiny_data: Path, tmp_path: Path, monkeypatch) -> None:
     copies, copy = [], staging._copy
     monkeypatch.setattr(staging, "_copy", lambda *paths: (copies.append(1), copy(*paths)))
     all_opened = threading.Barrier(4)

@@ -34,9 +34,7 @@ def test_each_run_that_cannot_be_sent_is_named(tmp_path: Path) -> None:
     assert f"{tmp_path / 'one'} has no" in sentence and f"{tmp_path / 'two'} has no" in sentence
 
 
-def test_without_a_run_that_could_be_sent_it_says_why(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_run_that_could_be_sent_it_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUNS_ROOT", str(tmp_path))
     assert refused() == f"no run in {tmp_path}; name run folders."
     with RunLock(tracked(tmp_path, "busy")) as lock:

@@ -59,8 +59,7 @@ def test_colours_do_not_tell_the_class(train, val):
     mean_colour = [(images.mean(axis=(1, 2)), labels) for images, labels in (train, val)]
     assert nearest_mean_accuracy(*mean_colour) < 3 / N_CLASSES
     pixels = [
-        (images[:, ::2, ::2].reshape(len(images), -1).astype(np.float32), labels)
-        for images, labels in (train, val)
+        (images[:, ::2, ::2].reshape(len(images), -1).astype(np.float32), labels) for images, labels in (train, val)
     ]
     assert nearest_mean_accuracy(*pixels) < 0.05
 

@@ -88,9 +88,7 @@ def test_on_all_cores_too_a_resumed_run_equals_the_other(trainer, tmp_path, monk
         torch.set_num_threads(1)
 
 
-def test_a_run_that_is_killed_replays_what_came_after_its_last_checkpoint(
-    trainer, tmp_path, monkeypatch
-) -> None:
+def test_a_run_that_is_killed_replays_what_came_after_its_last_checkpoint(trainer, tmp_path, monkeypatch) -> None:
     whole = trainer(**EVERYTHING, run__dir=tmp_path / "whole")
     whole.fit()
     first = trainer(**EVERYTHING, run__dir=tmp_path / "parts")
@@ -110,9 +108,7 @@ def test_a_run_that_is_killed_replays_what_came_after_its_last_checkpoint(
     assert steps == [2, 4, 6, 8, 10, 12]
 
 
-def test_after_damaged_checkpoints_new_ones_of_earlier_steps_are_kept(
-    trainer, tmp_path, monkeypatch, caplog
-) -> None:
+def test_after_damaged_checkpoints_new_ones_of_earlier_steps_are_kept(trainer, tmp_path, monkeypatch, caplog) -> None:
     """The newest two steps stay, and the damaged ones were the newest: each new one was removed as it was written."""
 
     def stop_at(step: int) -> Trainer:
@@ -166,9 +162,7 @@ def test_accumulation_takes_the_same_step(trainer, tmp_path: Path) -> None:
     """With BatchNorm in eval mode, whose batch statistics belong to a forward pass, only float order differs."""
     weights = []
     for name, device_batch_size in (("one", 0), ("four", 8)):
-        made = trainer(
-            train__device_batch_size=device_batch_size, train__precision="fp32", run__dir=tmp_path / name
-        )
+        made = trainer(train__device_batch_size=device_batch_size, train__precision="fp32", run__dir=tmp_path / name)
         for norm in (m for m in made.bare.modules() if isinstance(m, torch.nn.BatchNorm2d)):
             norm.eval()
             norm.train = lambda _mode=True, norm=norm: norm
@@ -263,9 +257,7 @@ def test_it_overfits_a_few_images(precision: str, trainer) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_network_is_compiled_in_its_steps_whatever_a_start_does_with_it(
-    precision, trainer, tmp_path: Path
-) -> None:
+def test_a_network_is_compiled_in_its_steps_whatever_a_start_does_with_it(precision, trainer, tmp_path: Path) -> None:
     """torch compiles no function again that it met while operations were counted, without a word."""
     made, counter = trainer(train__precision=precision), CompileCounter()
     made.bare.compile(backend=counter)

@@ -120,9 +120,7 @@ def test_a_killed_trial_with_a_new_checkpoint_is_kept_and_requeued(end, tmp_path
 
 
 @pytest.mark.parametrize(("job", "comes_back"), [(PREEMPTED, True), (RUNNING, False)])
-def test_an_element_without_a_trial_comes_back_only_if_preempted(
-    job, comes_back, end, tmp_path: Path
-) -> None:
+def test_an_element_without_a_trial_comes_back_only_if_preempted(job, comes_back, end, tmp_path: Path) -> None:
     (tmp_path / "job").write_text(job)
     assert trial.main(["--none", "3"]) == (0 if comes_back else 3)
     assert ("requeue 7_0" in (tmp_path / "asked").read_text()) == comes_back

@@ -75,9 +75,7 @@ def test_what_is_drawn_is_what_a_run_writes(trained: Path) -> None:
     results = json.loads((trained / "DONE").read_text()).keys()
     plots = [panel for panels in dashboard.all_panels().values() for panel in panels if hasattr(panel, "y")]
     drawn = {key for plot in plots for key in plot.y}
-    columns = {
-        column.removeprefix("summary:") for column in dashboard.COLUMNS if column.startswith("summary:")
-    }
+    columns = {column.removeprefix("summary:") for column in dashboard.COLUMNS if column.startswith("summary:")}
     assert drawn - logged == {"perf/gpu_memory_gb"}, "a panel without a metric"  # on a GPU only
     assert logged - drawn == {STEP, "epoch"}, "a metric that no panel shows"
     assert columns <= logged and RESULTS.keys() <= results
@@ -101,9 +99,7 @@ def test_the_view_has_all_charts_over_the_global_step(runs: list[str], wandb_ser
     assert [len(sections[name]) for name in ("Seeds", "Pictures", "Runs")] == [2, len(dashboard.PICTURES), 1]
     axes = values([workspace["settings"], workspace["panelBankConfig"]], "xAxis")
     assert len(axes) > len(charts) and set(axes) == {STEP}
-    grouped = [
-        panel["config"]["groupArea"] for panel in sections["Seeds"] if panel["config"]["groupBy"] == "group"
-    ]
+    grouped = [panel["config"]["groupArea"] for panel in sections["Seeds"] if panel["config"]["groupBy"] == "group"]
     assert grouped == ["stddev", "minmax"]
     address = f"{wandb_server.url}/{wandb_server.entity}/{PROJECT}?nw="
     assert capsys.readouterr().out.startswith(f"view: {address}")

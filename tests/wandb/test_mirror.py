@@ -143,9 +143,7 @@ def test_a_job_that_ends_soon_leaves_time_for_its_requeue(run_dir: Path, monkeyp
     assert f"send what is missing: python -m tinyimnet sync {run_dir}" in caplog.text
 
 
-def test_an_unreachable_server_costs_a_step_nothing_and_the_end_seconds(
-    run_dir: Path, monkeypatch, capsys
-) -> None:
+def test_an_unreachable_server_costs_a_step_nothing_and_the_end_seconds(run_dir: Path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # refused
     tracker = start(run_dir)

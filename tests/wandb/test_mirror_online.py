@@ -109,9 +109,7 @@ def test_a_mirror_that_dies_before_the_end_is_told_with_the_way_to_sync(
 
 
 @pytest.mark.parametrize("moment", ["connected", "at the end"])
-def test_a_service_process_that_is_killed_costs_no_row(
-    moment: str, run_dir: Path, wandb_server: WandbServer
-) -> None:
+def test_a_service_process_that_is_killed_costs_no_row(moment: str, run_dir: Path, wandb_server: WandbServer) -> None:
     tracker = start(run_dir)
     run = on_server(wandb_server, run_dir)
     service = service_of(tracker)
@@ -126,9 +124,7 @@ def test_a_service_process_that_is_killed_costs_no_row(
     assert run.state == "finished"
 
 
-@pytest.mark.parametrize(
-    ("fault", "path"), [("reset", "file_stream"), ("hang", ""), (503, ""), (404, "file_stream")]
-)
+@pytest.mark.parametrize(("fault", "path"), [("reset", "file_stream"), ("hang", ""), (503, ""), (404, "file_stream")])
 def test_a_server_that_breaks_costs_no_step_any_time_and_no_row(
     fault: Any, path: str, run_dir: Path, wandb_server: WandbServer
 ) -> None:
@@ -187,9 +183,7 @@ def test_alerts_arrive_with_their_level(run_dir: Path, wandb_server: WandbServer
     assert alert["text"] == "No space left on device"
 
 
-def test_every_process_sends_system_metrics_where_that_is_asked_for(
-    run_dir: Path, wandb_server: WandbServer
-) -> None:
+def test_every_process_sends_system_metrics_where_that_is_asked_for(run_dir: Path, wandb_server: WandbServer) -> None:
     settings = TrackingConfig(per_rank=True, finish_timeout=FINISH)
     (run_dir / "config.yaml").write_text(configuration.dump(Config(tracking=settings)))
     trackers = [Tracker(run_dir, settings, rank=rank) for rank in (0, 1)]
@@ -204,6 +198,4 @@ def test_every_process_sends_system_metrics_where_that_is_asked_for(
     assert run.state == "finished"
     measured = {key for row in run.events for key in row}
     for rank in (0, 1):
-        assert any(key.startswith("system.") and key.endswith(f"/l:rank_{rank}") for key in measured), (
-            measured
-        )
+        assert any(key.startswith("system.") and key.endswith(f"/l:rank_{rank}") for key in measured), measured

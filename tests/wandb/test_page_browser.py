@@ -136,9 +136,7 @@ def test_every_picture_of_the_run_is_shown(browser: Browser, run: Path, one: Pat
 
 def test_the_second_attempt_is_marked_in_each_chart(browser: Browser, one: Path) -> None:
     browser.open(one, width=DESKTOP)
-    marks = (
-        '[...document.querySelectorAll("figure.chart")].map(f => f.querySelectorAll("path.attempt").length)'
-    )
+    marks = '[...document.querySelectorAll("figure.chart")].map(f => f.querySelectorAll("path.attempt").length)'
     assert set(browser.evaluate(marks)) == {1}
 
 
@@ -146,10 +144,7 @@ def test_the_second_attempt_is_marked_in_each_chart(browser: Browser, one: Path)
 def test_what_is_folded_opens_and_fits(browser: Browser, one: Path, width: int) -> None:
     browser.open(one, width=width)
     browser.evaluate('document.querySelectorAll("details").forEach(part => part.open = true)')
-    assert (
-        browser.evaluate('[...document.querySelectorAll("td")].filter(cell => cell.offsetHeight).length')
-        > 800
-    )
+    assert browser.evaluate('[...document.querySelectorAll("td")].filter(cell => cell.offsetHeight).length') > 800
     assert browser.evaluate("innerWidth") == width
     assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
@@ -202,9 +197,7 @@ def test_a_chart_shows_its_last_values_again_afterwards(browser: Browser, one: P
 
 
 @pytest.mark.parametrize(("width", "dark"), SCREENS)
-def test_the_page_of_several_runs_fits_the_screen(
-    browser: Browser, several: Path, width: int, dark: bool
-) -> None:
+def test_the_page_of_several_runs_fits_the_screen(browser: Browser, several: Path, width: int, dark: bool) -> None:
     browser.open(several, width=width, dark=dark)
     check_layout(browser, width)
 

@@ -40,9 +40,7 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared folder with 8 classes of one colour each, which a network has learnt after three epochs of 4 steps."""
     root = tmp_path_factory.mktemp("data") / "colours"
     labels = np.arange(64) % 8
-    images = (
-        np.stack([labels & 1, labels >> 1 & 1, labels >> 2], axis=1).astype(np.uint8)[:, None, None] * 255
-    )
+    images = np.stack([labels & 1, labels >> 1 & 1, labels >> 2], axis=1).astype(np.uint8)[:, None, None] * 255
     with writer.new_folder(root, bytes_needed=10**7) as folder:
         for split in ("train", "val", "test"):
             shape = (len(labels), *writer.IMAGE_SHAPE)
@@ -169,9 +167,7 @@ def test_two_elements_share_a_grid_and_run_each_trial_once(wandb_server: WandbSe
     assert not list(site.runs.glob(".trial-*"))
 
 
-def test_a_trial_goes_on_under_its_id_after_a_requeue_and_a_lost_node(
-    wandb_server: WandbServer, site: Site
-) -> None:
+def test_a_trial_goes_on_under_its_id_after_a_requeue_and_a_lost_node(wandb_server: WandbServer, site: Site) -> None:
     site.create("lr.yaml", {"train.epochs": [60]})
     first = site.start()
     run_dir = site.until_step(12)
@@ -199,9 +195,7 @@ def test_a_trial_goes_on_under_its_id_after_a_requeue_and_a_lost_node(
     assert run.resumed == 2
 
 
-def test_hyperband_ends_a_trial_that_falls_behind_and_the_next_one_runs(
-    wandb_server: WandbServer, site: Site
-) -> None:
+def test_hyperband_ends_a_trial_that_falls_behind_and_the_next_one_runs(wandb_server: WandbServer, site: Site) -> None:
     parts = {"good": (0.1, 6), "bad": (1e-8, 1000), "later": (0.2, 6)}
     for name, (lr, epochs) in parts.items():
         part = {"optim": {"lr": lr}, "train": {"epochs": epochs}}

@@ -113,9 +113,7 @@ def test_a_second_sync_sends_nothing(offline: Path, wandb_server: WandbServer) -
     assert steps(wandb_server, offline) == list(range(1, 16))
 
 
-def test_what_a_sync_that_broke_off_did_not_send_is_sent_by_the_next(
-    offline: Path, wandb_server: WandbServer
-) -> None:
+def test_what_a_sync_that_broke_off_did_not_send_is_sent_by_the_next(offline: Path, wandb_server: WandbServer) -> None:
     """Half of the rows of a record are there, and no marker beside it says so."""
     sync(offline)
     run = only_run(wandb_server)
@@ -220,9 +218,7 @@ def test_two_at_once_do_not_send_the_same_rows(offline: Path, wandb_server: Wand
     assert steps(wandb_server, offline) == list(range(1, 16))
 
 
-def test_a_run_that_trains_offline_is_followed_until_its_end(
-    run_dir: Path, wandb_server: WandbServer
-) -> None:
+def test_a_run_that_trains_offline_is_followed_until_its_end(run_dir: Path, wandb_server: WandbServer) -> None:
     offline = {**os.environ, "WANDB_MODE": "offline"}
     training = subprocess.Popen([sys.executable, "-c", TRAINING, str(run_dir)], cwd=REPO, env=offline)
     wait_until((run_dir / "wandb_run.json").exists)

@@ -20,9 +20,7 @@ from tinyimnet.tracking.tracker import Tracker
 KEY, PROJECT = os.environ.get("REAL_WANDB_API_KEY"), "tinyimnet-tests"
 
 
-@pytest.mark.skipif(
-    not KEY, reason="needs a real W&B: set REAL_WANDB_API_KEY; it leaves a run in tinyimnet-tests"
-)
+@pytest.mark.skipif(not KEY, reason="needs a real W&B: set REAL_WANDB_API_KEY; it leaves a run in tinyimnet-tests")
 def test_a_real_server_has_each_row_once_after_a_requeue_and_a_sync(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_API_KEY", str(KEY))

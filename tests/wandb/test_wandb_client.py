@@ -57,9 +57,7 @@ def steps(run: StoredRun) -> list[int]:
     return [row["trainer/global_step"] for row in run.history]
 
 
-def test_a_run_arrives_with_config_rows_summary_and_console(
-    wandb_server: WandbServer, tmp_path: Path
-) -> None:
+def test_a_run_arrives_with_config_rows_summary_and_console(wandb_server: WandbServer, tmp_path: Path) -> None:
     run_client(
         tmp_path,
         """
@@ -218,9 +216,7 @@ def test_a_run_that_is_preempted_says_so(wandb_server: WandbServer, tmp_path: Pa
     assert (alert["runName"], alert["title"], alert["text"]) == ("job", "title", "text")
 
 
-@pytest.mark.skipif(
-    not importlib.util.find_spec("wandb_workspaces"), reason="needs requirements-dashboard.txt"
-)
+@pytest.mark.skipif(not importlib.util.find_spec("wandb_workspaces"), reason="needs requirements-dashboard.txt")
 def test_workspaces_and_reports_are_kept(wandb_server: WandbServer, tmp_path: Path) -> None:
     run_client(
         tmp_path,
@@ -267,9 +263,7 @@ def test_rows_arrive_after_faults_in_the_middle_of_a_run(wandb_server: WandbServ
 
 
 @pytest.mark.parametrize("status", [401, 404])
-def test_a_refused_start_is_an_error_of_the_client(
-    wandb_server: WandbServer, tmp_path: Path, status: int
-) -> None:
+def test_a_refused_start_is_an_error_of_the_client(wandb_server: WandbServer, tmp_path: Path, status: int) -> None:
     wandb_server.break_with(status, "/graphql")
     output = run_client(
         tmp_path,

@@ -40,9 +40,7 @@ def run_dir(tmp_path: Path, tiny_data: Path, wandb_server: WandbServer, monkeypa
     for name in SECRETS:
         monkeypatch.setenv(name, SECRET)
     folder = tmp_path / "tiny-seed0"
-    arguments = small_run(
-        tiny_data, folder, run__save_every=2, tracking__log_code=True, tracking__finish_timeout=20
-    )
+    arguments = small_run(tiny_data, folder, run__save_every=2, tracking__log_code=True, tracking__finish_timeout=20)
     assert python("-c", KILLED, *arguments).returncode == -9
     done = python("train.py", *arguments)
     assert done.returncode == 0, done.stderr
@@ -62,9 +60,7 @@ def test_a_run_of_two_attempts_is_all_there(run_dir: Path, wandb_server: WandbSe
     no_secret(run_dir, wandb_server)
 
 
-def test_an_offline_run_is_all_there_after_a_sync(
-    tmp_path: Path, tiny_data: Path, wandb_server: WandbServer
-) -> None:
+def test_an_offline_run_is_all_there_after_a_sync(tmp_path: Path, tiny_data: Path, wandb_server: WandbServer) -> None:
     """Its weights and tables were recorded where the home directory could not be written."""
     run_dir = tmp_path / "tiny-seed0"
     arguments = small_run(tiny_data, run_dir, run__save_every=2)
@@ -155,11 +151,7 @@ def weights_with_equal_checksums(run_dir: Path, run: Any, tmp_path: Path) -> Non
         model = wandb.Api().artifact(f"lab/tiny-imagenet-1m/model-{run.id}:{alias}")
         folder = Path(model.download(tmp_path / alias))
         assert sha256(folder / f"{alias}.safetensors") == sha256(run_dir / f"{alias}.safetensors")
-        assert (
-            (folder / "MODEL_CARD.md").read_text()
-            == (run_dir / "MODEL_CARD.md").read_text()
-            == model.description
-        )
+        assert (folder / "MODEL_CARD.md").read_text() == (run_dir / "MODEL_CARD.md").read_text() == model.description
         assert model.metadata["val/ema_top1"] == run.summary["val/ema_top1"]
 
 

@@ -32,9 +32,7 @@ def add_sweep(server: WandbServer, config: dict) -> Sweep:
     return sweep
 
 
-def test_agents_share_a_sweep_and_one_can_start_a_second_time(
-    wandb_server: WandbServer, tmp_path: Path
-) -> None:
+def test_agents_share_a_sweep_and_one_can_start_a_second_time(wandb_server: WandbServer, tmp_path: Path) -> None:
     script = f"""
         run = wandb.init(settings={QUICK})
         run.log({{"x": run.config["lr"]}})

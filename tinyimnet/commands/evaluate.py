@@ -14,14 +14,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder or .safetensors file")
     parser.add_argument("--split", choices=("train", "val"), default="val")
-    parser.add_argument(
-        "--tta", choices=("none", "flip"), default="none", help="flip: average the mirrored image in"
-    )
+    parser.add_argument("--tta", choices=("none", "flip"), default="none", help="flip: average the mirrored image in")
     whose = "prepared folder (default: the run's data.root, split as by its data.tune_split)"
     parser.add_argument("--data", type=Path, help=whose)
-    parser.add_argument(
-        "--out", type=Path, help="folder for the tables and pictures (default: RUN/evaluation)"
-    )
+    parser.add_argument("--out", type=Path, help="folder for the tables and pictures (default: RUN/evaluation)")
 
 
 def main(args: argparse.Namespace) -> int:

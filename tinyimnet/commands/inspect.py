@@ -18,13 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("--split", choices=("train", "val", "test"), default="train")
     parser.add_argument("--count", type=int, default=48, help="images (default: 48)")
-    parser.add_argument(
-        "--out", type=Path, default=Path("inspect.png"), help="PNG to write (default: inspect.png)"
-    )
+    parser.add_argument("--out", type=Path, default=Path("inspect.png"), help="PNG to write (default: inspect.png)")
     parser.add_argument("--augmented", action="store_true", help="as the network sees a training batch")
-    parser.add_argument(
-        "--step", type=int, default=0, help="with --augmented: the optimizer step (default: 0)"
-    )
+    parser.add_argument("--step", type=int, default=0, help="with --augmented: the optimizer step (default: 0)")
     parser.epilog = "Takes train.py's options too: --config, --data.root, --augment.cutmix_probability 1 ..."
 
 
@@ -46,9 +42,7 @@ def main(args: argparse.Namespace) -> int:
         rows = np.random.default_rng(config.run.seed).permutation(n)[: args.count]
         images = dataset.images[args.split][rows]
         labels = dataset.labels.get(args.split)
-        titles = [
-            dataset.names[labels[row]] if labels is not None else dataset.test_files[row] for row in rows
-        ]
+        titles = [dataset.names[labels[row]] if labels is not None else dataset.test_files[row] for row in rows]
     with writing(args.out):
         pictures.image_grid(images, titles, args.out)
     print(f"{len(images)} images of {config.data.root} ({args.split}): {args.out}")

@@ -13,14 +13,10 @@ from tinyimnet.evaluation import analysis
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder or .safetensors file")
-    parser.add_argument(
-        "--split", choices=("train", "val", "test"), default="test", help="of the prepared data"
-    )
+    parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="of the prepared data")
     parser.add_argument("--images", type=Path, help="instead of a split: a folder of images or an .npy file")
     parser.add_argument("--out", type=Path, default=Path("submission.csv"), help="(default: submission.csv)")
-    parser.add_argument(
-        "--tta", choices=("none", "flip"), default="none", help="flip: average the mirrored image in"
-    )
+    parser.add_argument("--tta", choices=("none", "flip"), default="none", help="flip: average the mirrored image in")
     parser.add_argument("--label", choices=("wnid", "index", "name"), default="wnid", help="(default: wnid)")
     parser.add_argument("--data", type=Path, help="prepared folder (default: the run's data.root)")
 

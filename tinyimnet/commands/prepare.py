@@ -15,17 +15,13 @@ from tinyimnet.errors import UserError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument(
-        "source", nargs="?", type=Path, help="tiny-imagenet-200.zip, its folder, or one of .npy files"
-    )
+    parser.add_argument("source", nargs="?", type=Path, help="tiny-imagenet-200.zip, its folder, or one of .npy files")
     parser.add_argument(
         "--out", type=Path, help="$DATA_ROOT or data/tiny-imagenet-200; data/synthetic-200 with --synthetic"
     )
     for role in npy.ROLES:
         parser.add_argument(f"--{role.replace('_', '-')}", type=Path, metavar="FILE", help=f"{role} as .npy")
-    parser.add_argument(
-        "--classes", type=Path, metavar="FILE", help="with .npy: a class id per line, in label order"
-    )
+    parser.add_argument("--classes", type=Path, metavar="FILE", help="with .npy: a class id per line, in label order")
     parser.add_argument("--download", action="store_true", help="fetch the official archive (248 MB) first")
     parser.add_argument("--synthetic", action="store_true", help="draw a small data set instead")
 

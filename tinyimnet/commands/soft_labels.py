@@ -37,7 +37,5 @@ def main(args: argparse.Namespace) -> int:
     with writing(args.out):
         write(args.out, probabilities, datasets[0], [str(teacher.origin) for teacher in teachers])
     top1 = (probabilities.argmax(1) == labels).mean()
-    print(
-        f"{len(labels):,} soft labels of {len(said)} network(s), which have {top1:.1%} of them right: {args.out}"
-    )
+    print(f"{len(labels):,} soft labels of {len(said)} network(s), which have {top1:.1%} of them right: {args.out}")
     return 0

@@ -22,12 +22,8 @@ def main(args: argparse.Namespace) -> int:
     model = build_model(resolved, n_classes)
     stages = model_summary(model)
     total, limit = count_parameters(model), config.model.max_parameters
-    rows = [
-        (s.name, f"{s.parameters:,}", f"{s.macs / 1e6:.2f}", " x ".join(map(str, s.shape))) for s in stages
-    ]
+    rows = [(s.name, f"{s.parameters:,}", f"{s.macs / 1e6:.2f}", " x ".join(map(str, s.shape))) for s in stages]
     rows.append(("total", f"{total:,}", f"{sum(s.macs for s in stages) / 1e6:.2f}", f"{n_classes} classes"))
-    title = (
-        f"{resolved.block}, width x {float(resolved.width):.4g}: {total / limit:.2%} of {limit:,} parameters"
-    )
+    title = f"{resolved.block}, width x {float(resolved.width):.4g}: {total / limit:.2%} of {limit:,} parameters"
     print_table(title, rows, ("stage", "parameters", "MMACs", "output"))
     return 0

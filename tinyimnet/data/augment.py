@@ -33,9 +33,7 @@ def crop_flip(images: Tensor, index: Tensor, down: Tensor, right: Tensor, flip: 
     xs = _reflect(torch.where(flip[:, None] == 1, size - 1 - along, along) + right[:, None], size)
     rows = images.view(-1, size * channels).index_select(0, (index[:, None] * size + ys).flatten())
     row_starts = size * torch.arange(len(index) * size, dtype=torch.int32, device=images.device)
-    pixels = rows.view(-1, channels).index_select(
-        0, (row_starts.view(-1, size, 1) + xs[:, None, :]).flatten()
-    )
+    pixels = rows.view(-1, channels).index_select(0, (row_starts.view(-1, size, 1) + xs[:, None, :]).flatten())
     return pixels.view(len(index), size, size, channels)
 
 
@@ -94,9 +92,7 @@ def weight_map(blend: Tensor, boxes: Tensor, resolution: int) -> Tensor:
     in_rows, in_columns = (along >= y0) & (along < y1), (along >= x0) & (along < x1)
     in_box = in_rows[:, :, None] & in_columns[:, None, :]
     weight = torch.where(in_box, 0.0, blend[:, None, None])[:, None]
-    return (
-        weight if resolution == IMAGE_SIZE else _shrink(weight, resolution).clamp(0, 1)
-    )  # bicubic overshoots
+    return weight if resolution == IMAGE_SIZE else _shrink(weight, resolution).clamp(0, 1)  # bicubic overshoots
 
 
 def mix(images: Tensor, partners: Tensor, weight: Tensor) -> Tensor:
@@ -104,9 +100,7 @@ def mix(images: Tensor, partners: Tensor, weight: Tensor) -> Tensor:
     return torch.lerp(partners, images, weight)
 
 
-def soft_targets(
-    labels: Tensor, partner_labels: Tensor, share: Tensor, n_classes: int, smoothing: float
-) -> Tensor:
+def soft_targets(labels: Tensor, partner_labels: Tensor, share: Tensor, n_classes: int, smoothing: float) -> Tensor:
     """Rows that sum to 1: the two labels by their share of the pixels, `smoothing` of it spread over all classes.
 
     Args:

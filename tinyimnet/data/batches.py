@@ -117,9 +117,7 @@ class Draw:
         return (self.blend * (1 - box_share)).astype(np.float32)
 
 
-def draw(
-    config: AugmentConfig, samples: np.ndarray, flip: np.ndarray, seed: int, step: int, *, mix: bool
-) -> Draw:
+def draw(config: AugmentConfig, samples: np.ndarray, flip: np.ndarray, seed: int, step: int, *, mix: bool) -> Draw:
     """Draw the augmentation of step `step` for the global batch `samples`, of which those with `flip` 1 are flipped.
 
     Mixup: Zhang et al., arXiv 1710.09412. CutMix: Yun et al., arXiv 1905.04899; the label's weight is that of the
@@ -185,18 +183,14 @@ class TrainBatches:
         self.normalise = augment.Normalise(mean, std, images.device)
         self.config, self.seed = config, seed
         self.total_steps = epochs * self.steps_per_epoch
-        self.resolutions = step_resolutions(
-            config.start_resolution, config.full_resolution_from, self.total_steps
-        )
+        self.resolutions = step_resolutions(config.start_resolution, config.full_resolution_from, self.total_steps)
         self.global_batch_size = global_batch_size
 
     @classmethod
     def of_run(cls, config: Config, dataset: Dataset, device: torch.device) -> "TrainBatches":
         """Those of a run on `dataset`; moves what they need to `device`."""
         images, labels = (torch.from_numpy(of["train"]).to(device) for of in (dataset.images, dataset.labels))
-        soft_labels = (
-            None if dataset.soft_labels is None else torch.from_numpy(dataset.soft_labels).to(device)
-        )
+        soft_labels = None if dataset.soft_labels is None else torch.from_numpy(dataset.soft_labels).to(device)
         return cls(
             images,
             labels,
@@ -238,9 +232,7 @@ class TrainBatches:
             blend = _to_device(drawn.blend[rows], self.images.device)
             boxes = _to_device(drawn.boxes[rows], self.images.device)
             partner_samples = partner[:, 0]
-            images = augment.mix(
-                images, self._view(partner, resolution), augment.weight_map(blend, boxes, resolution)
-            )
+            images = augment.mix(images, self._view(partner, resolution), augment.weight_map(blend, boxes, resolution))
         return images, self._targets(samples, partner_samples, share)
 
     def _targets(self, samples: Tensor, partner_samples: Tensor, share: Tensor) -> Tensor:

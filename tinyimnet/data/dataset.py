@@ -68,18 +68,12 @@ def open_dataset(root: Path, *, verify: bool = True) -> Dataset:
     """
     manifest = _read_manifest(root)
     arrays = {name: _open_array(root / name, digest, verify) for name, digest in manifest["sha256"].items()}
-    images = {
-        name.removesuffix("_images.npy"): a for name, a in arrays.items() if name.endswith("_images.npy")
-    }
-    labels = {
-        name.removesuffix("_labels.npy"): a for name, a in arrays.items() if name.endswith("_labels.npy")
-    }
+    images = {name.removesuffix("_images.npy"): a for name, a in arrays.items() if name.endswith("_images.npy")}
+    labels = {name.removesuffix("_labels.npy"): a for name, a in arrays.items() if name.endswith("_labels.npy")}
     classes, digest = manifest["classes"], hashlib.sha256()
     for split in LABELLED:
         if split not in images or split not in labels:
-            raise UserError(
-                f"{root}/manifest.json lists no {split} images with labels; prepare the folder anew."
-            )
+            raise UserError(f"{root}/manifest.json lists no {split} images with labels; prepare the folder anew.")
         check_split(f"{root} ({split})", images[split], labels[split], len(classes))
         digest.update(
             f"{manifest['sha256'][f'{split}_images.npy']} {manifest['sha256'][f'{split}_labels.npy']}\n".encode()
@@ -122,9 +116,7 @@ def check_split(where: str, images: np.ndarray, labels: np.ndarray, n_classes: i
     if not len(images):
         raise UserError(f"{where} has no images; prepare the folder anew.")
     if images.dtype != np.uint8 or images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3):
-        raise UserError(
-            f"{where}: images are {images.dtype} {images.shape} and must be uint8 (N, 64, 64, 3)."
-        )
+        raise UserError(f"{where}: images are {images.dtype} {images.shape} and must be uint8 (N, 64, 64, 3).")
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(
             f"{where}: labels are {labels.dtype} {labels.shape} and must be one integer for each of the {len(images)} images."
@@ -155,18 +147,14 @@ def _read_manifest(root: Path) -> dict:
     except FileNotFoundError:
         raise not_prepared(root) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{root}/manifest.json is damaged ({error}); delete {root} and prepare it anew."
-        ) from None
+        raise UserError(f"{root}/manifest.json is damaged ({error}); delete {root} and prepare it anew.") from None
 
 
 def _open_array(path: Path, digest: str, verify: bool) -> np.ndarray:
     if not path.is_file():
         raise UserError(f"{path} is missing; delete {path.parent} and prepare it anew.")
     if verify and sha256(path) != digest:
-        raise UserError(
-            f"{path} differs from its manifest (sha256); delete {path.parent} and prepare it anew."
-        )
+        raise UserError(f"{path} differs from its manifest (sha256); delete {path.parent} and prepare it anew.")
     # Copy-on-write: torch.from_numpy warns about read-only arrays, and all processes still share the pages.
     try:
         return np.load(path, mmap_mode="c", allow_pickle=False)

@@ -38,9 +38,7 @@ def fetch(target: Path, url: str = URL, size: int = SIZE, sha256: str = SHA256) 
     if target.exists():
         if target.is_file() and target.stat().st_size == size and files.sha256(target) == sha256:
             return target
-        raise UserError(
-            f"{target} is in the way and not the archive of {url}; prepare from it, or delete it."
-        )
+        raise UserError(f"{target} is in the way and not the archive of {url}; prepare from it, or delete it.")
     part = target.with_name(f"{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -89,9 +87,7 @@ def _receive_once(url: str, file: BinaryIO, size: int, show: Callable[[int], Non
             file.write(block)
             show(file.tell())
     if file.tell() < size:
-        raise ConnectionError(
-            f"the connection broke after {file.tell():,} of {size:,} bytes, a new run goes on there"
-        )
+        raise ConnectionError(f"the connection broke after {file.tell():,} of {size:,} bytes, a new run goes on there")
 
 
 @contextmanager

@@ -27,9 +27,7 @@ def ready_dataset(config: DataConfig, rendezvous: Rendezvous) -> Dataset:
     """
     dataset = _opened_everywhere(config, rendezvous)
     if config.soft_labels:
-        dataset = rendezvous.on_all_ranks(
-            "soft labels", lambda: soft_labels.add(dataset, Path(config.soft_labels))
-        )
+        dataset = rendezvous.on_all_ranks("soft labels", lambda: soft_labels.add(dataset, Path(config.soft_labels)))
     where = f"data.root {config.root}{config.soft_labels and f' or data.soft_labels {config.soft_labels}'}"
     digests = rendezvous.gather("digests", dataset.digest)
     for rank, digest in enumerate(digests):
@@ -58,9 +56,7 @@ def _opened_everywhere(config: DataConfig, rendezvous: Rendezvous) -> Dataset:
     with ExitStack() as stack:
         return rendezvous.on_all_ranks(
             "data",
-            lambda: open_dataset(
-                stack.enter_context(staging.staged(root, config.stage, token)), verify=False
-            ),
+            lambda: open_dataset(stack.enter_context(staging.staged(root, config.stage, token)), verify=False),
             PATIENCE,
         )
 

@@ -42,9 +42,7 @@ def guess_arrays(folder: Path) -> dict[str, Path]:
     files = sorted(folder.glob("*.npy"))
     roles: dict[str, list[Path]] = {}
     for file in files:
-        words = [
-            word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", file.stem)
-        ]  # valLabels, X_train, y-val
+        words = [word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", file.stem)]  # valLabels, X_train, y-val
         splits = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
         kinds = {KIND_WORDS[word] for word in words if word in KIND_WORDS} or {"images"}
         roles.setdefault("+".join(sorted(splits)) + "_" + "+".join(sorted(kinds)), []).append(file)
@@ -73,12 +71,8 @@ def prepare_npy(arrays: dict[str, Path], out: Path, classes: Path | None) -> dic
         UserError: a file is not as described.
     """
     if missing := [f"--{role.replace('_', '-')}" for role in ROLES[:4] if role not in arrays]:
-        raise UserError(
-            f"{' and '.join(missing)} must be given too: images and labels of both train and val."
-        )
-    images = {
-        role.removesuffix("_images"): arrays[role] for role in ROLES if role in arrays and "_images" in role
-    }
+        raise UserError(f"{' and '.join(missing)} must be given too: images and labels of both train and val.")
+    images = {role.removesuffix("_images"): arrays[role] for role in ROLES if role in arrays and "_images" in role}
     counts = {split: len(open_images(path)) for split, path in images.items()}
     labels, widths = {}, {}
     for split in LABELLED:
@@ -103,9 +97,7 @@ def prepare_npy(arrays: dict[str, Path], out: Path, classes: Path | None) -> dic
                     advance(len(pixels))
         origin = ", ".join(str(path) for path in arrays.values())
         test_files = [f"test_{i}" for i in range(counts.get("test", 0))]
-        return finish(
-            folder, classes=[(name, name) for name in class_ids], test_files=test_files, origin=origin
-        )
+        return finish(folder, classes=[(name, name) for name in class_ids], test_files=test_files, origin=origin)
 
 
 def open_array(path: Path) -> np.ndarray:
@@ -138,9 +130,7 @@ def to_pixels(path: Path, images: np.ndarray) -> np.ndarray:
     """(n, 64, 64, 3) uint8 of a few images in any of the forms taken."""
     if images.dtype != np.uint8:
         if not (images.min() >= 0 and images.max() <= 1):  # true for NaN
-            raise UserError(
-                f"{path} has values outside [0, 1] or NaN; scale its floats to [0, 1], or save uint8."
-            )
+            raise UserError(f"{path} has values outside [0, 1] or NaN; scale its floats to [0, 1], or save uint8.")
         images = np.rint(images * 255).astype(np.uint8)
     return images if images.shape[1:] == IMAGE_SHAPE else images.transpose(0, 2, 3, 1)
 
@@ -150,9 +140,7 @@ def _read_labels(path: Path) -> tuple[np.ndarray, int]:
     array = np.asarray(open_array(path))
     if array.ndim == 2 and array.shape[1] > 1 and array.dtype.kind in "biuf":
         if not (((array == 0) | (array == 1)).all() and (array.sum(axis=1) == 1).all()):
-            raise UserError(
-                f"{path} is {array.shape} and not one-hot; give one 1 in each row, or one integer."
-            )
+            raise UserError(f"{path} is {array.shape} and not one-hot; give one 1 in each row, or one integer.")
         return array.argmax(axis=1), array.shape[1]
     if not np.issubdtype(array.dtype, np.integer) or array.shape not in ((len(array),), (len(array), 1)):
         raise UserError(f"{path} is {array.dtype} {array.shape} and must be integers (N,) or one-hot (N, K).")
@@ -161,9 +149,7 @@ def _read_labels(path: Path) -> tuple[np.ndarray, int]:
 
 def _check_labels(path: Path, labels: np.ndarray, width: int, n_classes: int) -> None:
     if width not in (0, n_classes):
-        raise UserError(
-            f"{path} is one-hot for {width} classes and there are {n_classes}; give matching files."
-        )
+        raise UserError(f"{path} is one-hot for {width} classes and there are {n_classes}; give matching files.")
     if not 0 <= labels.min() <= labels.max() < n_classes:
         wrong = labels.min() if labels.min() < 0 else labels.max()
         raise UserError(
@@ -182,11 +168,7 @@ def _read_class_ids(path: Path) -> list[str]:
     try:
         ids = path.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"--classes {path} cannot be read ({error}); give a text file with one id per line."
-        ) from None
+        raise UserError(f"--classes {path} cannot be read ({error}); give a text file with one id per line.") from None
     if not ids or len(set(ids)) < len(ids):
-        raise UserError(
-            f"--classes {path} is empty or names a class twice; give one id per line in label order."
-        )
+        raise UserError(f"--classes {path} is empty or names a class twice; give one id per line in label order.")
     return ids

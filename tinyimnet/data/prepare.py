@@ -17,9 +17,7 @@ ARCHIVE = "tiny-imagenet-200.zip"
 
 def prepare(source: Path, out: Path, classes: Path | None = None) -> dict:
     """Prepare the official archive, the unpacked official folder, or a folder of .npy files (with --classes)."""
-    is_folder_of_arrays = (
-        source.is_dir() and not tiny_imagenet.dataset_roots(source) and any(source.glob("*.npy"))
-    )
+    is_folder_of_arrays = source.is_dir() and not tiny_imagenet.dataset_roots(source) and any(source.glob("*.npy"))
     if is_folder_of_arrays or classes:
         return npy.prepare_npy(npy.guess_arrays(source), out, classes)
     return tiny_imagenet.prepare_tiny_imagenet(source, out)
@@ -50,6 +48,4 @@ def read_images(path: Path) -> tuple[list[str], np.ndarray]:
     files = tiny_imagenet.natural_order({file.name for file in path.iterdir()})
     if not files:
         raise UserError(f"--images {path} has no .jpeg, .jpg or .png file.")
-    return files, np.stack(
-        [tiny_imagenet.decode((path / name).read_bytes(), str(path / name)) for name in files]
-    )
+    return files, np.stack([tiny_imagenet.decode((path / name).read_bytes(), str(path / name)) for name in files])

@@ -43,9 +43,7 @@ def read(file: Path) -> tuple[np.ndarray, str]:
     except FileNotFoundError:
         raise UserError(f"data.soft_labels {file} does not exist; {WAY_OUT}.") from None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"data.soft_labels {file} is damaged or not one of ours ({error}); {WAY_OUT}."
-        ) from None
+        raise UserError(f"data.soft_labels {file} is damaged or not one of ours ({error}); {WAY_OUT}.") from None
 
 
 def add(dataset: Dataset, file: Path) -> Dataset:

@@ -59,9 +59,7 @@ def _shared_lock(path: Path) -> Iterator[None]:
         with path.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_SH)
             with suppress(FileNotFoundError):
-                if (
-                    path.stat().st_ino == os.fstat(file.fileno()).st_ino
-                ):  # else its name went while this waited
+                if path.stat().st_ino == os.fstat(file.fileno()).st_ino:  # else its name went while this waited
                     yield
                     return
 
@@ -86,9 +84,7 @@ def _copy(root: Path, copy: Path) -> None:
                 found.update(block)
                 target.write(block)
         if found.hexdigest() != digest:
-            raise UserError(
-                f"{root / name} differs from its manifest (sha256); delete {root} and prepare it anew."
-            )
+            raise UserError(f"{root / name} differs from its manifest (sha256); delete {root} and prepare it anew.")
     # Last: the copy is whole where the manifest is.
     shutil.copyfile(root / "manifest.json", copy / "manifest.partial")
     os.replace(copy / "manifest.partial", copy / "manifest.json")

@@ -82,9 +82,7 @@ class Source:
             self._archive = self._archive or zipfile.ZipFile(self.path)
             return self._archive.read(self.prefix + name)
         except Exception as error:  # zlib.error, BadZipFile, EOFError ...: whatever damaged bytes lead to
-            raise UserError(
-                f"{self.where(name)} cannot be read ({error}); fetch the data set again."
-            ) from None
+            raise UserError(f"{self.where(name)} cannot be read ({error}); fetch the data set again.") from None
 
     def where(self, name: str) -> str:
         """The file, as a person looks for it."""
@@ -111,16 +109,10 @@ def _open_source(source: Path) -> tuple[Source, set[str]]:
         prefixes = {match[1] for name in names if (match := re.match("((?:[^/]+/)?)train/", name))}
         if len(prefixes) == 1:
             prefix = prefixes.pop()
-            return Source(source, prefix), {
-                name.removeprefix(prefix) for name in names if name.startswith(prefix)
-            }
+            return Source(source, prefix), {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
     else:
-        raise UserError(
-            f"{source} does not exist; give tiny-imagenet-200.zip or its folder, or use --download."
-        )
-    raise UserError(
-        f"{source} holds no data set: it needs one `train` folder, at the top or one level below it."
-    )
+        raise UserError(f"{source} does not exist; give tiny-imagenet-200.zip or its folder, or use --download.")
+    raise UserError(f"{source} holds no data set: it needs one `train` folder, at the top or one level below it.")
 
 
 def dataset_roots(source: Path) -> list[Path]:
@@ -144,9 +136,7 @@ def _list_archive(source: Path) -> set[str]:
         with zipfile.ZipFile(source) as archive:
             members = [member for member in archive.infolist() if not member.filename.startswith("__MACOSX/")]
     except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
-        raise UserError(
-            f"{source} is not a whole zip archive ({error}); fetch it again, e.g. --download."
-        ) from None
+        raise UserError(f"{source} is not a whole zip archive ({error}); fetch it again, e.g. --download.") from None
     for member in members:
         if member.filename.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", member.filename):
             raise UserError(
@@ -161,9 +151,7 @@ def natural_order(names: set[str], folder: str = "") -> list[str]:
     """The images in the folders that a pattern matches, test_2 before test_10."""
     image = re.compile(folder + r"[^/.][^/]*\.(jpeg|jpg|png)", re.IGNORECASE)
     parts = {name: re.split(r"(\d+)", name) for name in names if image.fullmatch(name)}
-    return sorted(
-        parts, key=lambda name: [int(part) if i % 2 else part for i, part in enumerate(parts[name])]
-    )
+    return sorted(parts, key=lambda name: [int(part) if i % 2 else part for i, part in enumerate(parts[name])])
 
 
 def _train_images(source: Source, names: set[str]) -> list[tuple[str, str]]:
@@ -180,9 +168,7 @@ def _read_classes(source: Source, names: set[str], with_images: set[str]) -> lis
         listed = {line.strip() for line in source.lines("wnids.txt", names)}
         for class_id in sorted(listed ^ with_images):
             lacks = "no image in train" if class_id in listed else "images in train and no line in wnids.txt"
-            raise UserError(
-                f"{source.path}: class {class_id} has {lacks}; unpack or fetch the data set again."
-            )
+            raise UserError(f"{source.path}: class {class_id} has {lacks}; unpack or fetch the data set again.")
     readable: dict[str, str] = {}
     if "words.txt" in names:
         entries = (line.partition("\t") for line in source.lines("words.txt", names))

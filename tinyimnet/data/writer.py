@@ -52,9 +52,7 @@ def new_folder(out: Path, bytes_needed: int) -> Iterator[Path]:
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             check_vacant(out)  # another process was faster
-        raise UserError(
-            f"{out} cannot be written ({error.strerror}); make room, or choose another --out."
-        ) from None
+        raise UserError(f"{out} cannot be written ({error.strerror}); make room, or choose another --out.") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -65,9 +63,7 @@ def check_vacant(out: Path) -> None:
         if is_prepared(out):
             raise UserError(f"{out} is already prepared; delete it to prepare it anew.")
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(
-                f"{out} exists and is not a prepared data set; delete it, or choose another folder."
-            )
+            raise UserError(f"{out} exists and is not a prepared data set; delete it, or choose another folder.")
     except OSError as error:
         raise UserError(f"{out} cannot be read ({error.strerror}); choose another --out.") from None
 
@@ -91,9 +87,7 @@ def finish(folder: Path, *, classes: list[tuple[str, str]], test_files: list[str
     manifest = {
         "format": FORMAT,
         "image_size": IMAGE_SIZE,
-        "counts": {
-            split: _rows(path) for split in SPLITS if (path := folder / f"{split}_images.npy") in arrays
-        },
+        "counts": {split: _rows(path) for split in SPLITS if (path := folder / f"{split}_images.npy") in arrays},
         "classes": [{"id": class_id, "name": name} for class_id, name in classes],
         "test_files": test_files,
         "mean": mean,
@@ -118,8 +112,7 @@ def _check_free(target: Path, bytes_needed: int) -> None:
     needed, free = bytes_needed * 1.01 / 1e6, shutil.disk_usage(disk).free / 1e6
     if free < needed:
         raise UserError(
-            f"{target} needs {needed:,.0f} MB and its disk has {free:,.0f} MB free; "
-            "make room, or choose another --out."
+            f"{target} needs {needed:,.0f} MB and its disk has {free:,.0f} MB free; make room, or choose another --out."
         )
 
 

@@ -55,9 +55,7 @@ def check_variables(environ: Mapping[str, str]) -> None:
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"):
         value = environ.get(name, "0" if environ.get("WORLD_SIZE") == "1" else "")
         if not value.isdigit():
-            raise UserError(
-                f"{name} is {value!r} and must be a number where RANK is set; {_START}", every_rank=True
-            )
+            raise UserError(f"{name} is {value!r} and must be a number where RANK is set; {_START}", every_rank=True)
         numbers[name] = int(value)
     if not numbers["RANK"] < numbers["WORLD_SIZE"] or numbers["MASTER_PORT"] > 65535:
         raise UserError(
@@ -66,9 +64,7 @@ def check_variables(environ: Mapping[str, str]) -> None:
             every_rank=True,
         )
     if numbers["WORLD_SIZE"] > 1 and not environ.get("MASTER_ADDR"):
-        raise UserError(
-            f"MASTER_ADDR is not set and WORLD_SIZE is {environ['WORLD_SIZE']}; {_START}", every_rank=True
-        )
+        raise UserError(f"MASTER_ADDR is not set and WORLD_SIZE is {environ['WORLD_SIZE']}; {_START}", every_rank=True)
 
 
 def launcher_environment() -> dict[str, str]:

@@ -46,17 +46,13 @@ def check(rendezvous: Rendezvous, config: Config, run_dir: Path) -> list[RankInf
     """
     token = _token_beside(run_dir) if rendezvous.is_main and rendezvous.world_size > 1 else None
     try:
-        static = rendezvous.gather(
-            "ranks", {**_describe_rank(config, run_dir), "token": token and str(token)}
-        )
+        static = rendezvous.gather("ranks", {**_describe_rank(config, run_dir), "token": token and str(token)})
         # All have the answer above at the same moment: now the clocks can be read.
         clocks = rendezvous.gather("clocks", [time.time(), _appears(static[0]["token"])])
     finally:
         if token:
             token.unlink(missing_ok=True)
-    ranks = [
-        {**info, "clock": clock, "sees_run": sees} for info, (clock, sees) in zip(static, clocks, strict=True)
-    ]
+    ranks = [{**info, "clock": clock, "sees_run": sees} for info, (clock, sees) in zip(static, clocks, strict=True)]
     if found := problems(ranks):
         rendezvous.leave()
         more = f" (and {len(found) - 1} more: {' '.join(found[1:])})" if found[1:] else ""
@@ -194,9 +190,7 @@ def _cuda_works() -> bool:
     """Whether this build of torch has kernels for the first GPU and the driver takes them: NVML counts GPUs all the same."""
     if not torch.cuda.is_available():
         return False
-    oldest = min(
-        (int(arch[3:]) for arch in torch.cuda.get_arch_list() if re.fullmatch(r"sm_\d+", arch)), default=0
-    )
+    oldest = min((int(arch[3:]) for arch in torch.cuda.get_arch_list() if re.fullmatch(r"sm_\d+", arch)), default=0)
     major, minor = torch.cuda.get_device_capability(0)
     return 10 * major + minor >= oldest
 

@@ -116,9 +116,7 @@ def lost_processes_named() -> Iterator[None]:
         if not isinstance(error, torch.distributed.DistError) and "gloo" not in reason:
             raise
         # NCCL says what happened behind "Last error:".
-        reason = (
-            reason.rpartition("Last error: ")[2] if "Last error: " in reason else reason.partition(". ")[0]
-        )
+        reason = reason.rpartition("Last error: ")[2] if "Last error: " in reason else reason.partition(". ")[0]
         reason = re.sub(r"^\[\S+\] ", "", reason)[:200]
         raise LostProcess(
             f"another process of the group is gone or stuck ({reason}); the first to fail says why in "

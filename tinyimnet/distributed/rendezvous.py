@@ -134,9 +134,7 @@ def _store(environ: Mapping[str, str], rank: int, patience: float) -> Store:
     try:
         if not keeper:
             _wait_for_port(host, port, time.monotonic() + patience)
-        store = TCPStore(
-            host, port, is_master=keeper, timeout=timedelta(seconds=patience), wait_for_workers=False
-        )
+        store = TCPStore(host, port, is_master=keeper, timeout=timedelta(seconds=patience), wait_for_workers=False)
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"{socket.gethostname()} cannot {'open' if keeper else 'reach'} the port of rank 0, MASTER_ADDR {host} "

@@ -49,9 +49,7 @@ class Evaluator:
         n = len(self.images)
         rows = rows_of_rank(n, self.accelerator.process_index, self.accelerator.num_processes)
         model = self.consolidated(source)
-        sums = evaluate(
-            model, self.images, self.labels, rows, self.normalise, precision=self.precision, **options
-        )
+        sums = evaluate(model, self.images, self.labels, rows, self.normalise, precision=self.precision, **options)
         loss, top1, top5, count = reduction.sum_over_ranks(sums).tolist()
         assert count == n, f"{count} of {n} validation images counted"
         return {f"{prefix}top1": 100 * top1 / n, f"{prefix}top5": 100 * top5 / n, f"{prefix}loss": loss / n}

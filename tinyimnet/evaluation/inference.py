@@ -55,9 +55,7 @@ def batched_log_probabilities(
         yield batch, log_probabilities.logsumexp(0) - math.log(len(views))
 
 
-def evaluate(
-    model: nn.Module, images: Tensor, labels: Tensor, rows: range, normalise: Normalise, **options
-) -> Tensor:
+def evaluate(model: nn.Module, images: Tensor, labels: Tensor, rows: range, normalise: Normalise, **options) -> Tensor:
     """Sums over images[rows]: loss, top-1 hits, top-5 hits, images; (4,) float64 on the network's device.
 
     Sums, not means: processes that share a split add theirs up, each sample counts once and none is padded. `options`

@@ -26,9 +26,7 @@ def model_card(config: dict[str, Any], info: dict[str, Any], results: dict[str, 
     best = "| best.safetensors, the best epoch; these images chose it | {best_step:,} | {best_ema_top1:.2f} % | |\n"
     best = best.format(**results) if "best_step" in results else ""
     code = f"{info['git_commit'] or 'unknown'}{' with changes' if info['git_modified'] else ''}"
-    judges = (
-        "training images that data.tune_split held out" if recipe["data.tune_split"] else "validation images"
-    )
+    judges = "training images that data.tune_split held out" if recipe["data.tune_split"] else "validation images"
     return f"""# {info["parameters"]:,} parameters on {info["dataset"]}
 
 A convolutional network for {info["classes"]} classes of 64 x 64 pixels, trained {_origin(recipe)}. It has {info["parameters"]:,} parameters and takes {info["macs"] / 1e6:.1f} million
@@ -82,7 +80,9 @@ Made to compare training methods. It knows 64 x 64 pixels and its own classes al
 def _origin(recipe: dict[str, Any]) -> str:
     begun, soft_labels = Path(recipe["train.init_from"]).name, Path(recipe["data.soft_labels"]).name
     besides = f"and, beside their labels, on what other networks say of them ({soft_labels})"
-    return f"from {begun or 'random weights'} on the images named\nbelow {besides if soft_labels else 'and nothing else'}"
+    return (
+        f"from {begun or 'random weights'} on the images named\nbelow {besides if soft_labels else 'and nothing else'}"
+    )
 
 
 def _row(key: str, value: Any, default: Any) -> str:

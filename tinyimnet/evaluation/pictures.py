@@ -76,9 +76,7 @@ def _save(canvas: Image.Image, path: Path) -> None:
     write_atomically(path, content.getvalue())
 
 
-def augmented(
-    batches: TrainBatches, names: Sequence[str], step: int, count: int
-) -> tuple[np.ndarray, list[str]]:
+def augmented(batches: TrainBatches, names: Sequence[str], step: int, count: int) -> tuple[np.ndarray, list[str]]:
     """The first images of the global batch of a step as the network sees them.
 
     Args:

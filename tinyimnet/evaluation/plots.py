@@ -50,9 +50,7 @@ def reliability(bins: np.ndarray, path: Path) -> None:
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     above.bar(low, accuracy, width, align="edge", edgecolor="white", label="accuracy")
     above.plot([0, 100], [0, 100], "--", color="gray", label="as sure as right")
-    above.set(
-        title="reliability of the top-1 prediction", ylabel="accuracy [%]", xlim=(0, 100), ylim=(0, 100)
-    )
+    above.set(title="reliability of the top-1 prediction", ylabel="accuracy [%]", xlim=(0, 100), ylim=(0, 100))
     above.legend(loc="upper left")
     below.bar(low, 100 * images / images.sum(), width, align="edge", edgecolor="white", color="gray")
     below.set(xlabel="confidence [%]", ylabel="share of images [%]")

@@ -127,9 +127,7 @@ class Network(nn.Sequential):
         if config.head_width:
             parts["head"] = nn.Sequential(*conv_bn(channels, config.head_width, 1), act())
             channels = config.head_width
-        parts["classifier"] = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, n_classes)
-        )
+        parts["classifier"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, n_classes))
         super().__init__(parts)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -185,9 +183,7 @@ def resolve_width(config: ModelConfig, n_classes: int) -> ModelConfig:
 
     # Widths move in whole multiples of channels, so only the multipliers where one of them steps up need a look.
     steps = {
-        (k + 0.5) * CHANNEL_MULTIPLE / width
-        for width in config.widths
-        for k in range(1, 1 + 2048 // CHANNEL_MULTIPLE)
+        (k + 0.5) * CHANNEL_MULTIPLE / width for width in config.widths for k in range(1, 1 + 2048 // CHANNEL_MULTIPLE)
     }
     candidates = sorted({0.0, *steps})
     low, high = 0, len(candidates)
@@ -200,9 +196,7 @@ def resolve_width(config: ModelConfig, n_classes: int) -> ModelConfig:
             f"model.max_parameters is {config.max_parameters:,}, too few for model.depths {config.depths} "
             f"with model.block {config.block} at any width; use fewer blocks."
         )
-    while widest.head_width and fits(
-        wider := replace(widest, head_width=widest.head_width + CHANNEL_MULTIPLE)
-    ):
+    while widest.head_width and fits(wider := replace(widest, head_width=widest.head_width + CHANNEL_MULTIPLE)):
         widest = wider
     return widest
 

@@ -151,9 +151,7 @@ def chart(
     y = Scale(y_ticks[0], y_ticks[-1], frame.bottom, frame.top)
     return Chart(
         title=title,
-        lines=[
-            _line(i, curve, top, x, y, stacked) for i, (curve, top) in enumerate(zip(kept, tops, strict=True))
-        ],
+        lines=[_line(i, curve, top, x, y, stacked) for i, (curve, top) in enumerate(zip(kept, tops, strict=True))],
         stacked=stacked,
         x_ticks=placed([tick for tick in ticks(0, last) if tick <= last], x),
         y_ticks=placed(y_ticks, y),
@@ -224,9 +222,7 @@ def _range(curves: list[Curve], tops: list[Sequence[float]], zero: bool) -> tupl
 
 def _line(place: int, curve: Curve, top: Sequence[float], x: Scale, y: Scale, stacked: bool) -> Line:
     across = [x(step) for step in curve.steps]
-    upper, lower = (
-        [*zip(across, map(y, edge), strict=True)] if edge else [] for edge in (curve.high, curve.low)
-    )
+    upper, lower = ([*zip(across, map(y, edge), strict=True)] if edge else [] for edge in (curve.high, curve.low))
     return Line(
         label=curve.label,
         look=look(curve.colour),

@@ -34,9 +34,7 @@ def page(run: Record) -> str:
         evaluation=read_evaluation(run.path / "evaluation"),
         pictures=_pictures(run.path),
         config=Table(("key", "value"), "ll", list(run.config.items())),
-        info=Table(
-            ("fact", "value"), "ll", [(key, _plain(value)) for key, value in flatten(run.info).items()]
-        ),
+        info=Table(("fact", "value"), "ll", [(key, _plain(value)) for key, value in flatten(run.info).items()]),
         attempts=_attempts(run),
     )
 

@@ -51,9 +51,7 @@ def page(runs: Sequence[Record]) -> str:
         "several_runs.html.j2",
         names=list(named),
         overview=_overview(named),
-        spread=chart(
-            "EMA top-1, mean and range [%]", [group.spread(TOP1, i) for i, group in enumerate(groups)]
-        ),
+        spread=chart("EMA top-1, mean and range [%]", [group.spread(TOP1, i) for i, group in enumerate(groups)]),
         finals=[group.finals() for group in groups],
         charts=_charts(named),
         differing=_configuration(named, differing=True),

@@ -182,6 +182,4 @@ def load(path: Path) -> dict[str, Any]:
             raise ValueError("it does not hold a dictionary")
         return state
     except Exception as error:  # whatever a damaged file makes json, pickle or torch raise
-        raise UserError(
-            f"checkpoint {path} is damaged ({one_line(error)}); an earlier one is needed."
-        ) from error
+        raise UserError(f"checkpoint {path} is damaged ({one_line(error)}); an earlier one is needed.") from error

@@ -117,9 +117,7 @@ def read_config(run_dir: Path) -> dict:
             f"{run_dir} is not a run folder: it has no config.yaml; name one, such as runs/smoke."
         ) from None
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(
-            f"{file} is damaged ({one_line(error)}); restore it, or choose another run."
-        ) from None
+        raise UserError(f"{file} is damaged ({one_line(error)}); restore it, or choose another run.") from None
 
 
 def is_done(run_dir: Path, config: Config) -> bool:

@@ -112,9 +112,7 @@ class RunLock:
         holder, renewed = _read(self.path), _renewed(self.path)
         alive = _is_alive(holder)
         if alive is None:
-            logger.warning(
-                "%s names %s: waiting up to %.0f s for a sign of life.", self.path, _name(holder), LEASE
-            )
+            logger.warning("%s names %s: waiting up to %.0f s for a sign of life.", self.path, _name(holder), LEASE)
             deadline = time.monotonic() + LEASE
             while (now := _renewed(self.path)) == renewed and time.monotonic() < deadline:
                 time.sleep(BEAT / 10)

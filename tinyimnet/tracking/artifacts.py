@@ -35,14 +35,8 @@ def send_results(run: Any, run_dir: Path, results: dict[str, Any]) -> None:
     The weights are versions of the artifact model-<run id>: the alias `final` is the end of the run, `best` its best epoch.
     """
     folder = run_dir / "evaluation"
-    pictures: dict[str, Any] = {
-        f"evaluation/{path.stem}": wandb.Image(str(path)) for path in folder.glob("*.png")
-    }
-    tables = {
-        f"evaluation/{path.stem}_table": table(path)
-        for path in folder.glob("*.csv")
-        if path.stem != "confusion"
-    }
+    pictures: dict[str, Any] = {f"evaluation/{path.stem}": wandb.Image(str(path)) for path in folder.glob("*.png")}
+    tables = {f"evaluation/{path.stem}_table": table(path) for path in folder.glob("*.csv") if path.stem != "confusion"}
     run.log(pictures | tables)
     run.summary.update(results)
     for alias in ("best", "final"):  # in this order, so that `latest` is the final one

@@ -51,9 +51,7 @@ def check(run: Path, *, live: bool = False) -> None:
     try:
         metadata = json.loads((run / "wandb_run.json").read_text())
     except (OSError, ValueError):
-        raise UserError(
-            f"{run} has no wandb_run.json: it is no run folder, or its training did not use W&B."
-        ) from None
+        raise UserError(f"{run} has no wandb_run.json: it is no run folder, or its training did not use W&B.") from None
     if lock.is_held(run) and metadata.get("mode") == "online":
         raise UserError(f"{run} is being trained and sends its rows itself; wait for its end.")
     if lock.is_held(run) and not live:
@@ -89,9 +87,7 @@ def one_at_a_time(run: Path) -> Iterator[None]:
     """Two that send the same rows would double them."""
     with uploaded.send_lock(run) as file:
         if files.lock(file) is False:
-            raise UserError(
-                f"{run} is being sent by another command or the end of its training; wait for that."
-            )
+            raise UserError(f"{run} is being sent by another command or the end of its training; wait for that.")
         yield
 
 
@@ -153,9 +149,7 @@ def send_records(mirror: "Mirror", has: Uploaded, timeout: float) -> None:
     """
     offline = uploaded.records(mirror.run_dir, mirror.id, offline=True)
     new = [
-        record
-        for record in offline
-        if not list(record.glob("*.synced")) and not steps_of(rows_of(record)) & has.steps
+        record for record in offline if not list(record.glob("*.synced")) and not steps_of(rows_of(record)) & has.steps
     ]
     if new:
         command = [sys.executable, "-m", "wandb", "sync", *(str(record.absolute()) for record in new)]

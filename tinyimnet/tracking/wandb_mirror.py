@@ -139,9 +139,7 @@ class Mirror:
             while files.lock(self.send_lock) is False and time.monotonic() < until:
                 time.sleep(0.5)
         self.run = self.start("online")
-        self.uploaded = (
-            on_server(f"{self.run.entity}/{self.run.project}/{self.id}") if self.run.resumed else Uploaded()
-        )
+        self.uploaded = on_server(f"{self.run.entity}/{self.run.project}/{self.id}") if self.run.resumed else Uploaded()
 
     def join(self) -> None:
         """Join the run of the main process, which makes it.
@@ -166,9 +164,7 @@ class Mirror:
             "x_transaction_log_flush_interval": 2.0,
             "x_stats_pid": self.pid or os.getpid(),
             "x_disable_stats": not self.pid,
-            "stop_fn": (
-                self.run_dir / "STOP"
-            ).touch,  # the stop button; the training looks for it every second
+            "stop_fn": (self.run_dir / "STOP").touch,  # the stop button; the training looks for it every second
             "console": "off",
             "disable_git": True,  # the address of a remote can hold a token; run_info.json has the commit
             "silent": True,
@@ -184,9 +180,7 @@ class Mirror:
         )  # fmt: skip
         if self.rank:
             return run
-        run.config.update(
-            {**self.config, **read_object(self.run_dir / "run_info.json")}, allow_val_change=True
-        )
+        run.config.update({**self.config, **read_object(self.run_dir / "run_info.json")}, allow_val_change=True)
         run.define_metric(STEP, hidden=True)
         for names in AXES:
             run.define_metric(names, step_metric=STEP)

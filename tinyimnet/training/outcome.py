@@ -37,9 +37,7 @@ def started(run_dir: Path, trainer: Trainer) -> None:
         f"{torch.get_num_threads()} CPU threads a process"
     )
     if not (run_dir / AUGMENTED).exists():
-        images, titles = pictures.augmented(
-            trainer.batches, trainer.state.metadata["names"], step=0, count=32
-        )
+        images, titles = pictures.augmented(trainer.batches, trainer.state.metadata["names"], step=0, count=32)
         pictures.image_grid(images, titles, run_dir / AUGMENTED)
 
 

@@ -52,9 +52,7 @@ class TrainState:
         self.statistics = float_buffers(model)
         self._kept_statistics = [statistic.clone() for statistic in self.statistics]
         self.counters = list(torch.zeros(5, device=accelerator.device).unbind())
-        self.loss_sum, self.loss_steps, self.grad_norm, self.skipped_in_a_row, self.skipped_steps = (
-            self.counters
-        )
+        self.loss_sum, self.loss_steps, self.grad_norm, self.skipped_in_a_row, self.skipped_steps = self.counters
 
     def keep_statistics(self) -> None:
         """Keep BatchNorm's statistics ahead of a step: one that is skipped gives them back."""

@@ -94,9 +94,7 @@ class Trainer:
             self.model.register_comm_hook(None, reduction.average_gradients)
 
         metadata, rows = metadata_of(config, dataset), self.micro_batches[0]
-        self.state = TrainState(
-            accelerator, self.bare, self.ema, self.optimizer, metadata, rows.stop - rows.start
-        )
+        self.state = TrainState(accelerator, self.bare, self.ema, self.optimizer, metadata, rows.stop - rows.start)
         lengths = self.total_steps, self.steps_per_epoch
         self.progress = Progress(*lengths, self.batches.work_left, enabled=accelerator.is_main_process)
         self.clock, self.save_seconds = StepClock(device), 0.0
@@ -116,9 +114,7 @@ class Trainer:
         if saved:  # from then on the file of train.init_from is not needed any more
             self.state.restore(saved)
         elif run := self.config.train.init_from:
-            weights = from_main(
-                self.accelerator, lambda: initial_weights(Path(run), self.bare, self.state.metadata)
-            )
+            weights = from_main(self.accelerator, lambda: initial_weights(Path(run), self.bare, self.state.metadata))
             for model in (self.bare, self.ema.module):
                 model.load_state_dict(weights)
 
@@ -194,9 +190,7 @@ class Trainer:
     def step_or_skip(self, loss: Tensor, grad_norm: Tensor) -> None:
         """Step the optimizer, except where the gradient is not finite: the fused kernel reads that on the device."""
         finite = torch.isfinite(grad_norm)
-        self.optimizer.optimizer.found_inf = (
-            ~finite
-        ).float()  # under fp16 the GradScaler puts its own in this place
+        self.optimizer.optimizer.found_inf = (~finite).float()  # under fp16 the GradScaler puts its own in this place
         self.optimizer.optimizer.grad_scale = None
         self.optimizer.step()
         self.state.count_step(loss, grad_norm, finite)
@@ -239,9 +233,9 @@ class Trainer:
     def train_metrics(self) -> dict[str, float]:
         """Means since the last log line; the one place where the training waits for the device."""
         values = torch.stack([*self.state.counters, distance(self.bare, self.ema.module)])
-        loss_sum, loss_steps, grad_norm, skipped_in_a_row, skipped_steps, ema_distance = (
-            reduction.mean_over_ranks(values).tolist()
-        )
+        loss_sum, loss_steps, grad_norm, skipped_in_a_row, skipped_steps, ema_distance = reduction.mean_over_ranks(
+            values
+        ).tolist()
         speed = self.clock.read(self.config.train.global_batch_size)
         speed |= {"perf/save_s": self.save_seconds, "perf/failed_saves": self.saver.failed}
         self.clock.restart()

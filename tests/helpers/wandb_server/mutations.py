@@ -65,9 +65,7 @@ class Mutations:
             run.raw_config = json.loads(input["config"])
         if input.get("summaryMetrics"):
             run.summary = json.loads(input["summaryMetrics"])
-        if (
-            input.get("host") is not None
-        ):  # the client names its host when it starts, not when it changes a run
+        if input.get("host") is not None:  # the client names its host when it starts, not when it changes a run
             run.start()
             run.resumed += not inserted
         return {

@@ -91,9 +91,7 @@ class Queries:
 
     def projects(self, entity: str) -> Node:
         """Those of a team."""
-        return connection(
-            [self.project(owner, name) for owner, name in self.store.projects if owner == entity]
-        )
+        return connection([self.project(owner, name) for owner, name in self.store.projects if owner == entity])
 
     def project(self, entity: str, name: str) -> Node:
         """A project, with ways to its runs, sweeps, views and artifacts."""
@@ -114,9 +112,7 @@ class Queries:
 
         project = name
         number, created = self.store.projects[entity, project]
-        collections = [
-            c for c in self.store.collections.values() if (c.entity, c.project) == (entity, project)
-        ]
+        collections = [c for c in self.store.collections.values() if (c.entity, c.project) == (entity, project)]
         named = {c.name: c for c in collections}
         find = self.store.find_artifact
         return {
@@ -140,9 +136,7 @@ class Queries:
             "artifact": lambda name: self.artifacts.version(find(entity, project, name)),
             "artifactType": lambda name: self.artifacts.kind(name, collections),
             "artifactCollection": lambda name: self.artifacts.collection(named.get(name)),
-            "artifactCollectionMembership": lambda name: self.artifacts.membership(
-                find(entity, project, name)
-            ),
+            "artifactCollectionMembership": lambda name: self.artifacts.membership(find(entity, project, name)),
         }
 
     def run(self, run: StoredRun) -> Node:
@@ -157,9 +151,7 @@ class Queries:
             return [json.dumps(row) for row in run.history if row["_step"] in fits]
 
         def outputs(**_: Any) -> Node:
-            return connection(
-                [self.artifacts.version(a) for a in self.store.committed() if a.run_id == run.id]
-            )
+            return connection([self.artifacts.version(a) for a in self.store.committed() if a.run_id == run.id])
 
         return {
             "__typename": "Run",

@@ -240,9 +240,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def wandb_server(
-    clean_process: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[WandbServer]:
+def wandb_server(clean_process: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
     """A server of this test, to which every client in this process and its children speaks."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
