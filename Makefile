@@ -1,11 +1,12 @@
-# make train                                       .venv, requirements, then the main job on the embedded data set
-# make train CONFIG=configs/tiny1m.yaml ARGS=...   the real thing, on all GPUs of this machine; ARGS go to train.py
-# make test                                        lint, then the tests: minutes, no root, no cluster
-# make test-faults                                 the long form: 100 kills, every signal, a full disk; the smoke run
-# make test-wandb                                  the tests of W&B and of pages in Chromium; installs Chromium as root
-# make test-cluster                                the tests on real Slurms of three nodes on this machine; root
-# make install                                     .venv with the requirements, nothing else
-# make bench ARGS=...                              images/s of the loop against bare arithmetic; ARGS as for train.py
+# make train          install into .venv if needed, then train on an embedded data set: no download, no GPU, 3 minutes
+# make train CONFIG=configs/tiny1m.yaml ARGS="--optim.lr 0.3"     any configuration, on all GPUs of this machine
+# make test           lint, unit and process tests: 3 minutes on 2 cores, no root, no cluster
+# make test-faults    the long fault tests: 100 kills, every signal to every launcher, a full disk: 10 minutes
+# make test-wandb     the tests against a W&B server and in Chromium (installed as root): 5 minutes
+# make test-cluster   the tests on a real Slurm of three nodes on this machine: root, 17 minutes
+# make install        .venv with the exact versions of constraints.txt
+# make bench          images/s of the training loop against the bare network
+# make clean          remove .venv
 
 CONFIG ?= configs/smoke.yaml
 ARGS ?=
@@ -14,30 +15,35 @@ VENV := .venv
 BIN := $(VENV)/bin
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 10) and "error: %s is Python %d.%d, too old: load a module with 3.10 or newer, or give make PYTHON=FILE" % (sys.executable, *sys.version_info[:2]))
 
-.PHONY: train install test test-wandb test-faults test-cluster lint bench clean
+.PHONY: help train install test test-wandb test-faults test-cluster lint bench clean
+.DEFAULT_GOAL := help
 
-# Precision is train.precision of the configuration: what is passed here only keeps the launcher quiet.
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+# train.precision of the configuration sets the precision; the flags here only keep the launcher from asking.
 train: $(VENV)/.installed
-	$(BIN)/accelerate launch --quiet --num_machines 1 --mixed_precision no --dynamo_backend no \
+	@$(BIN)/accelerate launch --quiet --num_machines 1 --mixed_precision no --dynamo_backend no \
 		train.py --config $(CONFIG) $(ARGS)
 
 install: $(VENV)/.installed
+	@echo 'Installed. Next: source $(BIN)/activate && tinyimnet --help'
 
 test: lint
-	$(BIN)/python -m pytest tests/unit tests/process -m "not long" -n 2 --dist worksteal  # most of it uses one core
+	$(BIN)/python -m pytest tests/unit tests/process -m "not long" -n 2 --dist worksteal  # most tests use one core
 
-# Against a W&B server of our own; pages in Chromium, which Debian has.
+# Against the tests' own W&B server; Chromium is Debian's.
 test-wandb: $(VENV)/.installed-dev
 	command -v chromium >/dev/null || { apt-get update; apt-get install --yes --no-install-recommends chromium fonts-dejavu-core; }
-	$(BIN)/python -m pytest tests/wandb -rs -n 3 --dist loadfile  # they wait more than they compute
+	$(BIN)/python -m pytest tests/wandb -rs -n 3 --dist loadfile  # they mostly wait
 
-# As root: it installs Slurm's Debian packages, starts two clusters and ends them.
+# As root: installs Slurm's Debian packages, starts a cluster per worker and stops it.
 test-cluster: $(VENV)/.installed-dev
 	tests/cluster/cluster.sh install
 	shellcheck slurm/*.sbatch slurm/setup_job.sh slurm/site.env.example tests/cluster/cluster.sh .ci/run
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/cluster -n 2 --dist worksteal  # a cluster for each worker
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/cluster -n 2 --dist worksteal
 
-# The full disk is a small tmpfs where this is root; FAULTS_SEED=N draws other moments.
+# As root, the full disk is a small tmpfs. FAULTS_SEED=N draws other moments for the kills.
 test-faults: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/process -m long
 
@@ -52,15 +58,16 @@ bench: $(VENV)/.installed
 clean:
 	rm -rf $(VENV)
 
-# A .venv of a Python that is too old, or gone with a module, is made anew.
+# Rebuild a .venv whose Python is too old or gone.
 ifneq ($(shell $(BIN)/python -c '$(NEW_ENOUGH)' 2>/dev/null && echo works),works)
 .PHONY: $(VENV)/.installed
 endif
-$(VENV)/.installed: requirements.txt
+$(VENV)/.installed: requirements.txt constraints.txt pyproject.toml
 	@$(BIN)/python -c '$(NEW_ENOUGH)' 2>/dev/null || { $(PYTHON) -c '$(NEW_ENOUGH)' && $(PYTHON) -m venv --clear $(VENV); }
-	$(BIN)/python -m pip install --quiet --requirement requirements.txt
-	touch $@
+	@echo 'Installing torch and 60 packages into $(VENV): one to five minutes (1 GB; with CUDA 7 GB).'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt requirements-dashboard.txt $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
-	touch $@
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@

@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
-"""Augmented images/s from the resident array against JPEG files through a DataLoader with worker processes.
+"""Compare augmented images/s from the in-memory array with JPEG files read by DataLoader workers.
 
-    python benchmarks/data_path.py                   # 4,096 drawn images, batches of 256
+    python benchmarks/data_path.py                   # 4,096 synthetic images, batches of 256
 
-Both deliver shuffled batches of 256 x 3 x 64 x 64 float32, cropped after 4 px of padding, mirrored and normalised. The
-loader does it as most training scripts do: a dataset that opens one file at a time with Pillow, as many workers as
-there are cores, each with one thread. The two take turns; the median of the ratios of neighbouring turns is what
-counts.
+Both deliver shuffled batches of 256 x 3 x 64 x 64 float32, cropped after 4 px of padding, flipped and normalised. The
+DataLoader works as in most training scripts: its dataset opens one file at a time with Pillow, and there is one
+single-threaded worker per core. The two sources alternate; the result is the median ratio of neighbouring turns.
 """
 
 import itertools
@@ -63,7 +62,7 @@ class Files(Dataset):
 def main() -> int:
     """Measure and print both rates and their ratio."""
     torch.set_num_threads(CORES)
-    cpu.keep_freed_memory()  # as in a training on CPUs
+    cpu.keep_freed_memory()  # as in training on CPUs
     labels = np.arange(N) % len(synthetic.CLASSES)
     images = synthetic.draw(labels, seed=0)
     rates: dict[str, list[float]] = {"array": [], "files": []}
@@ -71,24 +70,24 @@ def main() -> int:
         streams = {"array": _from_array(images, labels), "files": _from_files(images, labels, Path(folder))}
         for stream in streams.values():
             for _ in range(4):
-                next(stream)  # workers start, pages are touched
+                next(stream)  # starts the workers and touches the pages
         for _ in range(ROUNDS):
             for name, stream in streams.items():
                 rates[name].append(_rate(stream))
         del stream
-        streams.clear()  # ends the workers, so that their memory is known
+        streams.clear()  # ends the workers, so that their memory use is known
     array, files = (statistics.median(rates[name]) for name in ("array", "files"))
     ratios = [a / b for a, b in zip(rates["array"], rates["files"], strict=True)]
     worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     rows = [
-        ("from the resident array", f"{array:,.0f} images/s"),
+        ("in-memory array", f"{array:,.0f} images/s"),
         (f"DataLoader, {CORES} workers, Pillow", f"{files:,.0f} images/s"),
         (
             "ratio, median of pairs",
             f"{statistics.median(ratios):.1f}  ({min(ratios):.1f} to {max(ratios):.1f})",
         ),
-        ("memory of the array", f"{images.nbytes / 2**20:.0f} MiB of {N:,} images, shared by all processes"),
-        ("memory of a worker, peak", f"{worker / 2**10:.0f} MiB"),
+        ("memory of the array", f"{images.nbytes / 2**20:.0f} MiB for {N:,} images, shared by all processes"),
+        ("peak memory of a worker", f"{worker / 2**10:.0f} MiB"),
     ]
     print_table(f"{CORES} cores, batches of {BATCH}", rows)
     return 0
@@ -115,7 +114,7 @@ def _from_files(images: np.ndarray, labels: np.ndarray, folder: Path) -> Iterato
 
 
 def _rate(stream: Iterator) -> float:
-    """Images/s over SECONDS; batches that workers had ready before it began are taken first."""
+    """Images/s over SECONDS, after discarding the batches that workers have prefetched."""
     for _ in range(2 * CORES):
         next(stream)
     count, started = 0, time.perf_counter()

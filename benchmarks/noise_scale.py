@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""The gradient noise scale of a trained network: the global batch beyond which more images a step hardly help.
+"""Estimate the gradient noise scale of a trained network: the batch size beyond which more images hardly help.
 
     python benchmarks/noise_scale.py runs/tiny1m_sprint/final.safetensors --config configs/tiny1m_sprint.yaml
 
-B_simple = tr(covariance of an image's gradient) / |gradient|^2 of McCandlish et al., arXiv 1812.06162, from gradients of
-32 batches of 128 augmented training images and of all of them together (their appendix A.1). At a batch of B_simple a
-step is half as good as one with the exact gradient: twice the images, from there on, save less than a third of the steps.
+B_simple = tr(covariance of per-image gradients) / |gradient|^2 (McCandlish et al., arXiv 1812.06162), estimated from
+the gradients of 32 batches of 128 augmented training images and of all of them together (appendix A.1). At a batch size
+of B_simple a step is half as good as one with the exact gradient. Beyond it, doubling the batch saves less than a third
+of the steps.
 """
 
 import sys
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> int:
     model = trained.model.train().requires_grad_()
     model.get_parameter("stem.0.weight").requires_grad_(not settings.model.whiten_stem)
     total, squares = torch.zeros(()), 0.0
-    for step in range(source.total_steps - BATCHES, source.total_steps):  # the last ones: at full resolution
+    for step in range(source.total_steps - BATCHES, source.total_steps):  # the last steps are at full resolution
         images, targets = source.load(source.draw(step), slice(0, SMALL), step)
         model.zero_grad()
         F.cross_entropy(model(images), targets).backward()
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> int:
     noise = (squares - exact) / (1 / SMALL - 1 / large)
     rows = [
         ("|gradient|^2", f"{signal:.3g}"),
-        ("noise of one image", f"{noise:.3g}"),
+        ("gradient noise per image", f"{noise:.3g}"),
         ("B_simple", f"{noise / signal:,.0f} images"),
     ]
     print_table(f"{argv[0]}, {large:,} images of {IMAGE_SIZE} px", rows)

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Images/s of the training loop in one process with all cores against one process for each core.
+"""Compare images/s of the training loop with one process on all cores and with one process per core.
 
-    python benchmarks/processes.py                                       # configs/tiny1m_cpu.yaml on drawn images
+    python benchmarks/processes.py                                       # configs/tiny1m_cpu.yaml on synthetic images
     python benchmarks/processes.py --config configs/smoke.yaml
 
-Both run the same global batch through `accelerate launch`, in turns; several processes average their gradients over
-gloo and each normalises with its own share of the batch.
+Both variants run the same global batch through `accelerate launch`, alternating. Several processes average their
+gradients over gloo, and each one normalises with the batch statistics of its own images.
 """
 
 import os
@@ -32,7 +32,7 @@ CORES = len(os.sched_getaffinity(0))
 
 
 def main(argv: list[str]) -> int:
-    """Measure and print both rates and their ratio; or, in a process that it started, measure one."""
+    """Measure and print both rates and their ratio; in a worker process, measure one rate."""
     if not any(arg.startswith("--config") for arg in argv):
         argv = ["--config", str(config_cli.CONFIGS / "tiny1m_cpu.yaml"), *argv]
     if os.environ.get(WORKER):
@@ -66,7 +66,7 @@ def _measure(processes: int, argv: list[str]) -> tuple[float, float]:
     command += ["--multi_gpu"] * (processes > 1) + ["--num_processes", str(processes), __file__, *argv]
     done = subprocess.run(command, env={**os.environ, WORKER: "1"}, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise errors.UserError(f"{processes} processes ended with exit code {done.returncode}; see above.")
+        raise errors.UserError(f"{processes} processes failed with exit code {done.returncode}; see above.")
     images, memory = done.stdout.split()[-2:]
     return float(images), float(memory)
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Seconds from `accelerate launch train.py` to the end of its first step, and where they go.
+"""Time `accelerate launch train.py` from the launch to the end of the first step, broken down into parts.
 
-    python benchmarks/startup.py                     # configs/smoke.yaml on its drawn images
+    python benchmarks/startup.py                     # configs/smoke.yaml on its synthetic images
 
-The yardstick is a process that imports torch and builds the network; the two take turns. The parts are stamped in the
-program itself, which ends after its first step.
+The baseline is a process that imports torch and builds the network; the two alternate. The parts are timed inside the
+program, which exits after its first step.
 """
 
 import json
@@ -29,14 +29,14 @@ YARDSTICK = (
 
 
 def main() -> int:
-    """Measure and print the parts; or, in the process that accelerate launched, stamp them."""
+    """Measure and print the parts; in the process started by accelerate, time them."""
     if os.environ.get(STARTED):
         return _stamped(float(os.environ[STARTED]))
     from tinyimnet.console import print_table
 
     yardstick, runs = [], []
     with tempfile.TemporaryDirectory() as folder:
-        _launch(Path(folder))  # draws the images, fills the disk cache
+        _launch(Path(folder))  # draws the images and fills the disk cache
         for _ in range(ROUNDS):
             started = time.time()
             subprocess.run([sys.executable, "-c", YARDSTICK], cwd=REPO, check=True)
@@ -46,8 +46,8 @@ def main() -> int:
     ratios = [total / bare for total, bare in zip(totals, yardstick, strict=True)]
     rows = [(part, f"{statistics.median(run[part] for run in runs):.2f} s") for part in runs[0]]
     rows += [
-        ("to the end of the first step", f"{statistics.median(totals):.2f} s"),
-        ("import torch and build the network", f"{statistics.median(yardstick):.2f} s"),
+        ("total, to the end of the first step", f"{statistics.median(totals):.2f} s"),
+        ("baseline: import torch and build the network", f"{statistics.median(yardstick):.2f} s"),
         (
             "ratio, median of pairs",
             f"{statistics.median(ratios):.2f}  ({min(ratios):.2f} to {max(ratios):.2f})",
@@ -58,7 +58,7 @@ def main() -> int:
 
 
 def _launch(folder: Path) -> dict[str, float]:
-    """Seconds of each part of a start."""
+    """Launch the program once and return the seconds of each part."""
     command = [
         sys.executable,
         "-m",
@@ -78,7 +78,7 @@ def _launch(folder: Path) -> dict[str, float]:
 
 
 def _stamped(last: float) -> int:
-    """Run train.py up to its first step; print the seconds of each part as JSON."""
+    """Run train.py up to its first step and print the seconds of each part as JSON."""
     parts: dict[str, float] = {}
 
     def stamp(part: str) -> None:
@@ -94,16 +94,16 @@ def _stamped(last: float) -> int:
 
         return call
 
-    stamp("accelerate launch, and python again")
+    stamp("accelerate launch and second interpreter")
     from tinyimnet import train
 
     stamp("imports")
     train.config_cli.load = stamped(train.config_cli.load, "configuration")
     train.preflight.check = stamped(train.preflight.check, "run folder and preflight")
-    train.ready_dataset = stamped(train.ready_dataset, "data, verified")
+    train.ready_dataset = stamped(train.ready_dataset, "data, with verification")
     train.process_group.start = stamped(train.process_group.start, "Accelerator")
     train.Trainer.__init__ = stamped(train.Trainer.__init__, "network, optimizer, EMA")
-    train.Tracker.start = stamped(train.Tracker.start, "run folder and what is written into it")
+    train.Tracker.start = stamped(train.Tracker.start, "files in the run folder")
     train.Trainer.train_step = stamped(train.Trainer.train_step, "first step")
 
     def stop(*_: object) -> None:

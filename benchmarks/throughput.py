@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Images/s of the training loop against bare arithmetic: forward, backward and optimizer on one resident batch.
+"""Compare images/s of the training loop with bare forward, backward and optimizer steps on one resident batch.
 
-    python benchmarks/throughput.py                                   # configs/tiny1m_cpu.yaml on drawn images
+    python benchmarks/throughput.py                                   # configs/tiny1m_cpu.yaml on synthetic images
     python benchmarks/throughput.py --config configs/tiny1m.yaml --train.global_batch_size 1024
 
-All run the same network in the same process, in turns, so that a machine that speeds up or slows down does so for
-all; the median of the ratios of neighbouring turns is what counts. The loop does everything a step does: draw,
-gather, crop, flip, mix, resize, clip, EMA, counters; once as configured, once with Mixup and CutMix on every image.
-Then the time for which a save holds the loop up, and that of an evaluation.
+All variants run the same network in the same process, alternating, so that changes in machine speed affect all of them.
+The result is the median ratio of neighbouring turns. The training loop includes everything that a step does: draw,
+gather, crop, flip, mix, resize, clip, EMA, counters. It runs as configured, and with Mixup and CutMix on every image.
+The script also measures how long a save blocks the loop and how long an evaluation takes.
 """
 
 import resource
@@ -39,15 +39,15 @@ from tinyimnet.training.trainer import Trainer
 
 ROUNDS, SECONDS = 31, 3.0
 EPOCH, VAL = 100_000, 10_000  # images of the official Tiny ImageNet
-ENDLESS = 100_000  # epochs of four steps: after the last one nothing is mixed and the learning rate is below zero
+ENDLESS = 100_000  # epochs of four steps; after the last one nothing is mixed and the learning rate is negative
 
 
 def main(argv: list[str]) -> int:
-    """Measure and print both rates and their ratio."""
+    """Measure and print all rates and their ratios."""
     if not any(arg.startswith("--config") for arg in argv):
         argv = ["--config", str(config_cli.CONFIGS / "tiny1m_cpu.yaml"), *argv]
     settings = config_cli.load(argv, prog="benchmarks/throughput.py")
-    # One resolution throughout: with progressive resizing the two would not run the same arithmetic.
+    # One resolution throughout: with progressive resizing the variants would differ in their arithmetic.
     settings = replace(settings, augment=replace(settings.augment, start_resolution=64))
     accelerator = process_group.start(settings.train, Rendezvous())
     batch, device = settings.train.global_batch_size, accelerator.device
@@ -70,16 +70,16 @@ def main(argv: list[str]) -> int:
     epoch = EPOCH / images_per_s
     rows = [
         ("bare forward + backward + optimizer", f"{statistics.median(rates['bare']):,.0f} images/s"),
-        ("training loop", f"{images_per_s:,.0f} images/s, {_ratio(rates['loop'], rates['bare'])} of it"),
-        ("with Mixup and CutMix", f"{_ratio(rates['mixing'], rates['bare'])} of it"),
+        ("training loop", f"{images_per_s:,.0f} images/s, {_ratio(rates['loop'], rates['bare'])} of bare"),
+        ("with Mixup and CutMix", f"{_ratio(rates['mixing'], rates['bare'])} of bare"),
         (
-            "a save holds the loop up by",
-            f"{1000 * stall:.1f} ms, {stall * images_per_s / batch / settings.run.save_every:.3%} with one in "
+            "a save blocks the loop for",
+            f"{1000 * stall:.1f} ms, {stall * images_per_s / batch / settings.run.save_every:.3%} with one every "
             f"{settings.run.save_every} steps",
         ),
         (
-            f"{VAL:,} images evaluated, raw and EMA",
-            f"{evaluation:.1f} s, {evaluation / (evaluation + epoch):.1%} with one an epoch of {EPOCH:,} images",
+            f"evaluation of {VAL:,} images, raw and EMA",
+            f"{evaluation:.1f} s, {evaluation / (evaluation + epoch):.1%} with one per epoch of {EPOCH:,} images",
         ),
         ("peak memory", f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB on the host"),
     ]
@@ -88,7 +88,7 @@ def main(argv: list[str]) -> int:
 
 
 def _ratio(rates: list[float], others: list[float]) -> str:
-    """Median and quartiles of the ratios of pairs measured one after the other."""
+    """Median and quartiles of the ratios of neighbouring turns."""
     low, middle, high = statistics.quantiles((a / b for a, b in zip(rates, others, strict=True)), n=4)
     return f"{middle:.1%} ({low:.1%} to {high:.1%})"
 
@@ -99,7 +99,7 @@ def _mixing(settings: config.Config) -> config.Config:
 
 
 def make_trainer(settings: config.Config, accelerator, folder: Path) -> Trainer:
-    """The real trainer, on images that are drawn here, in a training that outlasts the measurement."""
+    """Build the real trainer on synthetic images, with a schedule that outlasts the measurement."""
     settings = replace(settings, train=replace(settings.train, epochs=ENDLESS))
     n = 4 * settings.train.global_batch_size
     labels = np.arange(n) % len(synthetic.CLASSES)
@@ -120,7 +120,7 @@ def make_trainer(settings: config.Config, accelerator, folder: Path) -> Trainer:
 
 
 def _bare_step(settings: config.Config, accelerator):
-    """A closure that trains the same network on one resident batch and does nothing else."""
+    """Return a function that trains the same network on one resident batch and does nothing else."""
     torch.manual_seed(0)
     batch, classes = settings.train.global_batch_size, len(synthetic.CLASSES)
     images = torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE, device=accelerator.device)
@@ -143,7 +143,7 @@ def _bare_step(settings: config.Config, accelerator):
 
 
 def rate(step, batch: int, device: torch.device, n_steps: int) -> float:
-    """Images/s over n_steps steps, the device drained at both ends and nowhere in between."""
+    """Images/s over n_steps steps, with the device synchronised only before the first and after the last."""
     _drain(device)
     start = time.perf_counter()
     for _ in range(n_steps):
@@ -153,7 +153,7 @@ def rate(step, batch: int, device: torch.device, n_steps: int) -> float:
 
 
 def _save_stall(trainer: Trainer) -> float:
-    """Seconds that the loop waits for a save, median of ROUNDS; it is written to disk beside the next step."""
+    """Seconds that a save blocks the loop, median of ROUNDS; the disk write overlaps with the next step."""
     stalls = []
     for _ in range(ROUNDS):
         trainer.train_step()
@@ -166,7 +166,7 @@ def _save_stall(trainer: Trainer) -> float:
 
 
 def _evaluation(trainer: Trainer) -> float:
-    """Seconds that VAL images take, with the raw weights and their average."""
+    """Seconds to evaluate VAL images with both the raw and the averaged weights."""
     trainer.validate()
     started = time.perf_counter()
     trainer.validate()

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""What tracking costs a step: the training loop with W&B online and offline against the same loop without it.
+"""Measure what tracking costs per step: the training loop with W&B online and offline against the loop without it.
 
-    python benchmarks/tracking.py                                    # configs/smoke.yaml, a row of metrics after every step
+    python benchmarks/tracking.py                                    # configs/smoke.yaml, one metrics row per step
     python benchmarks/tracking.py --config configs/tiny1m_cpu.yaml
 
-Online is the W&B server of the tests, on this machine (requirements-dev.txt), and it shares the cores with the training; so
-does the process that speaks to it, as everywhere. The three take turns; the medians of the differences are what counts.
+Online mode uses the W&B server of the tests, which needs the dev extra (pip install -e ".[dev]") and shares the cores
+of this machine with the training. The process that uploads to it shares them too, as in any run. The three modes
+alternate; the result is the median difference.
 """
 
 import os
@@ -53,30 +54,30 @@ def main(argv: list[str]) -> int:
                 run.mkdir()
                 (run / "config.yaml").write_text(config.dump(settings))
                 taken[mode].append(_step_seconds(trainer, run, mode, calls))
-    rows = [("without W&B", f"{1000 * statistics.median(taken['disabled']):.2f} ms a step")]
+    rows = [("without W&B", f"{1000 * statistics.median(taken['disabled']):.2f} ms per step")]
     for mode in MODES[1:]:
         pairs = list(zip(taken[mode], taken["disabled"], strict=True))
         more = [1000 * (tracked - bare) for tracked, bare in pairs]
         ratio = statistics.median(tracked / bare for tracked, bare in pairs)
         rows.append(
             (
-                f"{mode}, more by",
+                f"{mode}, overhead",
                 f"{statistics.median(more):+.2f} ms ({min(more):+.2f} to {max(more):+.2f}), x {ratio:.4f}",
             )
         )
     calls.sort()
     rows.append(
         (
-            "the call itself",
-            f"{1e6 * statistics.median(calls):.0f} us, 99 of 100 in {1e6 * calls[-len(calls) // 100]:.0f} us",
+            "the log call alone",
+            f"{1e6 * statistics.median(calls):.0f} us, 99th percentile {1e6 * calls[-len(calls) // 100]:.0f} us",
         )
     )
-    print_table(f"{accelerator.device}, a row after every step", rows)
+    print_table(f"{accelerator.device}, one row per step", rows)
     return 0
 
 
 def _step_seconds(trainer: Trainer, run: Path, mode: str, calls: list[float]) -> float:
-    """Seconds of a step and its row, once the process that follows the run is connected."""
+    """Seconds per step and row, measured once the process that follows the run is connected."""
     os.environ["WANDB_MODE"] = mode
     tracker = Tracker(run, trainer.config.tracking)
     tracker.start(0)
@@ -84,7 +85,7 @@ def _step_seconds(trainer: Trainer, run: Path, mode: str, calls: list[float]) ->
     while mode != "disabled" and not list(run.glob("wandb/*run-*/*.wandb")) and time.monotonic() < deadline:
         time.sleep(0.1)
     time.sleep(2)
-    row = {f"train/{i}": 1 / (i + 1) for i in range(16)}  # as many numbers as a row has
+    row = {f"train/{i}": 1 / (i + 1) for i in range(16)}  # as many numbers as a real row
     steps, started = 0, time.perf_counter()
     while (passed := time.perf_counter() - started) < SECONDS:
         trainer.train_step()

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""What is kept of a finished run: its figures and evaluations as a small JSON file, and its row for the README.
+"""Save the figures and evaluations of a finished run as a small JSON file, and print its row for the README.
 
-python results/collect.py runs/tiny1m_sprint          writes results/tiny1m_sprint.json
+python results/collect.py runs/tiny1m_sprint          # writes results/tiny1m_sprint.json
 """
 
 import json
@@ -32,12 +32,12 @@ KEPT = ("val/top1", "val/ema_top1", "val/ema_top5", "val/ema_loss")
 
 
 def main(argv: list[str]) -> int:
-    """Write the file and print the row."""
+    """Write the JSON file and print the row for the README."""
     if len(argv) != 1:
-        raise errors.UserError("name one run folder: python results/collect.py runs/tiny1m_sprint")
+        raise errors.UserError("give exactly one run folder: python results/collect.py runs/tiny1m_sprint")
     run = with_metrics(Path(argv[0]))
     if not run.results:
-        raise errors.UserError(f"{run.path} is not finished; give its training command again.")
+        raise errors.UserError(f"{run.path} is not finished; rerun its training command.")
     kept = collect(run)
     out = Path(__file__).parent / f"{run.name}.json"
     out.write_text(json.dumps(kept, indent=1) + "\n")
@@ -48,8 +48,8 @@ def main(argv: list[str]) -> int:
 def collect(run: Record) -> dict[str, Any]:
     """Figures of a finished run.
 
-    Its minutes are those of its steps, each at the median time of the log intervals of its resolution, and of its
-    evaluations: what another program took of the machine meanwhile is not its own.
+    The minutes count its steps, each at the median step time for its resolution over all log intervals, and its
+    evaluations. Slowdowns by other programs on the machine are therefore excluded.
     """
     usual = step_seconds(run)
     seconds, before, evaluations = 0.0, 0.0, []
@@ -86,7 +86,7 @@ def collect(run: Record) -> dict[str, Any]:
 
 
 def step_seconds(run: Record) -> dict[float, float]:
-    """Median seconds of a step at each resolution."""
+    """Median seconds per step at each resolution."""
     times: dict[float, list[float]] = {}
     for line in run.lines:
         times.setdefault(line["train/resolution"], []).append(line["perf/step_ms"] / 1000)
@@ -94,19 +94,11 @@ def step_seconds(run: Record) -> dict[float, float]:
 
 
 def row(kept: dict[str, Any]) -> str:
-    """A line of the README's table."""
-    machine = ", ".join(kept["gpus"]) or kept["cpu"]
-    cells = [
-        kept["run"],
-        f"{kept['parameters']:,}",
-        f"{kept['macs'] / 1e6:.0f} M",
-        f"{kept['epochs']}",
-        f"{kept['minutes']:.0f}",
-        f"{machine}, {kept['precision']}",
-        f"{kept['seed']}",
-        *(f"{kept[key]:.2f} %" for key in ("top1", "ema_top1", "ema_top1_flip")),
-    ]
-    return f"| {' | '.join(cells)} |"
+    """Format a row of the table in the README."""
+    raw, ema, flip = (f"{kept[key]:.2f}" for key in ("top1", "ema_top1", "ema_top1_flip"))
+    name, minutes = kept["run"], f"{kept['minutes']:.0f}"
+    cells = [f"[{name}](configs/{name}.yaml)", f"{kept['parameters']:,}", f"{kept['epochs']}", minutes]
+    return f"| {' | '.join(cells)} | {raw} | **{ema}** | {flip} |"
 
 
 if __name__ == "__main__":

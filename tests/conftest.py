@@ -1,11 +1,11 @@
-"""A small prepared data set, and a clean process for each test."""
+"""Session fixtures: a small prepared data set, a finished run, and a clean process for each test."""
 
 import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# One thread a test: two workers with two threads each on two cores wait for each other most of the time.
+# One thread per test: two workers with two threads each on two cores mostly wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
@@ -14,19 +14,19 @@ from helpers import here
 from helpers.program import small_run
 from tinyimnet.data import synthetic
 
-# The tests count processes, not GPUs; who has some runs them on the CPU all the same.
+# The tests count processes, not GPUs, so they run on the CPU even where there are GPUs.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 pytest_plugins = ["helpers.run_folders", "helpers.slurm_cluster", "helpers.wandb_server.server"]
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: the end of each training, which collects garbage, need not look at it again."""
+    """Freeze all imported objects, so that the garbage collection at the end of a training skips them."""
     gc.freeze()
 
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared folder: 200 classes, 200 training, 200 validation and 200 test images."""
+    """A prepared data set of 200 classes: 200 training, 200 validation and 200 test images."""
     root = tmp_path_factory.mktemp("data") / "tiny"
     synthetic.prepare_synthetic(root, train_per_class=1, val_per_class=1, test_per_class=1)
     return root
@@ -34,7 +34,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def arguments(tiny_data: Path, tmp_path: Path):
-    """`small_run` on tiny_data in tmp_path."""
+    """Return a function that calls `small_run` on tiny_data and tmp_path/run."""
     return lambda run__dir=tmp_path / "run", data__root=tiny_data, **overrides: small_run(
         data__root, run__dir, **overrides
     )
@@ -42,12 +42,12 @@ def arguments(tiny_data: Path, tmp_path: Path):
 
 @pytest.fixture(scope="session")
 def finished_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of twelve steps; not to be changed."""
+    """A finished run of 12 steps; tests must not change it."""
     return here.train_here(tiny_data, tmp_path_factory.mktemp("finished") / "run")
 
 
 @pytest.fixture(autouse=True)
 def clean_process() -> Iterator[None]:
-    """Each test starts without W&B, the variables of a launcher or a site, and Accelerate's global state."""
+    """Start each test without W&B, launcher or site variables, and Accelerate's global state."""
     with here.clean_process():
         yield

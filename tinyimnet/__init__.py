@@ -1,1 +1,3 @@
-"""Train a convolutional network of at most 1,000,000 parameters on Tiny ImageNet, on one CPU or many GPUs."""
+"""Train a CNN of at most 1,000,000 parameters on Tiny ImageNet, on one CPU or many GPUs."""
+
+__version__ = "0.1.0"

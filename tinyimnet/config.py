@@ -1,4 +1,4 @@
-"""What can be set, with its type, unit, default and range. `config_cli.py` reads it from YAML and the command line."""
+"""Every configuration key with its type, unit, default and range; config_cli.py reads YAML and the command line."""
 
 import os
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ from tinyimnet.errors import UserError
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where a run lies and how often it reports; none of these keys changes the weights, except the seed."""
+    """Run folder and intervals; of these keys only the seed changes the weights."""
 
     dir: str = ""
-    """Run folder; empty: <name of the config file> in $RUNS_ROOT, else in runs/."""
+    """Run folder; empty: named after the config file, in $RUNS_ROOT or runs/."""
     seed: int = 0
-    """Seed of everything random: initial weights, order, augmentation, DropPath."""
+    """Seed of initial weights, data order, augmentation and DropPath."""
     log_every: int = 50
     """Optimizer steps between two log lines."""
     eval_every: int = 1
@@ -30,23 +30,23 @@ class RunConfig:
     stop_before_end: int = 120
     """Seconds before the end of a Slurm job (SLURM_JOB_END_TIME) at which the run saves and stops."""
     max_attempts: int = 100
-    """Starts of one Slurm job, requeues included, after which it is not requeued any more."""
+    """Attempts of one Slurm job after which it is not requeued."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which data set, and where its prepared form lies."""
+    """Which data set, and where it is."""
 
     root: str = "data/tiny-imagenet-200"
-    """Prepared folder (`python -m tinyimnet prepare`)."""
+    """Folder written by `tinyimnet prepare`."""
     source: Literal["tiny-imagenet", "synthetic"] = "tiny-imagenet"
-    """How to make `root` where it is missing: download the official archive, or draw the embedded data set."""
+    """How to create a missing `root`: download the official archive, or draw the embedded data set."""
     stage: str = ""
-    """Folder of each node, such as /dev/shm or $SLURM_TMPDIR, to which the arrays are copied once; empty: read in place."""
+    """Node-local folder, such as /dev/shm, to copy the arrays to once; empty: read them in place."""
     soft_labels: str = ""
-    """What another network says of the training images (`python -m tinyimnet soft-labels`), to learn from too; empty: none."""
+    """File of teacher probabilities (`tinyimnet soft-labels`) for distillation; empty: none."""
     tune_split: bool = False
-    """Hold out a fixed 5 % of the training images of each class and validate on them: for choosing hyperparameters."""
+    """Validate on a fixed 5 % of the training images of each class, held out: for choosing hyperparameters."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class ModelConfig:
     block: Literal["basic", "bottleneck", "inverted"] = "bottleneck"
     """basic: two 3x3; bottleneck: 1x1, 3x3, 1x1; inverted: 1x1 expand, depthwise 3x3, 1x1 project."""
     widths: tuple[int, ...] = (64, 128, 256)
-    """Output channels of each stage before `width` scales them; the stem has the first."""
+    """Output channels of each stage before `width` scales them; the stem has the first width."""
     depths: tuple[int, ...] = (2, 4, 4)
     """Blocks in each stage; every stage after the first halves the resolution."""
     width: float | Literal["auto"] = "auto"
@@ -72,39 +72,39 @@ class ModelConfig:
     whiten_stem: bool = False
     """Freeze the stem's filters at those that whiten patches of the training images."""
     head_width: int = 0
-    """Channels of a 1x1 convolution before the pool, 0: none; with width auto, the least: spare budget goes here."""
+    """Channels of a 1x1 convolution before the pool, 0: none; width auto adds what is left of the budget."""
     drop_path: float = 0.0
     """Probability of dropping the last block's residual branch; earlier blocks rise linearly to it."""
     max_parameters: int = 1_000_000
-    """Hard limit: a larger network is refused."""
+    """Hard limit; a larger network is an error."""
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What is done to a training batch, on the device."""
+    """Augmentation of a training batch, on the device."""
 
     crop_padding: int = 4
     """Pixels of reflection padding before the random 64x64 crop; 0: no crop."""
     flip: bool = True
-    """Mirror each image horizontally in every other epoch."""
+    """Flip each image horizontally in every other epoch."""
     mixup_probability: float = 0.0
-    """Share of the images that are blended with a partner (Mixup)."""
+    """Share of the images to blend with a partner (Mixup)."""
     mixup_alpha: float = 0.2
     """Mixup's lambda is drawn from Beta(alpha, alpha)."""
     cutmix_probability: float = 0.0
-    """Share of the images that get a box of a partner (CutMix); adds to mixup_probability, at most 1 together."""
+    """Share of the images to paste a box of a partner into (CutMix); at most 1 - mixup_probability."""
     cutmix_alpha: float = 1.0
     """CutMix's lambda is drawn from Beta(alpha, alpha)."""
     mix_until: float = 1.0
-    """Share of the training after which Mixup and CutMix stop."""
+    """Fraction of the steps after which Mixup and CutMix stop."""
     label_smoothing: float = 0.0
-    """Share of each target that is spread evenly over all classes."""
+    """Share of each target that is uniform over all classes."""
     soft_label_weight: float = 0.5
-    """Share of each target that is data.soft_labels' and not the label's, where there are some."""
+    """Share of each target that comes from data.soft_labels, if set."""
     start_resolution: int = 64
     """Resolution in pixels of the first step; 64: no progressive resizing."""
     full_resolution_from: float = 0.8
-    """Share of the training at which the resolution has reached 64 px, in steps of 8 px."""
+    """Fraction of the steps at which the resolution, raised by 8 px at a time, reaches 64 px."""
 
 
 @dataclass(frozen=True)
@@ -112,21 +112,21 @@ class OptimConfig:
     """Optimizer and schedule; the learning rate is a function of the step."""
 
     name: Literal["sgd", "adamw", "muon"] = "sgd"
-    """SGD with Nesterov momentum, AdamW, or Muon for the filters behind the stem with SGD for the rest."""
+    """SGD with Nesterov momentum, AdamW, or Muon for the convolutions after the stem with SGD for the rest."""
     lr: float = 0.5
     """Peak learning rate, for the global batch."""
     sgd_lr: float = 0.1
-    """Peak learning rate of what Muon leaves to SGD: stem, classifier, depthwise filters, norms, biases (muon)."""
+    """Peak learning rate of the SGD part: stem, classifier, depthwise filters, norms, biases (muon)."""
     momentum: float = 0.9
     """Nesterov momentum (sgd, muon)."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the moment estimates (adamw)."""
     weight_decay: float = 5e-4
-    """Decay of convolution and linear weights (adamw, muon: decoupled, lr * weight_decay); norms and biases have none."""
+    """Decay of convolution and linear weights only; decoupled (lr * weight_decay) for adamw and muon."""
     warmup_epochs: float = 5.0
     """Epochs of linear warm-up from zero."""
     schedule: Literal["cosine", "linear"] = "cosine"
-    """How the learning rate falls to zero after the warm-up."""
+    """Shape of the decay to zero after the warm-up."""
     clip_grad_norm: float = 0.0
     """Largest global gradient norm; 0: not clipped."""
     ema_decay: float = 0.999
@@ -135,40 +135,40 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """From which weights, how long, in which batches and in which arithmetic."""
+    """Initial weights, length, batch size and precision."""
 
     init_from: str = ""
-    """Run folder or .safetensors file whose averaged weights the run begins with (fine-tuning); empty: drawn by run.seed."""
+    """Run folder or .safetensors file whose EMA weights to start from (fine-tuning); empty: random."""
     epochs: int = 300
     """Passes over the training set."""
     global_batch_size: int = 1024
-    """Images in one optimizer step over all processes; the share of a process and accumulation are derived."""
+    """Images per optimizer step over all processes; per-process batch and accumulation steps are derived."""
     device_batch_size: int = 0
-    """Most images in one forward pass of a process, more are accumulated; 0: no limit."""
+    """Largest micro-batch of a process, larger batches are accumulated; 0: no limit."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Autocast type of the forward pass; weights stay fp32."""
     compile: bool = False
     """torch.compile the network."""
     max_skipped_steps: int = 20
-    """Steps in a row with a non-finite gradient (each is skipped) after which the run ends; seen at each log line."""
+    """Consecutive steps skipped for a non-finite gradient that end the run; checked at each log line."""
     timeout: int = 600
-    """Seconds after which a collective operation gives up on a lost process."""
+    """Seconds until a collective operation times out."""
 
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """Weights & Biases; metrics.jsonl in the run folder is written in any case."""
+    """Weights & Biases; metrics.jsonl in the run folder is always written."""
 
     wandb: Literal["online", "offline", "disabled"] = "online"
-    """online falls back to offline without a key or a network; never prompts, never stops a run; WANDB_MODE overrides it."""
+    """online falls back to offline without a key or network and never prompts; WANDB_MODE overrides this."""
     project: str = "tiny-imagenet-1m"
     """W&B project."""
     per_rank: bool = False
-    """Send the system metrics of every process, not of the main one alone."""
+    """Send system metrics of every process, not only of rank 0."""
     log_code: bool = False
-    """Send the source files too: those of the program and its configurations, nothing else that lies beside them."""
+    """Send the source files of the program and its configurations."""
     finish_timeout: int = 60
-    """Seconds that W&B has at the end of the run to send what it has."""
+    """Seconds that W&B has at the end of an attempt to finish uploading."""
 
 
 @dataclass(frozen=True)
@@ -196,18 +196,18 @@ KEYS = tuple(
     for section, kind in Config.__dataclass_fields__.items()
     for key in kind.default_factory.__dataclass_fields__  # type: ignore[union-attr, misc]
 )
-# Keys that a resumed run may change besides an extended train.epochs: where things lie, what is reported, how long to wait.
+# Keys that a resumed run may change, besides a larger train.epochs: paths, reporting, timeouts.
 MAY_CHANGE = ("run.log_every", "run.eval_every", "run.save_every", "run.keep_checkpoints", "run.stop_before_end",
               "run.max_attempts", "run.dir", "data.root", "data.stage", "train.timeout", "tracking.",
-              # How a process cuts its images into micro-batches belongs to the machine, as the number of processes does.
+              # The micro-batch depends on the machine, as the number of processes does.
               "train.device_batch_size")  # fmt: skip
 
-# What runs of one recipe may differ in: where they lie, how they report, the seed, how long they wait.
+# Keys in which runs of one recipe may differ: paths, reporting, the seed, timeouts.
 NO_RECIPE = ("run.", "tracking.", "data.root", "data.stage", "train.timeout")
 
 
 def check(config: Config) -> None:
-    """Raise a UserError for the first value that is out of range or at odds with another."""
+    """Raise a UserError for the first value that is out of range or inconsistent with another."""
     run, model, augment, optim, train = config.run, config.model, config.augment, config.optim, config.train
     share = "between 0 and 1"
     rules: list[tuple[str, bool, str]] = [
@@ -237,14 +237,16 @@ def check(config: Config) -> None:
         ("augment.mix_until", 0 <= augment.mix_until <= 1, share),
         ("augment.label_smoothing", 0 <= augment.label_smoothing < 1, "at least 0 and below 1"),
         ("augment.soft_label_weight", 0 < augment.soft_label_weight <= 1, "above 0 and at most 1"),
-        ("augment.start_resolution", augment.start_resolution in range(16, 65, 8), "a multiple of 8 between 16 and 64 px"),
+        ("augment.start_resolution", augment.start_resolution in range(16, 65, 8),
+         "a multiple of 8 between 16 and 64 px"),
         ("augment.full_resolution_from", 0 <= augment.full_resolution_from <= 1, share),
         ("optim.lr", 0 < optim.lr < float("inf"), "positive"),
         ("optim.sgd_lr", 0 < optim.sgd_lr < float("inf"), "positive"),
         ("optim.momentum", 0 < optim.momentum < 1, "above 0 and below 1"),
         ("optim.betas", all(0 <= beta < 1 for beta in optim.betas), "two numbers, each at least 0 and below 1"),
         ("optim.weight_decay", 0 <= optim.weight_decay < float("inf"), "0 or more"),
-        ("optim.warmup_epochs", 0 <= optim.warmup_epochs <= train.epochs, f"between 0 and train.epochs ({train.epochs})"),
+        ("optim.warmup_epochs", 0 <= optim.warmup_epochs <= train.epochs,
+         f"between 0 and train.epochs ({train.epochs})"),
         ("optim.clip_grad_norm", 0 <= optim.clip_grad_norm < float("inf"), "0 or more"),
         ("optim.ema_decay", 0 <= optim.ema_decay < 1, "at least 0 and below 1"),
         ("train.global_batch_size", train.global_batch_size >= 1, "1 or more"),
@@ -273,9 +275,9 @@ def dump(config: Config) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """'key: old -> new' for each key of two nested configurations that differs and may not change on resume.
+    """'key: old -> new' for each key of two nested configurations that differs and must not change on resume.
 
-    A key that is newer than the old one, which was written by an earlier version, had its default there.
+    A key that an earlier version did not have counts with its default.
     """
     defaults = {section: keys for section, keys in asdict(Config()).items() if section in old}
     before, after = flatten(_plain(defaults)) | flatten(_plain(old)), flatten(_plain(new))
@@ -295,5 +297,5 @@ def _plain(tree: Any) -> Any:
 
 
 def runs_root() -> Path:
-    """The folder of run folders: RUNS_ROOT of slurm/site.env, else runs."""
+    """The parent of run folders: $RUNS_ROOT (slurm/site.env), else runs."""
     return Path(os.environ.get("RUNS_ROOT") or "runs")

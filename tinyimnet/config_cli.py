@@ -1,6 +1,6 @@
-"""Read a configuration: a YAML of differences and dotted overrides, with one sentence for each mistake.
+"""Read a configuration: a YAML of differences and dotted overrides; each user error is one sentence.
 
-Precedence: the defaults in config.py < the places of slurm/site.env < `--config FILE` < `--section.key value`.
+Precedence: the defaults in config.py < the paths of slurm/site.env < `--config FILE` < `--section.key value`.
 `python train.py --help` lists every key and `--print_config` prints the resolved configuration.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from tinyimnet.config import KEYS, Config, check, flatten, runs_root
 from tinyimnet.errors import UserError
@@ -21,11 +21,22 @@ from tinyimnet.files import ROOT
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
-CONFIGS = ROOT / "configs"
+CONFIGS = next(
+    folder for folder in (ROOT / "tinyimnet" / "configs", ROOT / "configs") if folder.is_dir()
+)  # wheel, checkout
 DEFAULT_CONFIG = CONFIGS / "tiny1m.yaml"
-# Variables of slurm/site.env for what a configuration leaves to its default; configs/smoke.yaml names data of its own.
+# Variables of slurm/site.env that replace defaults; a configuration that sets the key, as smoke.yaml does, wins.
 PLACES = {"data.root": "DATA_ROOT", "data.stage": "STAGE_TO"}
-DESCRIPTION = "The defaults below < --config FILE, a YAML of differences < --section.key value."
+HELP = """\
+Start a run, or resume the one in the run folder.
+
+  accelerate launch {program}                                   # configs/tiny1m.yaml
+  accelerate launch {program} --config smoke                    # no data needed
+  python {program} --config my.yaml --optim.lr 0.3 --run.dir runs/lr03
+  python {program} --config smoke --print_config                # the resolved configuration
+
+Precedence: defaults < --config FILE (a YAML of differences) < --section.key VALUE.
+"""
 
 
 def load(argv: list[str], prog: str = "train.py") -> Config:
@@ -34,11 +45,7 @@ def load(argv: list[str], prog: str = "train.py") -> Config:
     Raises:
         UserError: unknown key, wrong type or value, missing or malformed file; names the key and the value.
     """
-    parser = ArgumentParser(prog=prog, description=DESCRIPTION, exit_on_error=False)
-    parser.add_argument(
-        "--config", action="config", help=f"YAML of differences (default: configs/{DEFAULT_CONFIG.name})"
-    )
-    parser.add_class_arguments(Config)
+    parser = make_parser(prog)
     parser.set_defaults({key: os.environ[name] for key, name in PLACES.items() if os.environ.get(name)})
     try:
         file, overrides = _split_config(argv)
@@ -53,17 +60,52 @@ def load(argv: list[str], prog: str = "train.py") -> Config:
     return config
 
 
+def make_parser(prog: str) -> ArgumentParser:
+    """The parser of all keys."""
+    parser = ArgumentParser(
+        prog=prog,
+        usage=f"{prog} [--config FILE] [--section.key VALUE ...]",
+        description=HELP.format(program="train.py" if prog == "train.py" else "-m tinyimnet train"),
+        formatter_class=_Help,
+        exit_on_error=False,
+    )
+    parser.add_argument(
+        "--config", action="config", metavar="FILE", help="file, or the name of one in configs/ (default: tiny1m)"
+    )
+    parser.add_class_arguments(Config)
+    return parser
+
+
+class _Help(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Prints the examples verbatim."""
+
+
+def find_config(name: Path) -> Path:
+    """The file itself, or for a bare name such as `smoke` the file of that name in configs/.
+
+    Raises:
+        UserError: a bare name that is neither.
+    """
+    if name.is_file() or str(name) != name.stem:
+        return name
+    shipped = {file.stem: file for file in sorted(CONFIGS.glob("*.yaml"))}
+    if str(name) not in shipped:
+        raise UserError(f"--config {name} is neither a file nor one of {', '.join(shipped)}.")
+    return shipped[str(name)]
+
+
 def _split_config(argv: list[str]) -> tuple[Path, list[str]]:
     """The file after --config (else the default) and the other arguments, which come after it and so override it."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG)
     known, overrides = parser.parse_known_args(argv)
-    _check_keys(known.config)
-    return known.config, overrides
+    file = find_config(known.config)
+    _check_keys(file)
+    return file, overrides
 
 
 def _check_keys(file: Path) -> None:
-    """Look that the file is a mapping of known keys: jsonargparse's word on that is hard to read."""
+    """Check that the file is a mapping of known keys: jsonargparse's own message is hard to read."""
     try:
         tree = yaml.safe_load(file.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

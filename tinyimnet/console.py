@@ -1,11 +1,15 @@
-"""What a person sees while a run goes on: a bar on a terminal, plain lines under a scheduler, a table at the end."""
+"""Console output: a progress bar on a terminal, plain lines in a log, tables."""
 
 import logging
+import os
+import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from rich import progress
@@ -16,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Output:
-    """sys.stdout, but a full disk behind it or a closed pipe does not end a training."""
+    """sys.stdout, except that a full disk or a closed pipe does not end the training."""
 
     def write(self, text: str) -> int:
         with suppress(OSError):
@@ -31,7 +35,7 @@ class _Output:
         return getattr(sys.stdout, name)
 
 
-# In a scheduler's log there is no terminal to ask for its width, and rich would take 80 columns.
+# A log has no terminal width, for which rich would assume 80 columns.
 console = Console(
     file=_Output(),  # type: ignore[arg-type]
     highlight=False,
@@ -43,13 +47,13 @@ console = Console(
 class Progress:
     """Progress of a run on the main process; a context manager.
 
-    The bar is redrawn where a line is logged and not by a thread, which would take time from the training.
+    The bar is redrawn at each log line and not by a thread, which would take time from the training.
 
     Args:
         total_steps: optimizer steps of the whole run.
-        steps_per_epoch: those of an epoch.
-        work_left: of (since, step): work from `step` to the end as a multiple of that since an earlier step.
-        enabled: whether anything is shown at all.
+        steps_per_epoch: optimizer steps of one epoch.
+        work_left: (since, step) -> work from `step` to the end, as a multiple of the work from `since` to `step`.
+        enabled: whether to print at all.
     """
 
     def __init__(
@@ -60,13 +64,14 @@ class Progress:
         self.started, self.first_step = time.monotonic(), 0
         self.bar = progress.Progress(
             progress.TextColumn("epoch {task.fields[epoch]}"),
-            progress.BarColumn(),
-            progress.TextColumn("{task.completed}/{task.total} steps, {task.fields[values]}, ETA {task.fields[eta]}"),
+            progress.BarColumn(bar_width=None),
+            progress.TextColumn("{task.fields[values]}, ETA {task.fields[eta]}"),
             console=console,
             auto_refresh=False,
-            disable=not (enabled and console.is_terminal),
+            expand=True,
+            disable=not (enabled and console.is_interactive),  # a dumb terminal cannot redraw a line
         )
-        self.task = self.bar.add_task("", total=self.total_steps, epoch="0", values="starting", eta="?")
+        self.task = self.bar.add_task("", total=total_steps, epoch=self._epoch(0), values="starting", eta="?")
 
     def __enter__(self) -> "Progress":
         self.started = time.monotonic()
@@ -77,30 +82,47 @@ class Progress:
         self.bar.stop()
 
     def resumed(self, step: int) -> None:
-        """Say where a resumed run goes on."""
+        """Print where a resumed run continues."""
         self.first_step = step
         if self.enabled:
-            console.print(f"resumed at step {step} of {self.total_steps} (epoch {step / self.steps_per_epoch:.2f})")
+            console.print(f"resumed at step {step} of {self.total_steps} (epoch {self._epoch(step)})")
 
     def update(self, step: int, metrics: dict[str, float]) -> None:
         """Show the values of a log line; an evaluation always leaves a line behind."""
         if not self.enabled:
             return
-        epoch = f"{step / self.steps_per_epoch:.2f}"
-        values = f"loss {metrics['train/loss']:.3f}, lr {metrics['train/lr']:.4f}, {metrics['perf/images_per_s']:,.0f} images/s"
+        values = f"loss {metrics['train/loss']:.3f}, {metrics['perf/images_per_s']:,.0f} images/s"
         eta = self._eta(step)
-        self.bar.update(self.task, completed=step, epoch=epoch, values=values, eta=eta, refresh=True)
+        self.bar.update(self.task, completed=step, epoch=self._epoch(step), values=values, eta=eta, refresh=True)
         evaluated = "val/top1" in metrics
         if evaluated:
             values += f", val top-1 {metrics['val/top1']:.2f} %, EMA {metrics['val/ema_top1']:.2f} %"
-        line = f"epoch {epoch} step {step}/{self.total_steps}: {values}, ETA {eta}"
+        line = f"epoch {self._epoch(step)} step {step}/{self.total_steps}: {values}, ETA {eta}"
         logger.info(line)
-        if evaluated or not console.is_terminal:
-            self.bar.console.print(line)
+        if evaluated or self.bar.disable:
+            console.print(line)
+
+    def _epoch(self, step: int) -> str:
+        """Epochs done and in all: 1.4/6."""
+        return f"{step / self.steps_per_epoch:.1f}/{self.total_steps / self.steps_per_epoch:g}"
 
     def _eta(self, step: int) -> str:
         elapsed = time.monotonic() - self.started
         return clock(elapsed * self.work_left(self.first_step, step))
+
+
+def command(*arguments: object) -> str:
+    """A `tinyimnet` command that works when pasted into this shell, activated environment or not."""
+    script = shutil.which("tinyimnet")
+    on_path = script and Path(script).parent == Path(sys.executable).parent
+    activated = Path(os.environ.get("VIRTUAL_ENV", "")) == Path(sys.prefix) or sys.prefix == sys.base_prefix
+    program = ["tinyimnet"] if on_path and activated else [short(Path(sys.executable)), "-m", "tinyimnet"]
+    return shlex.join(map(str, [*program, *(short(a) if isinstance(a, Path) else a for a in arguments)]))
+
+
+def short(path: Path) -> Path:
+    """A path relative to the working directory if it is inside, for people to read and paste."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def clock(seconds: float) -> str:
@@ -110,12 +132,12 @@ def clock(seconds: float) -> str:
 
 
 def moment(seconds: float) -> str:
-    """A Unix time in the zone of this machine."""
+    """A Unix time in the local time zone."""
     return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
 
 
 def print_table(title: str, rows: Sequence[tuple[str, ...]], header: tuple[str, ...] = ()) -> None:
-    """Print a table; the first column is text, columns of numbers are right-aligned."""
+    """Print a table; columns of numbers are right-aligned."""
     grid = Table(title=title, title_justify="left", show_header=bool(header))
     for i in range(len(rows[0])):
         numeric = i > 0 and all(row[i][:1].isdigit() for row in rows)

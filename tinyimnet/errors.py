@@ -1,4 +1,4 @@
-"""The one kind of error a user can cause and mend: a single sentence, exit code 2."""
+"""UserError, an error that the user can fix: one sentence, exit code 2."""
 
 import argparse
 import logging
@@ -8,18 +8,18 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 logger = logging.getLogger(__name__)
 USER_ERROR = 2  # exit code
 
 
 class UserError(Exception):
-    """A mistake outside the code: the text names the key or file, its value, and the way out.
+    """An error outside the code; the sentence names the key or file, its value, and the way out.
 
     Args:
         sentence: what the user reads.
-        every_rank: print it on every process, not on rank 0 alone, because it may happen on one only.
+        every_rank: print it on every rank, because it may occur on one rank only.
     """
 
     def __init__(self, sentence: str, *, every_rank: bool = False):
@@ -28,28 +28,31 @@ class UserError(Exception):
 
 
 class Busy(UserError):
-    """Another process is at it."""
+    """Another process holds the resource."""
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are our one-sentence errors."""
+    """argparse that prints descriptions verbatim and reports errors as a UserError."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see `{self.prog} --help`.")
 
 
 class LostProcess(Exception):
-    """Another process of the group is gone or stuck; the one that failed first knows why."""
+    """Another process of the group died or hangs; the log of the first one that failed has the cause."""
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, on one line of at most 200 characters."""
+    """The message of an error on one line, cut at 200 characters."""
     return " ".join((str(error) or type(error).__name__).split())[:200]
 
 
 @contextmanager
 def writing(out: Path, what: str = "file") -> Iterator[None]:
-    """Turn an OSError into the sentence that --out cannot be written."""
+    """Turn an OSError into a UserError about --out."""
     try:
         yield
     except OSError as error:
@@ -57,7 +60,7 @@ def writing(out: Path, what: str = "file") -> Iterator[None]:
 
 
 def run(main: Callable[[list[str]], int], argv: list[str]) -> int:
-    """Call `main(argv)` and return its exit code; a UserError becomes one sentence and 2 (`--debug`: a traceback)."""
+    """Call `main(argv)` and return its exit code; a UserError is printed as one sentence (`--debug`: traceback): 2."""
     debug = "--debug" in argv
     argv = [arg for arg in argv if arg != "--debug"]
     rank = os.environ.get("RANK") or "0"
@@ -67,7 +70,7 @@ def run(main: Callable[[list[str]], int], argv: list[str]) -> int:
         if debug:
             traceback.print_exc()
             return USER_ERROR
-        logger.info("ended by an error: %s", error)  # for the log of the rank; below is for the person
+        logger.info("ended by an error: %s", error)  # to logs/rank_N.log; stderr gets the sentence below
         if rank == "0" or error.every_rank:
             where = f" (rank {rank})" if error.every_rank else ""
             print(f"error{where}: {error}", file=sys.stderr, flush=True)

@@ -1,4 +1,7 @@
-"""Files that are whole or not there, also after a power failure. No torch here: the decoding processes import it."""
+"""Atomic file writes that survive a power failure, file locks, digests.
+
+No torch here: the decoding processes import it.
+"""
 
 import errno
 import fcntl
@@ -9,14 +12,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-ROOT = Path(__file__).resolve().parent.parent  # the checkout, or the copy of it that launch.submit made
+ROOT = Path(__file__).resolve().parent.parent  # the checkout, its copy by `tinyimnet submit`, or site-packages
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file under a temporary name, sync it, rename it, sync the folder.
 
     Raises:
-        OSError: it could not be written; what was there before is there still.
+        OSError: the write failed; the previous file is intact.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -33,7 +36,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file, one a line; without what a crash left of a line, and none where there is no file."""
+    """The JSON objects of a JSON-lines file, without lines that a crash cut off; empty if the file is missing."""
     lines = []
     for text in path.read_text(errors="replace").splitlines() if path.exists() else []:
         with suppress(json.JSONDecodeError):
@@ -42,7 +45,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def fsync(path: Path) -> None:
-    """Put a file on disk, or the names in a folder."""
+    """Flush a file to disk, or the entries of a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -51,10 +54,10 @@ def fsync(path: Path) -> None:
 
 
 def lock(file: IO[Any]) -> bool | None:
-    """Take an open, writable file for this process until it is closed, without waiting (flock).
+    """Lock an open, writable file until it is closed, without waiting (flock).
 
-    Returns False where another process has it, and None where the file system has no such locks: Lustre without the mount
-    option `flock`, some NFS servers.
+    Returns False if another process holds the lock, None if the file system has no such locks (Lustre without the mount
+    option `flock`, some NFS servers).
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -23,9 +23,9 @@ from tinyimnet.training import outcome, run_info
 from tinyimnet.training.trainer import Trainer
 
 
-def main(argv: list[str]) -> int:
-    """Run the training that `argv` asks for; the exit code is 0 when it is finished or was stopped and saved."""
-    config = config_cli.load(argv)
+def main(argv: list[str], prog: str = "train.py") -> int:
+    """Train as `argv` says; the exit code is 0 if the run finished, or stopped and saved."""
+    config = config_cli.load(argv, prog)
     launcher.map_environment()
     stderr = logging.StreamHandler()
     stderr.setLevel(logging.WARNING)  # INFO goes to logs/rank_N.log alone

@@ -1,36 +1,38 @@
 #!/usr/bin/env bash
-# cluster.sh install              the Debian packages that it needs; does nothing where all are installed
-# cluster.sh up [N]               start a cluster of N nodes n1 n2 ... (3); does nothing where it is up
-# eval "$(cluster.sh env)"        all that sbatch, srun, squeue, sacct ... need to use it
-# cluster.sh status               daemons and nodes; exit code 0: all usable
+# A real Slurm cluster on one machine, for tests.
+#
+# cluster.sh install              install the required Debian packages; no-op if all are installed
+# cluster.sh up [N]               start a cluster of N nodes n1 n2 ... (default: 3); no-op if it is up
+# eval "$(cluster.sh env)"        set the environment for sbatch, srun, squeue, sacct ...
+# cluster.sh status               show daemons and nodes; exit code 0 if all are usable
 # cluster.sh exec NODE CMD...     run a command on a node
-# cluster.sh down                 end the cluster and all that runs on it; the logs stay
+# cluster.sh down                 stop the cluster and everything that runs on it; keeps the logs
 #
-# Faults, to rehearse them:
-# cluster.sh node-kill|node-start NODE       power off and on: all processes of the node die at once. Their peers see
+# Fault injection:
+# cluster.sh node-kill|node-start NODE       power a node off and on: all its processes die at once. Their peers see
 #                                            closed connections, or silence if the network was down before.
-# cluster.sh net-down|net-up NODE            pull and plug the network cable
-# cluster.sh slurmd-kill|slurmd-start NODE   kill -9 and start slurmd; the processes of jobs go on
-# cluster.sh ctld-kill|ctld-start            kill -9 and start slurmctld; jobs go on
+# cluster.sh net-down|net-up NODE            unplug and plug in the network cable
+# cluster.sh slurmd-kill|slurmd-start NODE   kill -9 and start slurmd; job processes keep running
+# cluster.sh ctld-kill|ctld-start            kill -9 and start slurmctld; jobs keep running
 #
-# A real Slurm on one machine: slurmctld, slurmdbd on MariaDB, munge, and a slurmd for each node. A node is a set of
-# namespaces with its own host name, address, ports, processes and /dev/shm. All files are shared, as on NFS. 127.0.0.1
-# is the node itself, the machine is 10.78.0.1, nothing else can be reached. CPUs, memory and GPUs are declared: Slurm
-# counts them, nothing enforces them. There are no cgroups: a process whose parent died survives scancel, and holds its
-# job in COMPLETING. Partitions: main; preempt, whose jobs main and urgent requeue; urgent, which comes first.
+# The cluster runs slurmctld, slurmdbd on MariaDB, munge and one slurmd per node. A node is a set of namespaces with its
+# own host name, address, ports, processes and /dev/shm. All files are shared, as on NFS. 127.0.0.1 is the node itself,
+# 10.78.0.1 is the machine; nothing else is reachable. CPUs, memory and GPUs are only declared: Slurm counts them, but
+# nothing enforces the limits. There are no cgroups: a process whose parent died survives scancel and keeps its job in
+# COMPLETING. Partitions: main; preempt, whose jobs are requeued for main and urgent; urgent, with the highest priority.
 #
-# It needs root (containers: --privileged) and a firewall that lets the bridge tinyimnet0 through. It writes only to
-# CLUSTER_STATE and kills only processes of its own. Exit codes: 1 something failed, 2 wrong usage. Variables:
-#   CLUSTER_GPUS=4              fake GPUs of a node
-#   CLUSTER_PREEMPT_SIGNAL=0    what preempted jobs get. 0: SIGTERM, as by Slurm's default; 1: the signal of --signal
+# The script needs root (in a container: --privileged) and a firewall that allows traffic on the bridge tinyimnet0. It
+# writes only to CLUSTER_STATE and kills only its own processes. Exit codes: 1 on failure, 2 on wrong usage. Variables:
+#   CLUSTER_GPUS=4              fake GPUs per node
+#   CLUSTER_PREEMPT_SIGNAL=0    signal for preempted jobs. 0: SIGTERM, Slurm's default; 1: the signal of --signal
 #   CLUSTER_STATE=/tmp/tinyimnet-cluster    configuration, sockets, logs, database
-#   CLUSTER_NUMBER=0            1 to 99: other ports, addresses, bridge and folder: a second cluster at the same time
+#   CLUSTER_NUMBER=0            1 to 99: use other ports, addresses, bridge and folder, for several clusters at a time
 
-# shellcheck disable=SC2015 # A && B || C: here C is what to do when A or B fails
+# shellcheck disable=SC2015 # A && B || C is intended: C runs if A or B fails
 set -uo pipefail
 export PATH=$PATH:/usr/sbin:/sbin LC_ALL=C
 umask 022
-ulimit -c 0 # or every crashed rank leaves a core of 250 MB in the folder of its job
+ulimit -c 0 # otherwise every crashed rank leaves a core dump of 250 MB in the folder of its job
 
 NUMBER=${CLUSTER_NUMBER:-0} GPUS=${CLUSTER_GPUS:-4} PREEMPT_SIGNAL=${CLUSTER_PREEMPT_SIGNAL:-0}
 STATE=${CLUSTER_STATE:-/tmp/tinyimnet-cluster${CLUSTER_NUMBER:+-$CLUSTER_NUMBER}}
@@ -39,11 +41,11 @@ export SLURM_CONF=$ETC/slurm.conf
 
 say() { echo "cluster.sh: $*" >&2; }
 die() { say "$*"; exit 1; }
-usage() { say "$*; 'cluster.sh help' shows how it is used"; exit 2; }
+usage() { say "$*; see 'cluster.sh help'"; exit 2; }
 
 # ---------------------------------------------------------------- processes
-# A pid file holds the pid and when the process started: another process that got the pid later is never killed.
-# A zombie counts as dead: process 1 of a container can take seconds to reap it.
+# A pid file holds the pid and the start time of the process, so that a later process with the same pid is not killed.
+# A zombie counts as dead, because process 1 of a container can take seconds to reap it.
 start_time() { # PID
   local stat fields
   stat=$(cat "/proc/$1/stat" 2>/dev/null) && read -ra fields <<<"${stat##*) }" && [ "${fields[0]}" != Z ] &&
@@ -55,30 +57,30 @@ pid_of() { # NAME
   read -r pid time 2>/dev/null <"$RUN/$1.pid" && [ -n "$time" ] && [ "$(start_time "$pid")" = "$time" ] && echo "$pid"
 }
 
-child_of() { # NAME: of unshare or nsenter, hence what runs in the namespaces
+child_of() { # NAME: the child of unshare or nsenter, which runs inside the namespaces
   local pid children
   pid=$(pid_of "$1") && children=$(cat "/proc/$pid/task/$pid/children" 2>/dev/null) && [ -n "$children" ] &&
     echo "${children%% *}"
 }
 
-spawn() { # NAME CMD...: unless it runs; without our output, whose reader would wait for it, and without the lock (9)
+spawn() { # NAME CMD...: no-op if it runs; does not inherit stdout, whose reader would wait for it, or the lock (fd 9)
   pid_of "$1" >/dev/null && return
   (cd / && exec setsid "${@:2}" </dev/null >>"$LOG/$1.out" 2>&1 9>&-) &
   echo "$! $(start_time $!)" >"$RUN/$1.pid"
 }
 
-wait_for() { # SECONDS NAME CMD...: until CMD succeeds, while NAME lives
+wait_for() { # SECONDS NAME CMD...: wait until CMD succeeds, as long as NAME runs
   local tenth
   for ((tenth = 0; tenth < $1 * 10; tenth++)); do
-    pid_of "$2" >/dev/null || { say "$2 died: read $LOG/$2.out"; return 1; }
+    pid_of "$2" >/dev/null || { say "$2 died; see $LOG/$2.out"; return 1; }
     "${@:3}" >/dev/null 2>&1 && return
     sleep 0.1
   done
-  say "$2 was not ready after $1 s: read $LOG/$2.out"
+  say "$2 was not ready after $1 s; see $LOG/$2.out"
   return 1
 }
 
-stop() { # NAME SECONDS: between SIGTERM and SIGKILL
+stop() { # NAME SECONDS: SIGTERM, then SIGKILL after SECONDS
   local pid tenth
   for ((tenth = 0; tenth < $2 * 10; tenth++)); do
     pid=$(pid_of "$1") || return 0
@@ -93,21 +95,21 @@ configure() { # N
   local gpus=() preempt=() k
   rm -rf "$ETC" "$LOG" "$STATE"/{ctld,spool,gpus,db}
   mkdir -p "$ETC" "$LOG" "$RUN" "$STATE"/{ctld,spool,gpus} && mkdir -m 700 "$RUN/db" || return 1
-  { # the ::ffff lines are for c10d, which looks up the names of its peers and warns of each that it does not find
+  { # c10d looks up the names of its peers and warns about missing ones; the ::ffff lines avoid that
     printf '%s\n' "127.0.0.1 localhost" "$NET.1 $(hostname -s)"
     for ((k = 1; k <= $1; k++)); do printf '%s\n' "$NET.$((10 + k)) n$k" "::ffff:$NET.$((10 + k)) n$k"; done
   } >"$ETC/hosts"
   if [ "$GPUS" -gt 0 ]; then
     gpus=("Gres=gpu:$GPUS")
-    # without a device file for each, jobs get no CUDA_VISIBLE_DEVICES; these are all /dev/null
+    # without a device file per GPU, jobs get no CUDA_VISIBLE_DEVICES; all of these are /dev/null
     for ((k = 0; k < GPUS; k++)); do mknod -m 666 "$STATE/gpus/gpu$k" c 1 3 || return 1; done
     echo "NodeName=n[1-$1] Name=gpu File=$STATE/gpus/gpu[0-$((GPUS - 1))]" >"$ETC/gres.conf"
   fi
-  [ "$PREEMPT_SIGNAL" = 0 ] || preempt=(SlurmctldParameters=preempt_send_user_signal) # an empty value is an error
-  # cred_expire: a requeued job waits for it, 120 s by default. KillWait and SlurmdTimeout are 30 and 300 s by default.
-  # AccountingStoragePass: the munge socket once more, since what talks to slurmdbd does not look at AuthInfo.
-  # FirstJobId: by the clock, so that no job finds the files that a job of an earlier cluster left under its number.
-  # MinJobAge: scontrol shows a job for two hours after its end. config_overrides: CPUs and memory need not be there.
+  [ "$PREEMPT_SIGNAL" = 0 ] || preempt=(SlurmctldParameters=preempt_send_user_signal) # Slurm rejects an empty value
+  # cred_expire: delay of a requeued job, 120 s by default. KillWait and SlurmdTimeout are 30 and 300 s by default.
+  # AccountingStoragePass: the munge socket again, because clients of slurmdbd ignore AuthInfo.
+  # FirstJobId: from the clock, so that no job finds files of a job of an earlier cluster under its id.
+  # MinJobAge: scontrol shows a job for two hours after its end. config_overrides: CPUs and memory need not exist.
   cat >"$ETC/slurm.conf" <<CONF
 ClusterName=tinyimnet
 SlurmctldHost=$(hostname -s)($NET.1)
@@ -166,20 +168,20 @@ start_daemons() {
   spawn munged munged --foreground --force --key-file="$ETC/munge.key" --socket="$RUN/munge.sock" \
     --pid-file="$RUN/munged.self" --seed-file="$RUN/munge.seed"
   wait_for 20 munged munge -S "$RUN/munge.sock" -n || return 1
-  if [ ! -d "$STATE/db.empty" ]; then # takes 3 s, kept for the next time
+  if [ ! -d "$STATE/db.empty" ]; then # takes 3 s; kept for the next cluster
     rm -rf "$STATE/db.new"
     mariadb-install-db "${mariadb[@]}" --datadir="$STATE/db.new" --skip-test-db --skip-name-resolve \
       --auth-root-authentication-method=normal >"$LOG/mariadb-install-db.out" 2>&1 ||
-      { say "mariadb-install-db failed: read $LOG/mariadb-install-db.out"; return 1; }
+      { say "mariadb-install-db failed; see $LOG/mariadb-install-db.out"; return 1; }
     mv "$STATE/db.new" "$STATE/db.empty"
   fi
   [ -d "$STATE/db" ] || cp -a "$STATE/db.empty" "$STATE/db"
-  # It needs no users: it has no network, and its socket lies in a folder that only root can enter.
+  # No users are needed: there is no network, and the socket is in a folder that only root can enter.
   spawn mariadbd mariadbd "${mariadb[@]}" --datadir="$STATE/db" --socket="$RUN/db/my.sock" \
     --pid-file="$RUN/mariadbd.self" --skip-networking --skip-grant-tables --innodb-flush-log-at-trx-commit=0 \
     --innodb-lock-wait-timeout=900
   wait_for 60 mariadbd mariadb --no-defaults -S "$RUN/db/my.sock" -e 'create database if not exists slurm_acct_db' &&
-    MYSQL_UNIX_PORT=$RUN/db/my.sock spawn slurmdbd slurmdbd -D && # its configuration has no key for this socket
+    MYSQL_UNIX_PORT=$RUN/db/my.sock spawn slurmdbd slurmdbd -D && # slurmdbd.conf has no key for this socket
     wait_for 60 slurmdbd bash -c "exec 3<>/dev/tcp/127.0.0.1/$((PORT + 1))" &&
     spawn slurmctld slurmctld -D && wait_for 60 slurmctld bash -c 'scontrol ping | grep -q "is UP"'
 }
@@ -187,15 +189,15 @@ start_daemons() {
 start_bridge() {
   [ ! -e "$RUN/bridge" ] || return 0
   if ip link show "$BRIDGE" >/dev/null 2>&1; then
-    say "another cluster has the bridge $BRIDGE: set CLUSTER_NUMBER for a second one"
+    say "another cluster uses the bridge $BRIDGE; set CLUSTER_NUMBER to start a second one"
     return 1
   fi
   ip link add "$BRIDGE" type bridge && : >"$RUN/bridge" && ip addr add "$NET.1/24" dev "$BRIDGE" &&
     ip link set "$BRIDGE" up
 }
 
-# Process 1 of a node is a shell that only reaps orphans. When it is killed, the kernel kills every process of the node,
-# whatever has become of it: that is the power cut, and the reason why down leaves nothing.
+# Process 1 of a node is a shell that only reaps orphans. When it is killed, the kernel kills every process of the node.
+# This simulates a power cut, and lets `down` leave no process behind.
 start_node() { # NODE
   local port=$BRIDGE.${1#n} init inside
   if ! pid_of "node.$1" >/dev/null; then
@@ -214,7 +216,7 @@ start_node() { # NODE
 
 start_slurmd() { # NODE
   local init
-  init=$(child_of "node.$1") || die "$1 is off: node-start turns it on"
+  init=$(child_of "node.$1") || die "$1 is off; start it with node-start"
   spawn "slurmd.$1" nsenter -t "$init" -a slurmd -D
 }
 
@@ -223,10 +225,10 @@ kill_node() { # NODE
   pid=$(child_of "node.$1") || pid=$(pid_of "node.$1") || return 0
   kill -KILL "$pid"
   for ((tenth = 0; tenth < 50; tenth++)); do pid_of "node.$1" >/dev/null || break; sleep 0.1; done
-  ip link del "$BRIDGE.${1#n}" 2>/dev/null || : # goes by itself, but later
+  ip link del "$BRIDGE.${1#n}" 2>/dev/null || : # the kernel would remove it later
 }
 
-usable() { # NODE: one that does not answer has a star behind its state
+usable() { # NODE; the state of an unresponsive node ends in a star and does not match
   [[ $(sinfo -h -n "$1" -p main -o %t) =~ ^(idle|mix|alloc|plnd)-?$ ]]
 }
 
@@ -242,7 +244,7 @@ install_packages() {
     die "apt-get failed"
 }
 
-bring_up() { # N: starts what does not run
+bring_up() { # N: start everything that is not running
   local k
   start_bridge && start_daemons || return 1
   for ((k = 1; k <= $1; k++)); do start_node "n$k" && ip link set "$BRIDGE.$k" up || return 1; done
@@ -252,18 +254,19 @@ bring_up() { # N: starts what does not run
 up() { # N
   local program shape="$1 nodes, $GPUS GPUs each, number $NUMBER, preemption signal $PREEMPT_SIGNAL"
   for program in munged mariadbd slurmdbd slurmctld slurmd ip; do
-    command -v "$program" >/dev/null || die "$program is not installed: cluster.sh install"
+    command -v "$program" >/dev/null || die "$program is not installed; run cluster.sh install"
   done
-  unshare --net --uts --ipc --mount --pid --fork true 2>/dev/null || die "no namespaces can be made here"
+  unshare --net --uts --ipc --mount --pid --fork true 2>/dev/null ||
+    die "cannot create namespaces; a container needs --privileged"
   if pid_of slurmctld >/dev/null && [ "$(cat "$ETC/shape")" = "$shape" ]; then
-    bring_up "$1" || die "it is up, but not all of it is usable: cluster.sh status"
+    bring_up "$1" || die "the cluster is up but not fully usable; see cluster.sh status"
   else
     down
     trap 'down; die "up was interrupted"' INT TERM
     if ! { configure "$1" && echo "$shape" >"$ETC/shape" && bring_up "$1"; }; then
       down
-      rm -rf "$STATE/db.empty" # it may come from another version of MariaDB
-      die "up failed: the lines above say why or which log does"
+      rm -rf "$STATE/db.empty" # it may be from another version of MariaDB
+      die "up failed; see the lines above and the log that they name"
     fi
   fi
   say "up: $shape"
@@ -272,7 +275,7 @@ up() { # N
 down() {
   local file
   [ -d "$RUN" ] || return 0
-  stop slurmctld 5 # first: it would wait for its nodes
+  stop slurmctld 5 # first, because it would wait for its nodes
   for file in "$RUN"/node.*.pid; do file=${file##*/node.} && kill_node "${file%.pid}"; done
   stop slurmdbd 10; stop mariadbd 20; stop munged 5
   [ ! -e "$RUN/bridge" ] || ip link del "$BRIDGE"
@@ -291,14 +294,15 @@ status() {
   return $code
 }
 
-kill_now() { [ -n "$1" ] || die "it does not run"; kill -KILL "$1"; }
-no_arguments() { [ $# -eq 0 ] || usage "$COMMAND takes no argument"; }
-as_root() { # one at a time, in a folder that is ours: up deletes parts of it
+kill_now() { [ -n "$1" ] || die "the process is not running"; kill -KILL "$1"; }
+no_arguments() { [ $# -eq 0 ] || usage "$COMMAND takes no arguments"; }
+as_root() { # one process at a time, and only in our own folder, because up deletes parts of it
   [ "$(id -u)" = 0 ] || die "$COMMAND needs root"
-  mkdir -p "$STATE" || die "cannot make the folder $STATE"
-  [[ -O $STATE && ( -e $STATE/cluster.lock || -z $(ls -A "$STATE") ) ]] || die "$STATE holds something else"
+  mkdir -p "$STATE" || die "cannot create the folder $STATE"
+  [[ -O $STATE && ( -e $STATE/cluster.lock || -z $(ls -A "$STATE") ) ]] ||
+    die "$STATE is not yours or contains other files; set CLUSTER_STATE to another folder"
   exec 9>"$STATE/cluster.lock"
-  flock -w 120 9 || die "another cluster.sh is at work in $STATE"
+  flock -w 120 9 || die "another cluster.sh is running in $STATE"
 }
 on_cluster() {
   as_root
@@ -311,10 +315,10 @@ on_node() {
 }
 
 for setting in "CLUSTER_NUMBER $NUMBER" "CLUSTER_GPUS $GPUS" "CLUSTER_PREEMPT_SIGNAL $PREEMPT_SIGNAL"; do
-  [[ $setting =~ \ (0|[1-9][0-9]?)$ ]] || usage "${setting% *} is a number from 0 to 99"
+  [[ $setting =~ \ (0|[1-9][0-9]?)$ ]] || usage "${setting% *} must be a number from 0 to 99"
 done
-[[ $STATE =~ ^/[A-Za-z0-9._/-]{1,59}$ ]] || # a socket has at most 108 characters, slurm.conf no quotes
-  usage "CLUSTER_STATE is an absolute path of at most 60 letters, digits and ._-/"
+[[ $STATE =~ ^/[A-Za-z0-9._/-]{1,59}$ ]] || # a socket path has at most 108 characters; slurm.conf has no quoting
+  usage "CLUSTER_STATE must be an absolute path of at most 60 letters, digits and ._-/"
 BRIDGE=tinyimnet$NUMBER NET=10.$((78 + NUMBER)).0 PORT=$((16900 + 3 * NUMBER)) NODES=()
 read -r size _ 2>/dev/null <"$ETC/shape" && for ((k = 1; k <= size; k++)); do NODES+=("n$k"); done
 

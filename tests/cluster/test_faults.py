@@ -1,4 +1,4 @@
-"""What befalls a job on a real Slurm: time limits, preemption, lost nodes, persons, processes that fail or are killed."""
+"""Faults of a job on a real Slurm: time limits, preemption, lost nodes, scancel, failed and killed processes."""
 
 import re
 
@@ -11,7 +11,7 @@ from tinyimnet.run import checkpoint
 pytestmark = pytest.mark.usefixtures("nodes_are_up")
 
 
-# ---- the end of a job's time -----------------------------------------------------------------------------------
+# ---- time limits -----------------------------------------------------------------------------------------------
 
 
 def test_warned_of_its_time_limit_it_saves_and_is_requeued_to_the_same_end(
@@ -23,18 +23,18 @@ def test_warned_of_its_time_limit_it_saves_and_is_requeued_to_the_same_end(
     cluster.ends_soon(job)
     cluster.until_requeued(job)
     assert cluster.end(job) == "COMPLETED", log.read_text()
-    assert "stopped by SIGUSR1 and saved; requeued for attempt 2" in log.read_text()
+    assert "stopped by SIGUSR1, checkpoint saved; requeued as attempt 2" in log.read_text()
     assert len(attempts(run)) == 2 and attempts(run)[1]["step"] >= 40
     assert_same_end(untouched, run)
 
 
 def test_without_a_signal_it_stops_ahead_of_the_end_of_its_time(cluster, tiny_config, untouched, tmp_path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    # 36 of the 60 s are lead. URG does nothing, and Slurm may send it a minute early.
+    # The run stops 36 s before its limit of 60 s. URG has no effect, and Slurm may send it a minute early.
     options = ["--run.stop_before_end=36", "--run.max_attempts=9"]
     job = cluster.sbatch_slow("--time=1", "--signal=URG@1", TRAIN, tiny_config, f"--run.dir={run}", *options, log=log)
     assert cluster.end(job, 200) == "COMPLETED", log.read_text()
-    assert "stopped by the end of the job's time and saved; requeued for attempt 2" in log.read_text()
+    assert "stopped by the job's time limit, checkpoint saved; requeued as attempt 2" in log.read_text()
     assert_same_end(untouched, run)
 
 
@@ -44,7 +44,7 @@ def test_a_job_without_attempts_left_says_so_and_ends(cluster, tiny_config, tmp_
     cluster.until_step(run, 10, job)
     cluster.ends_soon(job)
     assert cluster.end(job) == "FAILED"
-    assert "not requeued after attempt 1 of run.max_attempts 1: submit it again to go on" in log.read_text()
+    assert "not requeued after attempt 1 (run.max_attempts is 1): submit it again to resume" in log.read_text()
     assert last_step(run) >= 10
 
 
@@ -52,10 +52,10 @@ def test_a_job_that_does_not_get_on_is_not_requeued(cluster, tiny_config, tmp_pa
     run, log = tmp_path / "run", tmp_path / "log"
     job = cluster.sbatch(TRAIN, tiny_config, f"--run.dir={run}", "--run.stop_before_end=999999", log=log)
     assert cluster.end(job) == "FAILED"
-    assert "without one step done in attempt 1; not requeued" in log.read_text()
+    assert "but attempt 1 completed no step; not requeued" in log.read_text()
 
 
-# ---- others need the nodes, or the nodes go ---------------------------------------------------------------------
+# ---- preemption and lost nodes ----------------------------------------------------------------------------------
 
 
 def test_preempted_it_saves_in_its_grace_time_and_comes_to_the_same_end(
@@ -67,8 +67,8 @@ def test_preempted_it_saves_in_its_grace_time_and_comes_to_the_same_end(
     cluster.take_all_nodes()
     assert cluster.end(job) == "COMPLETED", log.read_text()
     assert "stopped by SIGTERM: saved" in log.read_text()
-    assert "preempted; requeued for attempt 2" in log.read_text()
-    # An error in this attempt would not count as preemption.
+    assert "preempted; requeued as attempt 2" in log.read_text()
+    # The second attempt is not marked as preempted, so an error in it would not count as preemption.
     assert cluster.show(job).get("PreemptTime", "None") == "None"
     assert_same_end(untouched, run)
 
@@ -76,7 +76,7 @@ def test_preempted_it_saves_in_its_grace_time_and_comes_to_the_same_end(
 @pytest.mark.parametrize(
     "node, fault",
     [("n1", "node-kill"), ("n2", "node-kill"), ("n2", "net-down")],
-    # The second one is noticed by the other node's processes before Slurm does.
+    # In the second case, the processes on the other node notice the loss before Slurm does.
     ids=["power cut, first node", "power cut, second node", "cable pulled"],
 )
 def test_a_lost_node_is_replaced_and_the_end_is_the_same(
@@ -93,7 +93,7 @@ def test_a_lost_node_is_replaced_and_the_end_is_the_same(
     assert_same_end(untouched, run)
 
 
-# ---- persons and errors ----------------------------------------------------------------------------------------
+# ---- cancellation and errors -----------------------------------------------------------------------------------
 
 
 def test_scancel_saves_and_the_job_stays_cancelled(cluster, tiny_config, tmp_path) -> None:
@@ -128,6 +128,7 @@ def test_a_rank_lost_after_a_save_costs_an_attempt_and_the_end_is_the_same(
     failing = failing_rank(tmp_path, 58, how)
     job = cluster.sbatch(TRAIN, tiny_config, f"--run.dir={run}", log=log, PYTHONPATH=failing)
     assert cluster.end(job) == "COMPLETED", log.read_text()
-    assert re.search(r"ended with exit code \d+, with step [24]0 saved; requeued for attempt 2", log.read_text())
+    why = r"ended with exit code \d+, newest checkpoint at step [24]0; requeued as attempt 2"
+    assert re.search(why, log.read_text())
     assert len(attempts(run)) == 2
     assert_same_end(untouched, run)

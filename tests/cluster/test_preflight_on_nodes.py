@@ -1,4 +1,4 @@
-"""What the preflight finds on the nodes of a real Slurm: other code, no data, another run folder, a full disk."""
+"""Preflight on a real Slurm: nodes with different code, without the data or the run folder, and a full disk."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("nodes_are_up")
 
 
 def refused(cluster, tiny_config: str, run: Path, *options: str) -> str:
-    """The log of a job that has to end before a step is done."""
+    """Return the log of a job that must fail before its first step."""
     log = run.parents[1] / "log"
     job = cluster.sbatch(*options, TRAIN, tiny_config, f"--run.dir={run}", log=log)
     assert cluster.end(job, 60) == "FAILED"
@@ -22,7 +22,7 @@ def refused(cluster, tiny_config: str, run: Path, *options: str) -> str:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run folder to be, in a folder to mount something on."""
+    """The path of a new run folder, in a folder that a test can mount something on."""
     (tmp_path / "runs").mkdir()
     return tmp_path / "runs" / "run"
 
@@ -32,13 +32,13 @@ def test_a_node_with_other_code_is_named(cluster, tiny_config, run, tmp_path) ->
     other.write_text(ours.read_text() + "# changed\n")
     with cluster.mounted("n2", "--bind", str(other), str(ours)):
         log = refused(cluster, tiny_config, run)
-    assert "error: node n2 (rank 2) has other code than node n1" in log
+    assert "error: node n2 (rank 2) has different code from node n1" in log
 
 
 def test_a_node_without_the_data_is_named(cluster, tiny_config, tiny_data, run) -> None:
     with cluster.mounted("n2", "-t", "tmpfs", "none", str(tiny_data)):
         log = refused(cluster, tiny_config, run)
-    assert f"error: node n2: data.root {tiny_data}, prepared by rank 0, is not there on this node" in log
+    assert f"error: node n2: data.root {tiny_data}, prepared by rank 0, is not visible on this node" in log
 
 
 def test_a_node_that_sees_another_run_folder_is_named(cluster, tiny_config, run) -> None:

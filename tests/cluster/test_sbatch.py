@@ -1,4 +1,4 @@
-"""slurm/train.sbatch and slurm/array.sbatch on a real Slurm: two nodes with two processes each, and one to spare."""
+"""slurm/train.sbatch and slurm/array.sbatch on a real Slurm: two nodes with two processes each, and a spare node."""
 
 import json
 import re
@@ -9,14 +9,14 @@ import pytest
 from helpers.program import REPO
 from helpers.slurm_cluster import SHORT, TRAIN, attempts, slow_first_attempt
 from helpers.trainings import assert_same_end, last_step
-from launch.submit import snapshot
+from tinyimnet.launch.submit import snapshot
 
 pytestmark = pytest.mark.usefixtures("nodes_are_up")
 
 
 def test_a_job_trains_on_all_its_nodes_to_the_end(untouched: Path) -> None:
     log = (untouched.parent / "log").read_text()
-    assert "attempt 1, nodes n[1-2], 2 processes each" in log
+    assert "attempt 1, nodes n[1-2], 2 processes per node" in log
     assert "preflight: 4 processes on n1, n2: same code, versions and run folder" in log
     assert "finished in attempt 1" in log
     assert [(attempt["nodes"], attempt["processes"]) for attempt in attempts(untouched)] == [(["n1", "n2"], 4)]
@@ -42,12 +42,10 @@ def test_overrides_keep_their_spaces_and_quotes_and_no_secret_is_written(cluster
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {".wandb", ".log", ".yaml", ".pt"} <= {path.suffix for path in written}
     assert not [path for path in written if secret.encode() in path.read_bytes()]
-    assert not cluster.control("exec", "n1", "ls", "/dev/shm").strip()  # nothing of the staged data stays
+    assert not cluster.control("exec", "n1", "ls", "/dev/shm").strip()  # no staged data is left
 
 
-def test_accelerate_launch_as_in_docs_slurm_comes_back_to_the_same_end(
-    cluster, tiny_config, untouched, tmp_path
-) -> None:
+def test_accelerate_launch_as_in_docs_slurm_resumes_bit_identically(cluster, tiny_config, untouched, tmp_path) -> None:
     script = re.search(
         r"```bash\n(#!/bin/bash\n.*?accelerate launch.*?)```", (REPO / "docs/slurm.md").read_text(), re.S
     )
@@ -59,14 +57,14 @@ def test_accelerate_launch_as_in_docs_slurm_comes_back_to_the_same_end(
         PYTHONPATH=slow_first_attempt(tmp_path),
     )  # fmt: skip
     cluster.until_step(run, 40, job)
-    cluster.run("scancel", "--signal=USR1", job)  # as Slurm does ahead of the end of its time
+    cluster.run("scancel", "--signal=USR1", job)  # as Slurm does before the time limit
     cluster.until_requeued(job)
     assert cluster.end(job) == "COMPLETED", log.read_text()
-    assert "saved; requeued for attempt 2" in log.read_text()
+    assert "checkpoint saved; requeued as attempt 2" in log.read_text()
     assert_same_end(untouched, run)
 
 
-def test_it_trains_however_gpus_were_asked_for_and_within_another_job(cluster, tiny_config, tmp_path) -> None:
+def test_it_trains_with_gpus_per_task_and_within_another_job(cluster, tiny_config, tmp_path) -> None:
     inherited = {
         "SLURM_CPU_BIND": "quiet,mask_cpu:0x00000001",
         "SLURM_MEM_PER_CPU": "10",
@@ -81,10 +79,10 @@ def test_it_trains_however_gpus_were_asked_for_and_within_another_job(cluster, t
     ).strip()  # fmt: skip
     assert cluster.end(job) == "COMPLETED", (tmp_path / "log").read_text()
     log = (tmp_path / "log").read_text()
-    assert f"job {job}, attempt 1, " in log and "2 processes each" in log and "finished in attempt 1" in log
+    assert f"job {job}, attempt 1, " in log and "2 processes per node" in log and "finished in attempt 1" in log
 
 
-# In each process of a job, by PYTHONPATH: which GPUs it sees.
+# sitecustomize.py that records which GPUs each process of a job sees.
 WHICH_GPUS = """
 import os
 if "SLURM_PROCID" in os.environ:
@@ -97,8 +95,9 @@ def test_two_jobs_on_one_node_see_the_gpus_of_their_own(cluster, tiny_config, tm
     (tmp_path / "sitecustomize.py").write_text(WHICH_GPUS.format(folder=tmp_path))
     jobs = [
         cluster.run(
-            "sbatch", "--parsable", "--nodelist=n1", "--gpus-per-node=2", "--cpus-per-gpu=1", f"--output={tmp_path}/log{i}",
-            TRAIN, tiny_config, f"--run.dir={tmp_path}/run{i}", SHORT, PYTHONPATH=str(tmp_path),
+            "sbatch", "--parsable", "--nodelist=n1", "--gpus-per-node=2", "--cpus-per-gpu=1",
+            f"--output={tmp_path}/log{i}", TRAIN, tiny_config, f"--run.dir={tmp_path}/run{i}", SHORT,
+            PYTHONPATH=str(tmp_path),
         ).strip()
         for i in range(2)
     ]  # fmt: skip
@@ -107,7 +106,7 @@ def test_two_jobs_on_one_node_see_the_gpus_of_their_own(cluster, tiny_config, tm
     assert sorted(seen) == [["0,1", "0,1"], ["2,3", "2,3"]]
 
 
-# What conda's bin/activate does with arguments, and a slip that drops them.
+# A site.env that passes the job's arguments on, as sourcing conda's bin/activate does, and then replaces them.
 SITE = """\
 activate() { [[ $# == 0 ]] || { echo "no environment $1"; return 1; }; }
 activate "$@"
@@ -129,14 +128,15 @@ def test_a_site_env_that_changes_its_arguments_leaves_those_of_the_job(cluster, 
         cluster.run("git", "-C", str(checkout), "add", "--all", "--force")
         cluster.run("git", "-C", str(checkout), "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "all")
         shape = ["--profile=configs/cluster/cpu.yaml", "--timeout=30"]
-        cluster.run("env", "-C", str(checkout), "python", "-m", "launch.submit", "--config", tiny_config, *shape, *options)  # fmt: skip
+        submit = ["python", "-m", "tinyimnet", "submit", "--config", tiny_config, *shape, *options]
+        cluster.run("env", "-C", str(checkout), *submit)
         sent = json.loads((run / "job.json").read_text())
         job, log = sent["job"], Path(sent["output"])
     assert cluster.end(job) == "COMPLETED", log.read_text()
     assert last_step(run) == 12
 
 
-def test_a_configuration_that_is_wrong_ends_the_job_with_a_sentence(cluster, tiny_config, tmp_path) -> None:
+def test_an_invalid_configuration_fails_the_job_with_one_sentence(cluster, tiny_config, tmp_path) -> None:
     job = cluster.sbatch(TRAIN, tiny_config, "--optim.lrr=1", log=tmp_path / "log")
     assert cluster.end(job) == "FAILED"
     assert "optim.lrr is not a known key; did you mean optim.lr?" in (tmp_path / "log").read_text()
@@ -170,7 +170,7 @@ def test_an_element_with_the_id_of_its_array_counts_its_own_attempts(cluster, ti
         cluster.until_step(run, 30 * attempt, element)
         assert cluster.show(element)["JobId"] == array
         cluster.run("scancel", "--signal=USR1", element)
-        cluster.wait(lambda attempt=attempt: f"requeued for attempt {attempt + 1}" in log.read_text(), 20, "a requeue")
+        cluster.wait(lambda attempt=attempt: f"requeued as attempt {attempt + 1}" in log.read_text(), 20, "a requeue")
     assert cluster.end(element) == "COMPLETED", log.read_text()
     assert "finished in attempt 3" in log.read_text() and len(attempts(run)) == 3
     assert cluster.end(f"{array}_0") == "COMPLETED"

@@ -1,4 +1,4 @@
-"""launch.submit and the tools beside it on a real Slurm."""
+"""tinyimnet submit, status, logs, cancel and seeds on a real Slurm."""
 
 import json
 import re
@@ -16,11 +16,11 @@ PROFILE = "{nodes: 2, gpus_per_node: 2, cpus_per_task: 1, timeout: 30, signal_de
 
 
 def submit(cluster, config: str, run: Path, *options: str, partition: str = "main", **environment: str) -> str:
-    """Submit as a user does; the id of the job."""
+    """Submit a run as a user does, and return the job id."""
     profile = run.parent / "profile.yaml"
     profile.write_text(PROFILE % partition)
-    cluster.run("python", "-m", "launch.submit", "--config", config, "--profile", str(profile), f"--run.dir={run}",
-                *options, **environment)  # fmt: skip
+    cluster.run("python", "-m", "tinyimnet", "submit", "--config", config, "--profile", str(profile),
+                f"--run.dir={run}", *options, **environment)  # fmt: skip
     return json.loads((run / "job.json").read_text())["job"]
 
 
@@ -57,7 +57,7 @@ def test_warned_of_its_time_limit_it_is_requeued_to_the_same_end(cluster, tiny_c
     cluster.ends_soon(job)
     cluster.until_requeued(job)
     assert cluster.end(job) == "COMPLETED", output(run)
-    assert "stopped by SIGUSR2 and saved; requeued for attempt 2" in output(run)
+    assert "stopped by SIGUSR2, checkpoint saved; requeued as attempt 2" in output(run)
     assert_same_end(untouched, run)
 
 
@@ -67,7 +67,7 @@ def test_preempted_it_saves_and_comes_back_to_the_same_end(cluster, tiny_config,
     cluster.until_step(run, 40, job)
     cluster.take_all_nodes()
     assert cluster.end(job) == "COMPLETED", output(run)
-    assert "stopped by SIGTERM: saved" in output(run) and "preempted; requeued for attempt 2" in output(run)
+    assert "stopped by SIGTERM: saved" in output(run) and "preempted; requeued as attempt 2" in output(run)
     assert_same_end(untouched, run)
 
 
@@ -81,7 +81,7 @@ def test_after_a_lost_node_it_goes_on_elsewhere_to_the_same_end(cluster, tiny_co
     assert_same_end(untouched, run)
 
 
-def test_after_a_killed_process_it_goes_on_to_the_same_end(cluster, tiny_config, untouched, tmp_path) -> None:
+def test_after_a_killed_process_it_resumes_bit_identically(cluster, tiny_config, untouched, tmp_path) -> None:
     run = tmp_path / "run"
     job = submit(cluster, tiny_config, run, PYTHONPATH=failing_rank(tmp_path, 58, "os.kill(os.getpid(), 9)"))
     assert cluster.end(job) == "COMPLETED", output(run)
@@ -93,14 +93,14 @@ def test_status_shows_a_run_and_cancel_ends_it_saved(cluster, tiny_config, tmp_p
     run = tmp_path / "run"
     job = submit_slow(cluster, tiny_config, run)
     cluster.until_step(run, 42, job)
-    table = cluster.run("python", "-m", "launch.status", str(tmp_path), COLUMNS="160")
+    table = cluster.run("python", "-m", "tinyimnet", "status", str(tmp_path), COLUMNS="160")
     assert re.search(r"run .* running .* n\[1-2\] .* 1 .* 4\d / 180 \(2\d %\)", table), table
-    assert "step 42/180" in cluster.run("python", "-m", "launch.logs", str(run))
-    cluster.run("python", "-m", "launch.cancel", str(run))
+    assert "step 42/180" in cluster.run("python", "-m", "tinyimnet", "logs", str(run))
+    cluster.run("python", "-m", "tinyimnet", "cancel", str(run))
     assert cluster.end(job) == "CANCELLED"
     assert f"stopped by SIGTERM: saved at step {last_step(run)}" in output(run)
     assert last_step(run) >= 42 and len(attempts(run)) == 1
-    table = cluster.run("python", "-m", "launch.status", str(tmp_path), COLUMNS="160")
+    table = cluster.run("python", "-m", "tinyimnet", "status", str(tmp_path), COLUMNS="160")
     assert re.search(r"run .* cancelled", table), table
 
 
@@ -108,24 +108,23 @@ def test_an_array_over_seeds_and_its_summary(cluster, tiny_config, tmp_path) -> 
     run = tmp_path / "run"
     (tmp_path / "profile.yaml").write_text("{gpus_per_node: 1, cpus_per_task: 1, timeout: 30}\n")
     cluster.run(
-        "python", "-m", "launch.submit", "--config", tiny_config, "--profile", str(tmp_path / "profile.yaml"),
+        "python", "-m", "tinyimnet", "submit", "--config", tiny_config, "--profile", str(tmp_path / "profile.yaml"),
         f"--run.dir={run}", "--seeds=0-1", "--train.epochs=2", "--parallel=1",
     )  # fmt: skip
     runs = [tmp_path / f"run-seed{seed}" for seed in (0, 1)]
     jobs = [json.loads((path / "job.json").read_text())["job"] for path in runs]
     assert jobs[0].removesuffix("_0") == jobs[1].removesuffix("_1")
     assert [cluster.end(job) for job in jobs] == ["COMPLETED", "COMPLETED"]
-    table = cluster.run("python", "-m", "launch.seeds", *map(str, runs), f"--out={tmp_path}/summary.md", COLUMNS="160")
+    seeds = ["python", "-m", "tinyimnet", "seeds", *map(str, runs), f"--out={tmp_path}/summary.md"]
+    table = cluster.run(*seeds, COLUMNS="160")
     values = [json.loads((path / "DONE").read_text())["val/ema_top1"] for path in runs]
     assert f"{sum(values) / 2:.2f}" in table and f"{sum(values) / 2:.2f}" in (tmp_path / "summary.md").read_text()
 
 
-def test_an_error_ends_the_job_with_its_sentence_in_the_log(cluster, tiny_config, tmp_path) -> None:
+def test_an_error_fails_the_job_with_its_message_in_the_log(cluster, tiny_config, tmp_path) -> None:
     nowhere = tmp_path / "nowhere"
-    options = (
-        f"--data.root={nowhere}",
-        "--data.source=tiny-imagenet",
-    )  # which goes only into a folder of its name
+    # Tiny ImageNet is downloaded only into a folder of its own name.
+    options = (f"--data.root={nowhere}", "--data.source=tiny-imagenet")
     job = submit(cluster, tiny_config, tmp_path / "run", *options)
     assert cluster.end(job, 60) == "FAILED"
     assert f"UserError: node n1: data.root {nowhere} holds no prepared data set; run " in output(tmp_path / "run")

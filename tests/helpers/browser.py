@@ -1,4 +1,4 @@
-"""Headless Chromium by the Chrome DevTools protocol over two pipes: no port, no driver, no package."""
+"""Drive headless Chromium over the Chrome DevTools Protocol on two pipes: no port, no driver, no package."""
 
 import base64
 import json
@@ -25,8 +25,8 @@ class Browser:
     """One page in Chromium.
 
     Attributes:
-        requests: addresses that the page asked for since `open`.
-        complaints: errors in its console, and exceptions of its scripts.
+        requests: URLs that the page has requested since `open`.
+        complaints: console errors and warnings, and script exceptions, since `open`.
     """
 
     def __init__(self, to: int, answers: int):
@@ -43,7 +43,7 @@ class Browser:
             self.call(f"{domain}.enable")
 
     def open(self, page: Path, *, width: int, height: int = 900, dark: bool = False) -> None:
-        """Show a file in a window of so many CSS pixels; up to 600 wide it is a phone with a touch screen."""
+        """Open a file in a window of this size in CSS pixels; a width of at most 600 emulates a phone."""
         phone = width <= 600
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1 + phone, mobile=phone
@@ -58,22 +58,22 @@ class Browser:
             self.receive()
 
     def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression in the page."""
+        """Evaluate a JavaScript expression in the page and return its value."""
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
     def point_at(self, x: float, y: float) -> None:
-        """Move the mouse there, in CSS pixels of the window."""
+        """Move the mouse to a point, in CSS pixels of the window."""
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
     def screenshot(self, file: Path, *, whole: bool = True) -> None:
-        """Write a PNG of the page or, without `whole`, of what the window shows."""
+        """Write a PNG of the whole page or, without `whole`, of its visible part."""
         picture = self.call("Page.captureScreenshot", captureBeyondViewport=whole)
         file.write_bytes(base64.b64decode(picture["data"]))
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """Send a command and wait for its answer; events that come meanwhile are noted."""
+        """Send a command and wait for its answer; events that arrive meanwhile are recorded."""
         self.number += 1
         command = {"id": self.number, "method": method, "params": params, **self.session}
         os.write(self.to, json.dumps(command).encode() + b"\0")
@@ -83,13 +83,13 @@ class Browser:
         return message["result"]
 
     def receive(self) -> dict[str, Any]:
-        """The next message; an event is noted."""
+        """Return the next message; if it is an event, record it."""
         deadline = time.monotonic() + ANSWER
         while b"\0" not in self.unread:
             ready, _, _ = select.select([self.answers], [], [], deadline - time.monotonic())
             assert ready, f"Chromium did not answer within {ANSWER} s"
             piece = os.read(self.answers, 1 << 20)
-            assert piece, "Chromium ended"
+            assert piece, "Chromium exited"
             self.unread += piece
         text, _, self.unread = self.unread.partition(b"\0")
         message = json.loads(text)
@@ -97,7 +97,7 @@ class Browser:
         return message
 
     def note(self, event: str, params: dict[str, Any]) -> None:
-        """Keep what an event says."""
+        """Record a load, a request, an error or a warning."""
         if event == "Page.loadEventFired":
             self.loaded = True
         elif event == "Network.requestWillBeSent":
@@ -112,13 +112,13 @@ class Browser:
 
 @contextmanager
 def chromium(profile: Path) -> Iterator[Browser]:
-    """A running Chromium that keeps its files in `profile`.
+    """Run Chromium with `profile` as its data folder.
 
     Raises:
-        AssertionError: it is not installed; it says how to do that.
+        AssertionError: Chromium is not installed; the message has the command that installs it.
     """
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    assert program, f"the report is tested in Chromium, which is not installed: {INSTALL}"
+    assert program, f"the report tests need Chromium; install it with: {INSTALL}"
     (commands, to), (answers, back) = os.pipe(), os.pipe()
     process = subprocess.Popen(
         # Chromium reads commands from descriptor 3 and answers on 4.

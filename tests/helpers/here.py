@@ -1,4 +1,4 @@
-"""A training in the process of the tests, for fixtures that outlive one test."""
+"""Train inside the test process, for fixtures that outlive one test."""
 
 import logging
 import os
@@ -14,12 +14,12 @@ from tinyimnet import train
 from tinyimnet.distributed import preemption
 
 OF_LAUNCHERS = ("SLURM_", "ACCELERATE_", "TORCHELASTIC_", "MASTER_", "LOCAL_", "WANDB_")
-OF_A_SITE = ("RANK", "WORLD_SIZE", "RUNS_ROOT", "DATA_ROOT", "STAGE_TO")
+OF_A_SITE = ("RANK", "WORLD_SIZE", "RUNS_ROOT", "DATA_ROOT", "STAGE_TO", "VIRTUAL_ENV")
 
 
 @contextmanager
 def clean_process() -> Iterator[None]:
-    """Without W&B, the variables of a launcher or a site, and Accelerate's global state; what was there before is back after it."""
+    """Run a block without W&B, launcher or site variables and Accelerate's global state, then restore them."""
     handlers = {number: signal.getsignal(number) for number in preemption.SIGNALS}
     environment = dict(os.environ)
     for name in environment:
@@ -31,7 +31,7 @@ def clean_process() -> Iterator[None]:
     try:
         yield
     finally:
-        logging.getLogger("tinyimnet").handlers.clear()  # logs/rank_0.log of a run in this process
+        logging.getLogger("tinyimnet").handlers.clear()  # the handler of logs/rank_0.log in this process
         for number, handler in handlers.items():
             signal.signal(number, handler)
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -41,7 +41,7 @@ def clean_process() -> Iterator[None]:
 
 
 def train_here(data_root: Path, run_dir: Path, **overrides: object) -> Path:
-    """A small run to its end, or to where it is stopped; its folder."""
+    """Train a small run until it finishes or is stopped, and return its folder."""
     with clean_process():
         assert train.main(small_run(data_root, run_dir, **overrides)) == 0
     return run_dir

@@ -1,4 +1,4 @@
-"""Several processes that meet, without a training."""
+"""Several processes that meet in a rendezvous, without a training."""
 
 import multiprocessing
 import os
@@ -24,7 +24,7 @@ def together(
     ranks: list[int] | None = None,
     timeout: float = 20,
 ):
-    """What `action` gives on each of these ranks, or the text of its UserError."""
+    """Return, for each of these ranks, the result of `action` or the text of its UserError."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     context = multiprocessing.get_context("fork")
@@ -34,7 +34,7 @@ def together(
         try:
             met = Rendezvous(timeout, environment(rank, world_size, port))
             answers.put((rank, action(met)))
-            met.leave()  # rank 0 has the store
+            met.leave()  # rank 0 hosts the store
         except UserError as error:
             answers.put((rank, str(error)))
         answers.close()

@@ -1,4 +1,4 @@
-"""Run folders as a training leaves them, and a Slurm that answers what a test says, both without a training or a Slurm."""
+"""Run folders as a training leaves them, and a fake Slurm with canned answers."""
 
 import json
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import runs
+from tinyimnet.launch import runs
 from tinyimnet.run.metrics import STEP
 
 
@@ -20,7 +20,7 @@ def attempt(
 
 
 def sent(job: str, *, submitted: float = 500.0, output: str = "") -> dict:
-    """A job.json."""
+    """The content of a job.json."""
     return {"cluster": "slurm", "job": job, "submitted": submitted, "output": output}
 
 
@@ -31,7 +31,7 @@ def logged(step: int, **values: float) -> dict:
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
-    """Make a run folder with a configuration; more files are name=content, as text, JSON, or JSON lines."""
+    """Return a function that makes a run folder; more files are name=content, as text, JSON or JSON lines."""
 
     def make(name: str, config: str | None = "train: {epochs: 3, global_batch_size: 100}\n", **files: object) -> Path:
         path = tmp_path / "runs" / name
@@ -49,7 +49,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
 
 
 def finished(make_run: Callable[..., Path], name: str, top1: float, *, seed: int, lr: float = 0.1) -> Path:
-    """A run that came to its end."""
+    """Make the folder of a finished run."""
     config = (
         f"run: {{dir: runs/{name}, seed: {seed}}}\ndata: {{root: /data/{name}}}\noptim: {{lr: {lr}, name: sgd}}\n"
         f"tracking: {{project: {name}}}\n"
@@ -58,18 +58,18 @@ def finished(make_run: Callable[..., Path], name: str, top1: float, *, seed: int
 
 
 class Slurm:
-    """Its commands answer what a test says, and remember what they were asked. The real ones: tests/cluster."""
+    """Fake Slurm commands with canned answers, which record their calls; tests/cluster runs the real ones."""
 
     def __init__(self) -> None:
         self.answers: dict[str, tuple[str, int]] = {}
         self.asked: list[tuple[str, str]] = []
 
     def answer(self, command: str, *lines: str, code: int = 0) -> None:
-        """From now on the command is there, prints these lines and ends with this exit code."""
+        """Make a command available that prints these lines and exits with this code."""
         self.answers[command] = "".join(line + "\n" for line in lines), code
 
     def calls(self, command: str) -> list[str]:
-        """The arguments of each call of a command."""
+        """Return the arguments of each call of a command."""
         return [arguments for name, arguments in self.asked if name == command]
 
     def which(self, command: str) -> str | None:
@@ -90,7 +90,7 @@ class Slurm:
 
 @pytest.fixture
 def slurm(monkeypatch: pytest.MonkeyPatch) -> Slurm:
-    """Without an `answer` there is no Slurm, whatever the machine has."""
+    """A fake Slurm that has only the commands for which a test calls `answer`."""
     slurm = Slurm()
     monkeypatch.setattr(runs.shutil, "which", slurm.which)
     monkeypatch.setattr(runs.subprocess, "run", slurm.run)

@@ -1,4 +1,4 @@
-"""A real Slurm of three nodes on this machine, for the tests in tests/cluster; needs root: make test-cluster."""
+"""A real Slurm of three nodes on this machine, for tests/cluster; needs root (make test-cluster)."""
 
 import json
 import os
@@ -19,7 +19,7 @@ NODES = ("n1", "n2", "n3")
 TRAIN = "slurm/train.sbatch"
 SHORT = "--train.epochs=2"  # 12 steps
 SHAPE = ["--nodes=2", "--gpus-per-node=2", "--cpus-per-gpu=1"]
-# 180 steps of a small network: 12 s on 2 nodes x 2 ranks, to die in and to come back to.
+# 180 steps of a small network: 12 s on 2 nodes x 2 ranks, long enough to interrupt and resume.
 CONFIG = """\
 data: {{root: {root}, source: synthetic}}
 model: {{block: basic, widths: [16, 16], depths: [1, 1], width: 1.0, drop_path: 0.2}}
@@ -29,8 +29,8 @@ train: {{epochs: 30, global_batch_size: 32, precision: fp32}}
 run: {{log_every: 2, eval_every: 10, save_every: 20}}
 """
 
-# What a job runs ahead of the training, by PYTHONPATH: its first attempt takes its time from step 40 on, so that Slurm,
-# which looks at time limits every 30 s, finds it there. Numbers stay as they are.
+# sitecustomize.py that slows down the first attempt of a job from step 40 on, because Slurm checks time limits only
+# every 30 s. It does not change the results.
 SLOW_FIRST_ATTEMPT = f"""
 import os, sys
 if "SLURM_PROCID" in os.environ and "SLURM_RESTART_COUNT" not in os.environ:
@@ -47,19 +47,19 @@ if "SLURM_PROCID" in os.environ and "SLURM_RESTART_COUNT" not in os.environ:
 
 
 def attempts(run: Path) -> list[dict]:
-    """Each start of a run: where it ran, and from which step."""
+    """Return the attempts of a run: where each ran, and from which step."""
     return [json.loads(line) for line in (run / "attempts.jsonl").read_text().splitlines()]
 
 
 def slow_first_attempt(folder: Path) -> str:
-    """A PYTHONPATH for a job whose first attempt is slow from step 40 on."""
+    """Return a PYTHONPATH that slows down the first attempt of a job from step 40 on."""
     (folder / "slow").mkdir()
     (folder / "slow" / "sitecustomize.py").write_text(SLOW_FIRST_ATTEMPT)
     return str(folder / "slow")
 
 
 def failing_rank(folder: Path, step: int, how: str) -> str:
-    """A PYTHONPATH with which rank 3 fails after so many steps in the first attempt of its job."""
+    """Return a PYTHONPATH with which rank 3 fails after this many steps of its job's first attempt."""
     (folder / "sitecustomize.py").write_text(f"""
 import os, sys
 if os.environ.get("SLURM_PROCID") == "3" and "SLURM_RESTART_COUNT" not in os.environ:
@@ -76,17 +76,17 @@ if os.environ.get("SLURM_PROCID") == "3" and "SLURM_RESTART_COUNT" not in os.env
 
 
 class Cluster:
-    """Commands for the cluster, and patient looks at what became of a job.
+    """Commands for the cluster, and waits for the state of its jobs.
 
     Attributes:
-        environ: what its users have in their shell.
+        environ: the environment of its users.
     """
 
     def __init__(self) -> None:
         self.script = REPO / "tests" / "cluster" / "cluster.sh"
         self.environ = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
         self.environ |= {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-        if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # gw0, gw1: a cluster for each
+        if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # gw0, gw1: one cluster per worker
             number = int(os.environ.get("CLUSTER_NUMBER", "0")) + int(worker.removeprefix("gw"))
             self.environ["CLUSTER_NUMBER"] = str(number)
 
@@ -95,7 +95,7 @@ class Cluster:
         return self.run(str(self.script), *command)
 
     def run(self, *command: str, check: bool = True, **environment: str) -> str:
-        """Run a command in the repository as a user does; its output, without what it says about errors."""
+        """Run a command in the repository as a user does, and return its stdout."""
         result = subprocess.run(
             command, cwd=REPO, env=self.environ | environment, capture_output=True, text=True, timeout=180
         )
@@ -103,23 +103,23 @@ class Cluster:
         return result.stdout
 
     def sbatch(self, *arguments: str, log: Path, **environment: str) -> str:
-        """Submit a job on two nodes with two processes each, unless told otherwise; its id."""
+        """Submit a job, by default on two nodes with two processes each, and return its id."""
         command = ["sbatch", "--parsable", *SHAPE, f"--output={log}", *arguments]
         return self.run(*command, **environment).strip()
 
     def sbatch_slow(self, *arguments: str, log: Path) -> str:
-        """The same, with a first attempt that is slow from step 40 on."""
+        """Submit a job whose first attempt is slow from step 40 on, and return its id."""
         return self.sbatch(*arguments, log=log, PYTHONPATH=slow_first_attempt(log.parent))
 
     def show(self, job: str) -> dict[str, str]:
-        """What Slurm says about a job."""
+        """Return what `scontrol show job` prints."""
         return dict(re.findall(r"(\w+)=(\S+)", self.run("scontrol", "--oneliner", "show", "job", job)))
 
     def wait(self, condition: Callable[[], object], seconds: float, what: str) -> None:
-        """Poll until something is true; not for ever."""
+        """Poll until a condition is true; fail after a deadline."""
         deadline = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
+            assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
             time.sleep(0.1)
 
     def until_step(self, run: Path, step: int, job: str, seconds: float = 60) -> None:
@@ -132,7 +132,7 @@ class Cluster:
         self.wait(there, seconds, f"step {step} of {run.name}")
 
     def end(self, job: str, seconds: float = 150) -> str:
-        """Wait until a job has ended for good; its state."""
+        """Wait until a job has ended for good, and return its state."""
 
         def ended() -> bool:
             shown = self.show(job)
@@ -142,13 +142,13 @@ class Cluster:
         return self.show(job)["JobState"]
 
     def take_all_nodes(self) -> None:
-        """Have jobs of the partition preempt make room for an urgent one, which takes seconds."""
+        """Submit an urgent job of a few seconds, for which the jobs of the partition preempt make room."""
         options = ["--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null"]
         self.run("sbatch", *options, "--wrap=sleep 2")
 
     @contextmanager
     def mounted(self, node: str, *mount: str) -> Iterator[None]:
-        """Mount something on a node alone, with the arguments of mount(8); the place is the last one."""
+        """Mount something on one node only; the arguments are those of mount(8), with the mount point last."""
         self.control("exec", node, "mount", *mount)
         try:
             yield
@@ -156,19 +156,19 @@ class Cluster:
             self.control("exec", node, "umount", mount[-1])
 
     def ends_soon(self, job: str, seconds: int = 40) -> None:
-        """Move the end of a job's time near; Slurm looks every 30 s, warns at one look and kills at another."""
+        """Move the end of a job close; Slurm checks every 30 s, warns at one check and kills at another."""
         end = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + seconds))
         self.run("scontrol", "update", f"JobId={job}", f"EndTime={end}")
 
     def until_requeued(self, job: str) -> None:
-        """Wait until a job waits for its second attempt, and give it the time back that `ends_soon` took from all attempts."""
+        """Wait until a job is requeued, and restore the time limit that `ends_soon` set for all its attempts."""
         self.wait(lambda: self.show(job)["Restarts"] == "1", 90, f"the requeue of job {job}")
         self.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """A cluster that is up, with nodes n1, n2 and n3."""
+    """A running cluster with nodes n1, n2 and n3."""
     found = Cluster()
     found.control("install")
     found.control("up", "3")
@@ -179,10 +179,10 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def nodes_are_up(cluster: Cluster) -> Iterator[None]:
-    """After a test no job is left and all nodes are there again."""
+    """After a test, cancel all jobs and bring all nodes back up."""
     yield
     cluster.run("scancel", "--user=root")
-    for node in NODES:  # first: a job does not end on a node that does not answer
+    for node in NODES:  # first, because a job does not end on a node that does not answer
         cluster.control("node-start", node)
         cluster.control("net-up", node)
     cluster.wait(lambda: not cluster.run("squeue", "--noheader"), 60, "the end of all jobs")
@@ -195,7 +195,7 @@ def nodes_are_up(cluster: Cluster) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_config(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A configuration of the run that all tests share."""
+    """The configuration file of the run that all tests share."""
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
     path.write_text(CONFIG.format(root=tiny_data))
     return str(path)
@@ -203,7 +203,7 @@ def tiny_config(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> st
 
 @pytest.fixture(scope="session")
 def untouched(cluster: Cluster, tiny_config: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a job on two nodes with two processes each that nothing happened to; its log is beside it."""
+    """The run folder of an undisturbed job on two nodes with two processes each; its log is next to it."""
     folder = tmp_path_factory.mktemp("untouched")
     job = cluster.sbatch(TRAIN, tiny_config, f"--run.dir={folder}/run", log=folder / "log")
     assert cluster.end(job) == "COMPLETED", (folder / "log").read_text()

@@ -1,4 +1,4 @@
-"""A tiny official Tiny ImageNet, and course files of arrays, to prepare or to spoil first."""
+"""Miniature sources of a data set, to prepare or to damage: the official Tiny ImageNet and course files of arrays."""
 
 import io
 import zipfile
@@ -20,7 +20,7 @@ VAL_LABELS = [1, 1, 2, 0, 0]  # of val_0, 1, 2, 3, 10
 
 
 def image(seed: int, mode: str = "RGB", size: tuple[int, int] = (64, 64)) -> bytes:
-    """A JPEG of smooth noise."""
+    """Return a JPEG of smooth noise."""
     coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(coarse).resize(size).convert(mode).save(file, "JPEG")
@@ -28,7 +28,7 @@ def image(seed: int, mode: str = "RGB", size: tuple[int, int] = (64, 64)) -> byt
 
 
 def official(folder: Path) -> Path:
-    """A tiny official tree: 3 classes x 4 train, 5 val, 3 test; one train image grayscale, one CMYK."""
+    """Write a tiny official tree: 3 classes x 4 train, 5 val, 3 test; one train image is grayscale, one CMYK."""
     root = folder / "tiny-imagenet-200"
     for name in ("train", "val/images", "test/images"):
         (root / name).mkdir(parents=True)
@@ -51,7 +51,7 @@ def official(folder: Path) -> Path:
 
 
 def pack(root: Path) -> Path:
-    """The tree as a zip archive, compressed, with what macOS adds."""
+    """Pack the tree into a compressed zip archive, with the extra files that macOS adds."""
     archive = root.parent / "tiny-imagenet-200.zip"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
         for path in sorted(root.rglob("*")):
@@ -61,7 +61,7 @@ def pack(root: Path) -> Path:
 
 
 def left_behind(out: Path) -> list[str]:
-    """Names beside `out` that a failed or killed preparation left."""
+    """Return the names next to `out` that contain its name, such as leftovers of a failed preparation."""
     return sorted(path.name for path in out.parent.iterdir() if out.name in path.name)
 
 
@@ -70,7 +70,7 @@ def truncate(path: Path) -> None:
 
 
 def arrays_in(folder: Path, **replaced: np.ndarray) -> dict[str, Path]:
-    """Four classes, 8 train, 4 val and 2 test images, as course files."""
+    """Write 8 train, 4 val and 2 test images of four classes as course files."""
     rng = np.random.default_rng(0)
     arrays = {
         "train_images": rng.integers(0, 256, (8, 64, 64, 3), np.uint8),

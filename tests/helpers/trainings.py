@@ -1,6 +1,6 @@
-"""Attempts of a run: real processes of the real program, which die by SIGKILL at a moment that a test chooses.
+"""Attempts of a run: real processes of the real program, killed by SIGKILL at a moment that a test chooses.
 
-They are forked from a server that has imported torch, so that an attempt takes half a second and not five.
+They are forked from a server that has imported torch, so an attempt takes 0.5 s instead of 5 s.
 """
 
 import gc
@@ -26,9 +26,9 @@ from tinyimnet.run import checkpoint, lock
 from tinyimnet.training import optim
 
 SERVER = multiprocessing.get_context("forkserver")
-# What the program imports at once and, the last three, on the way.
+# What the program imports at start-up and, for the last three, later.
 SERVER.set_forkserver_preload(["tinyimnet.train", "torch._dynamo", "torch.distributed.fsdp", "matplotlib.figure"])
-# Random augmentation, random depth and all else that a resumed run has to draw again.
+# Random augmentation, stochastic depth and everything else that a resumed run has to draw again.
 EVERYTHING = {
     "augment__mixup_probability": 0.3,
     "augment__cutmix_probability": 0.4,
@@ -46,10 +46,10 @@ class Death(NamedTuple):
 
     Attributes:
         moment: "step": after the optimizer and before the EMA of step `count` of the run. Or, counted in this attempt:
-            "saved": after checkpoint `count`; "saving": before the fsync or rename `count` of its saves;
+            "saved": after checkpoint `count`; "saving": before fsync or rename number `count` of its saves;
             "evaluating": before pass `count` over the validation images.
-        count: see above, from 1.
-        rank: who dies.
+        count: see `moment`; from 1.
+        rank: the rank that is killed.
     """
 
     moment: str
@@ -58,7 +58,7 @@ class Death(NamedTuple):
 
     @classmethod
     def drawn(cls, moment: str, rng: random.Random, after: int, processes: int) -> "Death":
-        """One soon after step `after`; only rank 0 saves, so only it dies of that."""
+        """Draw a death soon after step `after`; only rank 0 saves, so only rank 0 dies while saving."""
         last = {"step": 6, "saved": 2, "saving": 12, "evaluating": 3}[moment]
         count = rng.randint(1, last) + (after if moment == "step" else 0)
         return cls(moment, count, 0 if moment.startswith("sav") else rng.randrange(processes))
@@ -68,7 +68,7 @@ MOMENTS = ("step", "saved", "saving", "evaluating")
 
 
 def run_to_end(arguments: list[str], log: Path, *, timeout: float = 60, **options: Any) -> list[int]:
-    """Run train.py on some processes until all have ended; their exit codes (-9: killed). `options` as for `start`."""
+    """Run train.py until all processes have ended, and return their exit codes (-9: killed); see `start`."""
     return wait(start(arguments, log, **options), timeout)
 
 
@@ -85,11 +85,11 @@ def start(
 
     Args:
         arguments: of train.py.
-        log: the output of all processes is added to this file.
+        log: file to which the output of all processes is appended.
         processes: world size, all on this machine.
-        death: who is killed, and when.
-        before: called in each process ahead of the program.
-        environment: variables to set, or with None to remove.
+        death: which rank is killed, and when.
+        before: called in each process before the program.
+        environment: variables to set, or to remove if None.
     """
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -103,7 +103,7 @@ def start(
 
 
 def wait(ranks: list[Any], timeout: float = 60) -> list[int]:
-    """Exit codes of processes, which have to end within so many seconds."""
+    """Return the exit codes of processes, which have to end within `timeout` seconds."""
     deadline = time.monotonic() + timeout
     for process in ranks:
         process.join(max(0, deadline - time.monotonic()))
@@ -135,8 +135,8 @@ def _attempt(rank: int, processes: int, port: int, arguments, log: Path, death, 
             os.environ[name] = value
     from tinyimnet import train
 
-    torch.set_num_threads(1)  # the server has imported torch before OMP_NUM_THREADS was set
-    gc.freeze()  # `process_group.close` collects: not what the server has imported
+    torch.set_num_threads(1)  # the server imported torch before OMP_NUM_THREADS was set
+    gc.freeze()  # `process_group.close` collects garbage: skip what the server imported
     lock.SETTLE = 0.05
     draw_nothing()
     if before:
@@ -147,7 +147,7 @@ def _attempt(rank: int, processes: int, port: int, arguments, log: Path, death, 
 
 
 def draw_nothing() -> None:
-    """Leave pictures with nothing on them; the real ones, which process/test_train.py has, take half of a short run."""
+    """Write empty pictures: the real ones, which process/test_train.py checks, take half of a short run."""
 
     def empty(*arguments: Any, **_: Any) -> None:
         path = next(argument for argument in arguments if isinstance(argument, Path))
@@ -162,7 +162,7 @@ def draw_nothing() -> None:
 
 
 def arrange(death: Death) -> None:
-    """Put a SIGKILL of this process where `death` says."""
+    """Make this process kill itself at the moment of `death`."""
     calls = 0
 
     def die() -> None:
@@ -193,7 +193,7 @@ def arrange(death: Death) -> None:
 
 
 def at_step(step: int, action: Callable[[], object]) -> None:
-    """Do something in this process in the middle of a step (from 1): after the optimizer, before the EMA."""
+    """Run an action in the middle of a step (counted from 1): after the optimizer, before the EMA."""
     decay_at = optim.ema_decay_at
 
     def acting(done: int, decay: float) -> float:
@@ -214,16 +214,16 @@ def _wrapped(function: Callable, before: Callable = lambda: None, after: Callabl
     return wrapper
 
 
-# ---- what a run came to ---------------------------------------------------------------------------------------
+# ---- results of a run -----------------------------------------------------------------------------------------
 
 
 def last_step(run: Path) -> int:
-    """Step of the newest checkpoint, 0 where there is none."""
+    """Return the step of the newest checkpoint, or 0 if there is none."""
     return max((int(path.stem[5:]) for path in (run / "checkpoints").glob("step_*.pt")), default=0)
 
 
 def metrics(run: Path) -> list[dict]:
-    """Lines of metrics.jsonl without those values that are times."""
+    """Return the lines of metrics.jsonl without timings."""
     return [
         {key: value for key, value in line.items() if not key.startswith("perf/")}
         for line in read_lines(run / "metrics.jsonl")
@@ -231,7 +231,7 @@ def metrics(run: Path) -> list[dict]:
 
 
 def assert_same_end(expected: Path, found: Path) -> None:
-    """Two finished runs have the same weights, averages, optimizer, statistics, counters and metrics, bit for bit."""
+    """Assert that two finished runs have bit-identical weights, EMA, optimizer, statistics, counters and metrics."""
     left, right = (checkpoint.load(run / "checkpoints" / f"step_{last_step(run):08d}.pt") for run in (expected, found))
     assert equal(left, right), [key for key in left if not equal(left[key], right[key])]
     assert metrics(expected) == metrics(found)
@@ -244,7 +244,7 @@ def assert_same_end(expected: Path, found: Path) -> None:
 
 
 def equal(left: object, right: object) -> bool:
-    """Bitwise equality of nested containers of tensors and numbers."""
+    """Return whether nested containers of tensors and numbers are bitwise equal."""
     if isinstance(left, torch.Tensor):
         return torch.equal(left, right)
     if isinstance(left, dict):

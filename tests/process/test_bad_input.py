@@ -1,6 +1,6 @@
-"""Every mistake ends the program with exit code 2 and one sentence, on all its processes, and leaves the run folder alone.
+"""A user error exits with code 2 and one sentence on all processes, and leaves the run folder unchanged.
 
-Most of them are in unit/test_config_errors.py and unit/test_refusals.py.
+unit/test_config_errors.py and unit/test_refusals.py have most of the errors.
 """
 
 import re
@@ -35,7 +35,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def altered(data: Path, folder: Path) -> Path:
-    """A copy of the data in which one bit is another one."""
+    """Copy the data and flip one bit."""
     copy = Path(shutil.copytree(data, folder / "altered"))
     content = bytearray((copy / "val_images.npy").read_bytes())
     content[-1] ^= 1
@@ -47,12 +47,12 @@ def altered(data: Path, folder: Path) -> Path:
     "changes, pattern",
     [
         (["--optim.lrr=1"], "optim.lrr is not a known key; did you mean optim.lr"),
-        (["--optim.lr=0.3"], "holds a run with another configuration .*optim.lr: 0.1 -> 0.3"),
+        (["--optim.lr=0.3"], "was started with a different configuration .*optim.lr: 0.1 -> 0.3"),
         ("data", "val_images.npy differs from its manifest"),
     ],
     ids=["the command line", "the run", "the data"],
 )
-def test_a_mistake_ends_the_program_and_leaves_the_run_alone(
+def test_a_user_error_exits_with_2_and_leaves_the_run_unchanged(
     changes, pattern: str, begun: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
     before = contents(begun)
@@ -77,9 +77,9 @@ def no_goodbye() -> None:
         (True, "cannot open the port of rank 0, .*address already in use"),
         (False, "rank 1 did not arrive within 2 s"),
     ],
-    ids=["the port in use", "nobody else came"],
+    ids=["port in use", "rank 1 missing"],
 )
-def test_a_group_that_cannot_meet(busy: bool, pattern: str, begun: Path, tiny_data: Path, tmp_path: Path) -> None:
+def test_a_group_that_cannot_form(busy: bool, pattern: str, begun: Path, tiny_data: Path, tmp_path: Path) -> None:
     before = contents(begun)
     with socket.create_server(("127.0.0.1", 0)) as server:
         environment = {**GROUP, "MASTER_PORT": str(server.getsockname()[1])}
@@ -91,12 +91,12 @@ def test_a_group_that_cannot_meet(busy: bool, pattern: str, begun: Path, tiny_da
     assert contents(begun) == before
 
 
-def test_a_global_batch_that_the_processes_cannot_share(begun: Path, tiny_data: Path, tmp_path: Path) -> None:
+def test_a_global_batch_that_the_processes_do_not_divide(begun: Path, tiny_data: Path, tmp_path: Path) -> None:
     before = contents(begun)
     assert run_to_end(small_run(tiny_data, begun), tmp_path / "log", processes=3) == [2, 2, 2]
     assert_sentence(
         (tmp_path / "log").read_text().splitlines()[-1],
-        "train.global_batch_size is 32 and must be a multiple of the 3 processes",
+        "train.global_batch_size is 32 and must be divisible by the 3 processes",
     )
     assert contents(begun) == before
 
@@ -106,6 +106,6 @@ def test_more_processes_than_images_in_a_step(tiny_data: Path, tmp_path: Path) -
     assert run_to_end(options, tmp_path / "log", processes=2) == [2, 2]
     assert_sentence(
         (tmp_path / "log").read_text().splitlines()[-1],
-        "train.global_batch_size is 1 and must be a multiple of the 2",
+        "train.global_batch_size is 1 and must be divisible by the 2",
     )
     assert not (tmp_path / "run").exists()

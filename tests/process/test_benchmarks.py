@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say, in turns too short to mean anything."""
+"""The benchmarks do the work that they claim to measure, in rounds too short for meaningful numbers."""
 
 import importlib
 import re
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.long
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch):
-    """Import a script of benchmarks/ with turns of 50 ms."""
+    """Return a function that imports a script of benchmarks/ and shortens it to 2 rounds of 50 ms."""
 
     def load(name: str) -> ModuleType:
         monkeypatch.syspath_prepend(REPO / "benchmarks")
@@ -26,21 +26,19 @@ def benchmark(monkeypatch: pytest.MonkeyPatch):
     return load
 
 
-def test_the_loop_against_bare_arithmetic_mixes_every_image_to_the_end(
-    benchmark, arguments, monkeypatch, capsys
-) -> None:
+def test_the_throughput_benchmark_mixes_every_batch_to_the_end(benchmark, arguments, monkeypatch, capsys) -> None:
     drawn = []
     draw = batches.draw
     monkeypatch.setattr(batches, "draw", lambda *args, **kw: drawn.append(draw(*args, **kw)) or drawn[-1])
     assert benchmark("throughput").main(arguments(train__epochs=1)) == 0
     assert re.search(r"training loop.*images/s, [\d.]+% ", shown := capsys.readouterr().out)
-    assert "with Mixup and CutMix" in shown and "a save holds the loop up by" in shown
+    assert "with Mixup and CutMix" in shown and "a save blocks the loop for" in shown
     mixed = [d for d in drawn if d.mixed]
     assert len(mixed) >= 5 and all((d.blend < 1).any() and d.boxes.any() for d in mixed)
-    assert len(mixed) >= len(drawn) // 2 - 2  # the loop, which saves and warms up too, mixes nothing
+    assert len(mixed) >= len(drawn) // 2 - 2  # the other half is the training loop's, which does not mix
 
 
-def test_the_data_path_against_files_and_workers(benchmark, monkeypatch, capsys) -> None:
+def test_the_data_path_benchmark_reports_a_ratio(benchmark, monkeypatch, capsys) -> None:
     module = benchmark("data_path")
     monkeypatch.setattr(module, "N", 512)
     assert module.main() == 0

@@ -1,4 +1,4 @@
-"""Processes that open, stage or make one data set together: one does the work, and an error of one is an error of all."""
+"""Processes that open, stage or prepare one data set: one does the work, and an error of one is raised on all."""
 
 import multiprocessing
 import os
@@ -15,12 +15,12 @@ from tinyimnet.distributed.rendezvous import Rendezvous
 
 
 def test_a_node_whose_folder_holds_other_data_is_named(tiny_data: Path, tmp_path: Path) -> None:
-    """Each is sound in itself: only what the ranks say of them tells."""
+    """Each copy is valid on its own; only the comparison between ranks shows the difference."""
     other = tmp_path / "other"
     synthetic.prepare_synthetic(other, train_per_class=1, val_per_class=1, test_per_class=1, seed=1)
     roots = [str(tiny_data), str(tiny_data), str(other)]
     sentences = together(lambda m: loading.ready_dataset(DataConfig(root=roots[m.rank]), m), 3)
-    assert all("(rank 2) has other data at data.root" in sentence for sentence in sentences), sentences
+    assert all("(rank 2) has different data at data.root" in sentence for sentence in sentences), sentences
 
 
 def test_other_processes_wait_while_rank_0_makes_the_data(tiny_data: Path, tmp_path: Path, monkeypatch) -> None:
@@ -36,14 +36,14 @@ def test_other_processes_wait_while_rank_0_makes_the_data(tiny_data: Path, tmp_p
     assert counts == [200] * 3
 
 
-def test_data_that_one_process_cannot_read_is_an_error_of_all(tiny_data: Path, tmp_path: Path, monkeypatch) -> None:
+def test_data_that_cannot_be_read_is_the_same_error_on_all_ranks(tiny_data: Path, tmp_path: Path, monkeypatch) -> None:
     broken = shutil.copytree(tiny_data, tmp_path / "data")
     (broken / "train_labels.npy").unlink()
     sentences = together(lambda rendezvous: loading.ready_dataset(DataConfig(root=str(broken)), rendezvous), 2)
     assert len(set(sentences)) == 1 and "train_labels.npy is missing" in sentences[0]
 
 
-def test_runs_that_start_together_without_data_all_use_what_the_first_made(tmp_path: Path, monkeypatch) -> None:
+def test_runs_that_start_together_without_data_all_use_the_first_result(tmp_path: Path, monkeypatch) -> None:
     draw = partial(synthetic.prepare_synthetic, train_per_class=2, val_per_class=1, test_per_class=1)
     monkeypatch.setattr(synthetic, "prepare_synthetic", draw)
     context = multiprocessing.get_context("fork")
@@ -60,7 +60,7 @@ def test_runs_that_start_together_without_data_all_use_what_the_first_made(tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["drawn"]
 
 
-def test_what_a_killed_job_left_is_removed_and_nothing_of_a_living_one(tiny_data: Path, tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_job_are_removed_and_live_copies_kept(tiny_data: Path, tmp_path: Path) -> None:
     def die() -> None:
         with staging.staged(tiny_data, str(tmp_path), "dead"):
             os.kill(os.getpid(), signal.SIGKILL)

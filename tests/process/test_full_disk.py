@@ -1,4 +1,4 @@
-"""A disk that is full or read-only for a while costs no step and no line; what cannot be saved is said."""
+"""A disk that is full or read-only for a while costs no step and no row, and each failed save is reported."""
 
 import os
 import re
@@ -21,12 +21,12 @@ OPTIONS = {"train__epochs": 4, "run__save_every": 3, "run__log_every": 1}  # 24 
 
 
 def limit_files(size: int) -> None:
-    """Let no file grow beyond `size` bytes: writes then fail as on a full disk (EFBIG)."""
+    """Limit files to `size` bytes, so that writes fail as on a full disk, but with EFBIG."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
 def each_save_is_waited_for() -> None:
-    """So that it meets the disk as it is at its step, however busy the machine is."""
+    """Wait for each save, so that it meets the disk of its own step even on a busy machine."""
     submit = checkpoint.Saver.submit
 
     def waiting(saver: checkpoint.Saver, *arguments: Any, **options: Any) -> None:
@@ -51,14 +51,14 @@ def untouched(tmp_path_factory, tiny_data) -> Path:
 
 @pytest.mark.parametrize("size", [20_000, 500], ids=["checkpoints", "metrics and output too"])
 def test_a_run_goes_on_while_nothing_can_be_saved_and_saves_again(size, untouched, arguments, tmp_path: Path) -> None:
-    """The weights, the metrics and the best checkpoint, which was due in that time, are those of any other run."""
+    """Weights, metrics and the best checkpoint, which was due meanwhile, equal those of an undisturbed run."""
     codes = run_to_end(arguments(**OPTIONS), tmp_path / "log", before=partial(no_space, size, 5, 14))
     assert codes == [0], (tmp_path / "log").read_text()
     assert_same_end(untouched, tmp_path / "run")
     failed = [line["perf/failed_saves"] for line in read_lines(tmp_path / "run" / "metrics.jsonl")]
-    assert failed[3] == 0 and failed[-1] == 3  # those of steps 6, 9 and 12
+    assert failed[3] == 0 and failed[-1] == 3  # the saves at steps 6, 9 and 12
     if size > 500:
-        assert "Checkpoint not written: File too large; the run goes on" in (tmp_path / "log").read_text()
+        assert "Checkpoint not written: File too large; training continues" in (tmp_path / "log").read_text()
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -99,7 +99,7 @@ def test_an_alert_reaches_wandb(arguments, tmp_path: Path) -> None:
     )
     assert codes == [0]
     (record,) = (tmp_path / "run" / "wandb").rglob("*.wandb")
-    assert re.search(rb"Checkpoint not written[^:]", record.read_bytes())  # with a colon it is the output
+    assert re.search(rb"Checkpoint not written[^:]", record.read_bytes())  # with a colon it would be the console output
 
 
 def with_wandb(size: int, start: int, stop: int) -> None:
@@ -107,7 +107,7 @@ def with_wandb(size: int, start: int, stop: int) -> None:
     no_space(size, start, stop)
 
 
-# ---- a real file system, where this is root -----------------------------------------------------------------------
+# ---- a real file system, which needs root -------------------------------------------------------------------------
 
 
 def mount(*arguments: str) -> None:
@@ -116,7 +116,7 @@ def mount(*arguments: str) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path):
-    """A file system of 40 MB; a run begins where two checkpoints of 1,000,000 parameters have room."""
+    """A file system of 40 MB; a run starts only if two checkpoints of 1,000,000 parameters fit."""
     folder = tmp_path / "disk"
     folder.mkdir()
     try:
@@ -162,5 +162,5 @@ def test_a_real_disk_that_is_full_or_read_only_for_a_while(
     run = small_disk / "run"
     codes = run_to_end(arguments(**OPTIONS, run__dir=run), tmp_path / "log", before=partial(fault, small_disk))
     assert codes == [0], (tmp_path / "log").read_text()
-    assert f"Checkpoint not written: {reason}; the run goes on" in (tmp_path / "log").read_text()
+    assert f"Checkpoint not written: {reason}; training continues" in (tmp_path / "log").read_text()
     assert_same_end(untouched, run)

@@ -1,4 +1,4 @@
-"""One process of a group dies, fails or hangs: the others end soon, none of them well, and a log says which was first."""
+"""If one process of a group dies, fails or hangs, the others soon exit with an error, and a log names the first."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from helpers.trainings import Death, at_step, run_to_end, start, wait
 
-BOUND = 10  # seconds for the others to end after the first; on GPUs it is train.timeout
+BOUND = 10  # seconds within which the others must exit; on GPUs the bound is train.timeout
 
 
 def raise_there() -> None:

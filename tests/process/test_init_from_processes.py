@@ -1,4 +1,4 @@
-"""A run that begins with the weights of a finished one, on several processes, and killed on its way."""
+"""train.init_from on several processes, and after a kill."""
 
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from helpers.trainings import Death, run_to_end
 from tinyimnet.evaluation.weights import FINAL
 from tinyimnet.files import read_lines
 
-# Six steps that move no weight. A micro-batch has as many images whatever the number of processes, so BatchNorm
-# normalises the same groups.
+# Six steps whose learning rate is too small to change a weight. The size of a micro-batch does not depend on the number
+# of processes, so BatchNorm normalises the same groups.
 STILL = {"train__epochs": 1, "optim__lr": 1e-30, "optim__warmup_epochs": 0, "train__device_batch_size": 16}
 
 
@@ -24,7 +24,7 @@ def file(finished_run: Path, tmp_path: Path) -> Path:
     return copy
 
 
-def test_each_of_several_processes_begins_with_its_weights(file: Path, tiny_data: Path, tmp_path: Path) -> None:
+def test_every_process_starts_with_the_given_weights(file: Path, tiny_data: Path, tmp_path: Path) -> None:
     losses = []
     for processes in (1, 2):
         options = small_run(tiny_data, run := tmp_path / str(processes), train__init_from=file, **STILL, run__seed=5)
@@ -33,7 +33,7 @@ def test_each_of_several_processes_begins_with_its_weights(file: Path, tiny_data
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
 
 
-def test_once_saved_a_killed_run_goes_on_without_that_file(file: Path, tiny_data: Path, tmp_path: Path) -> None:
+def test_after_a_save_a_killed_run_resumes_without_that_file(file: Path, tiny_data: Path, tmp_path: Path) -> None:
     whole, killed = (
         small_run(tiny_data, tmp_path / name, train__init_from=file, run__seed=5) for name in ("whole", "killed")
     )

@@ -1,4 +1,4 @@
-"""What accelerate launch makes of a process: its threads, and a group that it does not start."""
+"""accelerate launch: the threads of its processes, and a group that it fails to start."""
 
 import os
 import sys
@@ -7,11 +7,14 @@ import pytest
 
 from helpers.program import REPO, launch
 
-THREADS = "import os, torch; from tinyimnet.distributed import cpu; cpu.share_cores(1); print('threads', torch.get_num_threads())"
+THREADS = (
+    "import os, torch; from tinyimnet.distributed import cpu; cpu.share_cores(1); "
+    "print('threads', torch.get_num_threads())"
+)
 
 
 def accelerate(*arguments: str, **environment: str):
-    """`accelerate launch` of a line of Python: how it is called by the launcher is what matters."""
+    """Run `accelerate launch`."""
     return launch([sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *arguments], **environment)
 
 
@@ -37,5 +40,5 @@ def test_a_number_of_threads_that_the_user_set_is_kept(thread_script: str, monke
 def test_accelerate_launch_that_starts_one_process_of_two_is_refused(arguments, monkeypatch) -> None:
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     result = accelerate("--quiet", "--cpu", "--num_processes", "2", "train.py", *arguments())
-    assert "error: accelerate launch was asked for several processes and started one" in result.stderr
+    assert "error: accelerate launch was asked for several processes but started one" in result.stderr
     assert "Traceback" not in result.stderr

@@ -1,4 +1,4 @@
-"""One process at a time writes into a run folder; a dead one does not keep others out."""
+"""One process at a time writes to a run folder, and a dead lock holder does not block others."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_the_first_goes_on(argume
     assert not (tmp_path / "run" / "LOCK").exists()
 
 
-def test_all_ranks_of_a_second_run_leave_with_the_refusal(arguments, tmp_path: Path) -> None:
+def test_all_ranks_of_a_second_run_exit_with_the_error(arguments, tmp_path: Path) -> None:
     mine = RunLock(tmp_path / "run")
     mine.path.parent.mkdir()
     mine.acquire()
@@ -44,7 +44,7 @@ def test_all_ranks_of_a_second_run_leave_with_the_refusal(arguments, tmp_path: P
     mine.release()
 
 
-def test_a_process_that_was_killed_keeps_nobody_out(arguments, tmp_path: Path, monkeypatch) -> None:
+def test_the_lock_of_a_killed_process_blocks_nobody(arguments, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(lock_module, "LEASE", 10)
     assert run_to_end(arguments(), tmp_path / "log", death=Death("step", 3)) == [-9]
     assert (tmp_path / "run" / "LOCK").exists()
@@ -53,8 +53,8 @@ def test_a_process_that_was_killed_keeps_nobody_out(arguments, tmp_path: Path, m
     assert time.monotonic() - started < lock_module.LEASE
 
 
-def test_a_later_attempt_of_a_job_takes_it_from_the_earlier_one(arguments, tmp_path: Path, monkeypatch) -> None:
-    """Slurm takes a node for lost whose slurmd or network is gone; the processes there may live."""
+def test_a_later_attempt_of_a_job_takes_the_lock_from_an_earlier_one(arguments, tmp_path: Path, monkeypatch) -> None:
+    """Slurm declares a node lost if its slurmd or network is gone, but the processes there may still run."""
     job = {"SLURM_JOB_ID": "55"}
     earlier = start(arguments(train__epochs=500), tmp_path / "earlier", environment=job, before=quick_beat)
     while not last_step(tmp_path / "run"):
@@ -64,11 +64,11 @@ def test_a_later_attempt_of_a_job_takes_it_from_the_earlier_one(arguments, tmp_p
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     RunLock(tmp_path / "run").acquire()
     assert wait(earlier) == [2]
-    assert "now belongs to process" in (tmp_path / "earlier").read_text()
+    assert "is now locked by process" in (tmp_path / "earlier").read_text()
     assert not (tmp_path / "run" / "ERROR").exists()
 
 
-def test_a_disk_that_has_no_room_for_it_keeps_no_half_of_it(arguments, tmp_path: Path) -> None:
+def test_a_disk_without_room_for_the_lock_keeps_no_partial_lock(arguments, tmp_path: Path) -> None:
     assert run_to_end(arguments(), tmp_path / "log", before=no_file_of_any_size) == [2]
     assert "cannot be written (File too large)" in (tmp_path / "log").read_text()
     assert not (tmp_path / "run" / "LOCK").exists()
@@ -88,7 +88,7 @@ def no_file_of_any_size() -> None:
     RunLock.acquire = limited  # type: ignore[method-assign]
 
 
-def test_a_holder_that_died_and_was_not_reaped_is_dead(tmp_path: Path) -> None:
+def test_a_zombie_lock_holder_counts_as_dead(tmp_path: Path) -> None:
     child = os.fork()
     if child == 0:
         os._exit(0)
@@ -105,7 +105,7 @@ def quick_beat() -> None:
 
 
 def test_a_run_whose_folder_was_taken_over_stops_and_writes_nothing_more(arguments, tmp_path: Path) -> None:
-    """A suspended job: its lease ran out, another job has the folder, and it wakes up."""
+    """A suspended job resumes after its lease ran out and another job took the folder."""
     run = tmp_path / "run"
     ranks = start(arguments(train__epochs=500, run__log_every=1000), tmp_path / "log", before=quick_beat)
     while not last_step(run):
@@ -115,6 +115,6 @@ def test_a_run_whose_folder_was_taken_over_stops_and_writes_nothing_more(argumen
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*.pt")}
     os.kill(ranks[0].pid, signal.SIGCONT)
     assert wait(ranks) == [2]
-    assert "now belongs to process 1 on gpu07 (Slurm job 55)" in (tmp_path / "log").read_text()
+    assert "is now locked by process 1 on gpu07 (Slurm job 55)" in (tmp_path / "log").read_text()
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*.pt")} == before
     assert json.loads((run / "LOCK").read_text()) == ELSEWHERE

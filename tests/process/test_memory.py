@@ -1,4 +1,4 @@
-"""Memory that tensors give back stays with the process: the kernel need not clear it again for the next operation."""
+"""Memory that tensors free stays with the process, so the kernel does not clear it again for the next operation."""
 
 import resource
 import statistics
@@ -23,7 +23,7 @@ def training() -> None:
 
 
 def faults() -> float:
-    """Page faults for a tensor of 64 MiB, the median: 16,384 pages of 4 KiB or 32 of 2 MiB, where its memory is new."""
+    """Median page faults for a tensor of 64 MiB; new memory costs 16,384 of 4 KiB or 32 of 2 MiB."""
     counts = []
     for _ in range(9):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -40,7 +40,7 @@ def before_and_after(start, answers) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("start", [evaluating, training])
-def test_memory_that_tensors_give_back_is_not_cleared_again(start) -> None:
+def test_memory_that_tensors_free_is_not_cleared_again(start) -> None:
     answers = SERVER.Queue()
     process = SERVER.Process(target=before_and_after, args=(start, answers))
     process.start()

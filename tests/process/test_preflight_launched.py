@@ -1,4 +1,4 @@
-"""`preflight` under the launchers, with the files of configs/accelerate as they stand."""
+"""`preflight` under the launchers, with the unmodified files of configs/accelerate."""
 
 import sys
 from pathlib import Path
@@ -10,14 +10,14 @@ from helpers.program import ACCELERATE, launch
 
 
 @pytest.mark.long
-@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="this CPU has one kind of kernel")
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="this CPU has only one set of kernels")
 def test_processes_whose_cpus_round_differently_are_refused(tiny_data: Path) -> None:
-    """Each rank computes its own weights: with other kernels they drift apart, and nothing would show it."""
+    """Each rank computes its own weights; with different kernels they would silently drift apart."""
     rank = f"[ $RANK = 1 ] && export ATEN_CPU_CAPABILITY=default; exec {sys.executable} -m tinyimnet preflight"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--no-python"]
     result = launch([*launcher, "bash", "-c", f"{rank} --data.root={tiny_data}"], OMP_NUM_THREADS="1")
     assert result.returncode != 0
-    assert "(rank 1) has another device than node" in result.stderr and ", DEFAULT, not " in result.stderr
+    assert "(rank 1) has a different device from node" in result.stderr and ", DEFAULT, not " in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -29,8 +29,8 @@ def test_processes_whose_cpus_round_differently_are_refused(tiny_data: Path) -> 
         pytest.param("nodes", marks=pytest.mark.long),
     ],
 )
-def test_the_accelerate_files_work_as_they_stand(file: str, tiny_data: Path) -> None:
-    """Those for GPUs on two CPU processes, and what is for two nodes on one."""
+def test_the_accelerate_files_work_unmodified(file: str, tiny_data: Path) -> None:
+    """The GPU files run on two CPU processes, and the file for two nodes runs on one node."""
     options = {
         "cpu": [],
         "gpu": [],

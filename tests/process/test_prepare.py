@@ -1,4 +1,4 @@
-"""`prepare` as a user runs it: it decodes in processes of its own, and killed at any time leaves nothing that looks whole."""
+"""`prepare` as a user runs it: it decodes in worker processes, and a kill leaves nothing that looks complete."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return official(tmp_path_factory.mktemp("official"))
 
 
-def test_the_command_prints_what_there_is(tree: Path, tmp_path: Path) -> None:
+def test_the_command_prints_the_image_counts(tree: Path, tmp_path: Path) -> None:
     result = python("-m", "tinyimnet", "prepare", str(tree), "--out", str(tmp_path / "out"))
     assert result.returncode == 0, result.stderr
     assert "12 train, 5 val, 3 test images of 3 classes" in result.stdout
@@ -109,12 +109,12 @@ def test_sigkill_leaves_nothing_that_looks_prepared_and_no_worker(large: Path, t
     assert not list(tmp_path.glob("**/manifest.json"))
     with new_folder(out, 0):
         pass
-    assert left_behind(out) == ["out"]  # the next one cleared up
+    assert left_behind(out) == ["out"]  # the next preparation removed the leftovers
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("number, group", [(signal.SIGTERM, False), (signal.SIGINT, True)])
-def test_a_polite_signal_leaves_nothing_behind(
+def test_sigterm_and_ctrl_c_leave_nothing_behind(
     large: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], number: signal.Signals, group: bool
 ) -> None:
     process, workers = start_decoding(large, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Killed at any moment and started again, a run comes to the same end, bit for bit; on other processes, but for rounding."""
+"""A run killed at any moment resumes to bit-identical results; with another process count, equal up to rounding."""
 
 import os
 import random
@@ -33,11 +33,11 @@ MIXED = {
     "augment__label_smoothing": 0.1,
 }
 HARD = EVERYTHING | {"run__save_every": 3}
-WHOLE = 300  # seconds for a long run, on a CPU that imitates bf16 too
+WHOLE = 300  # seconds for a long run, also on a CPU that emulates bf16
 
 
 def kill_again_and_again(arguments, untouched: Path, *, kills: int, processes: int, rng: random.Random) -> None:
-    """Start a run `kills` times to be killed and once more, and compare its end with that of an untouched one."""
+    """Kill a run `kills` times, let it finish, and compare its results with an undisturbed run."""
     run, log = untouched.with_name("run"), untouched.with_name("log")
     deaths: list[Death] = []
     while len(deaths) < kills:
@@ -74,7 +74,7 @@ def test_killed_at_random_moments_it_comes_to_the_same_end(
 
 @pytest.mark.long
 def test_the_plug_pulled_on_a_launcher_and_all_it_started_at_random_times(arguments, tmp_path: Path) -> None:
-    """SIGKILL from outside, as a node that dies: nothing in the processes knows the moment."""
+    """SIGKILL from outside, as when a node dies: nothing in the processes knows the moment."""
     untouched, run, rng = tmp_path / "untouched", tmp_path / "run", random.Random(f"{SEED} plug")
     options = HARD | {"train__epochs": 90, "run__eval_every": 9, "train__precision": "fp32"}
     whole = arguments(**options, run__dir=untouched)
@@ -97,8 +97,8 @@ def test_the_plug_pulled_on_a_launcher_and_all_it_started_at_random_times(argume
     assert_same_end(untouched, run)
 
 
-def test_on_four_processes_too_where_the_order_of_a_sum_counts(arguments, tmp_path: Path) -> None:
-    """DDP changes the place of gradients in its buckets after the first backward pass of an attempt."""
+def test_four_processes_resume_bit_identically_although_buckets_change(arguments, tmp_path: Path) -> None:
+    """DDP rearranges the gradients in its buckets after the first backward pass of an attempt."""
     untouched, run, log = tmp_path / "untouched", tmp_path / "run", tmp_path / "log"
     options = HARD | {"train__epochs": 1, "train__precision": "fp32"}
     assert run_to_end(arguments(**options, run__dir=untouched), log, processes=4) == [0] * 4
@@ -118,8 +118,8 @@ def save_two_and_die(folder: Path, operation: int) -> None:
     save_two(folder)
 
 
-OPERATIONS = 24  # fsync, rename, fsync of the folder, for the .json and the .pt of best and step, twice
-# In the short form one in four, so that each file and each of the three has its turn; the last one dies of none.
+OPERATIONS = 24  # fsync, rename and folder fsync, for the .json and .pt of best and step, in two saves
+# The short form takes one in four, which covers each file and each of the three operations; the last one kills nothing.
 MOMENTS_OF_A_SAVE = [
     pytest.param(operation, marks=() if operation % 4 == 1 else LONG) for operation in range(1, OPERATIONS + 2)
 ]
@@ -131,9 +131,9 @@ def test_killed_before_any_step_of_a_save_it_has_the_old_or_the_new_one(operatio
     process.start()
     process.join()
     assert process.exitcode == (0 if operation > OPERATIONS else -9)
-    state = checkpoint.load_newest(tmp_path)  # an error where all that is there is damaged
+    state = checkpoint.load_newest(tmp_path)  # raises if all checkpoints are damaged
     assert state in ({"step": 10}, {"step": 20}) or (state is None and operation <= OPERATIONS / 2)
-    # A run that goes on from there does not come by its best again.
+    # A run that resumes at step 20 does not see its best result again.
     if (tmp_path / "step_00000020.pt").exists():
         assert checkpoint.load(tmp_path / "best.pt") == {"step": 20}
     checkpoint.remove_leftovers(tmp_path, state["step"] if state else 0)
@@ -149,7 +149,7 @@ TWELVE_STEPS = {"train__epochs": 2, "train__precision": "fp32", "run__save_every
 
 
 class Stateless(nn.GroupNorm):
-    """Normalises each image by itself; with the buffers that the program averages over ranks."""
+    """Normalises each image on its own, but has the buffer that the program averages over ranks."""
 
     def __init__(self, channels: int):
         super().__init__(4, channels)
@@ -207,7 +207,7 @@ def test_the_same_weights_however_many_processes_and_micro_batches(
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory, tiny_data) -> Path:
-    """A run of 12 steps in micro-batches of 8 images on two processes, with BatchNorm and DropPath; one killed at step 11."""
+    """A 12-step run on 2 processes in micro-batches of 8, with BatchNorm and DropPath; a copy is killed in step 11."""
     folder = tmp_path_factory.mktemp("two")
     for name, death in (("run", None), ("killed", Death("step", 11))):
         options = small_run(tiny_data, folder / name, **HARD | TWELVE_STEPS, train__device_batch_size=8)
@@ -221,7 +221,7 @@ def two_processes(tmp_path_factory, tiny_data) -> Path:
 def test_a_checkpoint_of_two_processes_goes_on_with_one_or_four(
     processes: int, two_processes: Path, tiny_data, tmp_path: Path
 ) -> None:
-    """Micro-batches of one size normalise the same groups of images and drop the same branches."""
+    """Micro-batches of equal size normalise the same groups of images and drop the same branches."""
     run = Path(shutil.copytree(two_processes / "killed", tmp_path / "run"))
     options = small_run(tiny_data, run, **HARD | TWELVE_STEPS, train__device_batch_size=8)
     assert run_to_end(options, tmp_path / "log", processes=processes) == [0] * processes

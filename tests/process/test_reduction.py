@@ -1,4 +1,4 @@
-"""Gradients and sums over ranks are added up in the order of the ranks, wherever they lie."""
+"""Gradients and sums over ranks are added in rank order, wherever they are in the buckets."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -29,7 +29,7 @@ def rank_of_three(rank: int, store: Path, bucket_mb: float) -> None:
     model = DistributedDataParallel(deepcopy(alone), bucket_cap_mb=bucket_mb, gradient_as_bucket_view=True)
     model.register_comm_hook(None, reduction.average_gradients)
     torch.manual_seed(rank)
-    for _ in range(3):  # the buckets are laid out anew after the first pass
+    for _ in range(3):  # DDP rebuilds the buckets after the first pass
         images = 10.0**rank * torch.randn(4, 7)
         for network in (alone, model):
             network.zero_grad()
@@ -45,7 +45,7 @@ def rank_of_three(rank: int, store: Path, bucket_mb: float) -> None:
 
 
 @pytest.mark.parametrize("bucket_mb", [25, 1e-4], ids=["one bucket", "several"])
-def test_means_over_ranks_are_those_of_a_sum_in_the_order_of_the_ranks(bucket_mb: float, tmp_path: Path) -> None:
+def test_means_over_ranks_add_in_rank_order(bucket_mb: float, tmp_path: Path) -> None:
     ranks = [SERVER.Process(target=rank_of_three, args=(r, tmp_path / "store", bucket_mb)) for r in range(WORLD_SIZE)]
     for process in ranks:
         process.start()

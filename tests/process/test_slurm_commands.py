@@ -1,4 +1,4 @@
-"""What is asked of Slurm's commands and made of their answers; they are scripts on PATH. The real Slurm: tests/cluster."""
+"""Calls of Slurm's commands, here scripts on PATH, and the use of their output; tests/cluster runs the real Slurm."""
 
 import json
 import os
@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 
 from helpers.run_folders import sent
-from launch import cancel, requeue, status
-from launch.requeue import main
-from tinyimnet import errors
+from tinyimnet import cli, errors
 from tinyimnet.config import RunConfig
 from tinyimnet.errors import UserError
+from tinyimnet.launch import requeue
+from tinyimnet.launch.requeue import main
 
 ATTEMPT_3 = {"SLURM_JOB_ID": "123", "SLURM_RESTART_COUNT": "2"}
 
 
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
-    """Put a script on a PATH that has nothing else but the shell's tools; the file of its calls."""
+    """Return a function that puts a script on an otherwise empty PATH and returns the file of its calls."""
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}")
 
@@ -36,27 +36,27 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
 # ---- squeue, sacct, scancel -------------------------------------------------------------------------------------
 
 
-def test_status_asks_squeue_and_sacct_once(program, make_run, tmp_path: Path, capsys) -> None:
+def test_status_calls_squeue_and_sacct_once(program, make_run, tmp_path: Path, capsys) -> None:
     squeue, sacct = program("squeue", "echo '12|RUNNING|n[1-2]'"), program("sacct", "echo '13|TIMEOUT'")
     for name, job in (("a", "12"), ("b", "13")):
         make_run(name, job__json=sent(job))
-    assert status.main([str(tmp_path / "runs")]) == 0
+    assert cli.main(["status", str(tmp_path / "runs")]) == 0
     rows = [line.split()[:3] for line in capsys.readouterr().out.splitlines()]
     assert ["a", "running", "n[1-2]"] in rows and ["b", "timeout", "-"] in rows
     assert squeue.read_text() == "-h -r --me -o %i|%T|%R\n"
     assert sacct.read_text() == "-X -n -P -o JobID,State -j 13\n"
 
 
-def test_cancel_gives_scancel_the_job(program, make_run, capsys) -> None:
+def test_cancel_passes_the_job_to_scancel(program, make_run, capsys) -> None:
     program("squeue", "echo '12_3|RUNNING|n1'")
     asked = program("scancel", "")
-    assert cancel.main([str(make_run("a", job__json=sent("12_3")))]) == 0
+    assert cli.main(["cancel", str(make_run("a", job__json=sent("12_3")))]) == 0
     assert asked.read_text() == "12_3\n"
 
 
-def test_what_a_command_that_fails_says_is_in_the_sentence(program, make_run, capsys) -> None:
+def test_the_message_includes_the_error_of_a_failed_command(program, make_run, capsys) -> None:
     program("squeue", "echo 'squeue: error: slurm is away' >&2; exit 1")
-    assert errors.run(cancel.main, [str(make_run("a", job__json=sent("1"), LOCK={}))]) == 2
+    assert errors.run(cli.main, ["cancel", str(make_run("a", job__json=sent("1"), LOCK={}))]) == 2
     assert "error: squeue failed (squeue: error: slurm is away)" in capsys.readouterr().err
 
 
@@ -74,7 +74,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     return RunConfig(dir=str(tmp_path / "run"), max_attempts=5)
 
 
-def test_a_controller_that_restarts_meanwhile_is_asked_again(run, program, tmp_path: Path, monkeypatch) -> None:
+def test_a_controller_that_is_restarting_is_asked_again(run, program, tmp_path: Path, monkeypatch) -> None:
     again = f"[ $(grep -c -- \"$1\" '{tmp_path}/scontrol.calls') = 2 ] || {{ echo 'no controller' >&2; exit 1; }}"
     asked = program("scontrol", f"{again}\necho JobState=RUNNING PreemptTime=None")
     monkeypatch.setattr(requeue.time, "sleep", lambda _: None)
@@ -90,7 +90,7 @@ def test_a_requeue_that_slurm_refuses_says_what_to_do(run, program, monkeypatch)
         main(["0", f"--run.dir={run.dir}"])
 
 
-def test_without_scontrol_a_finished_run_is_finished(run, monkeypatch) -> None:
+def test_without_scontrol_a_finished_run_still_ends_well(run, monkeypatch) -> None:
     monkeypatch.setenv("PATH", os.path.join(run.dir, "empty"))
     (Path(run.dir) / "DONE").touch()
     assert main(["0", f"--run.dir={run.dir}"]) == 0

@@ -1,4 +1,4 @@
-"""Asked to stop, by whatever launcher and on whichever rank, all ranks save once and end; nobody is left behind."""
+"""A stop request, under any launcher and on any rank, makes all ranks save once and exit; no process is left."""
 
 import os
 import shlex
@@ -18,8 +18,8 @@ from tinyimnet.distributed import preemption
 from tinyimnet.files import read_lines
 from tinyimnet.run import checkpoint
 
-BOUND = 10  # seconds from the request to the end of all processes; slurm's KillWait is 30
-# Endless for a test; one step in two is logged, so that it can be met in mid-run.
+BOUND = 10  # seconds from the request to the end of all processes; Slurm's KillWait is 30
+# Longer than any test; every second step is logged, so that a test can act in mid-run.
 ENDLESS = {"train__epochs": 1000, "run__eval_every": 1000, "run__save_every": 100_000, "run__log_every": 2}
 SHORT = {"train__epochs": 16, "run__eval_every": 4, "run__log_every": 2}
 SIGNALS = pytest.mark.parametrize("number", preemption.SIGNALS, ids=lambda number: number.name)
@@ -29,7 +29,7 @@ def until_step(run: Path, step: int) -> None:
     """Wait until the run has logged a step."""
     deadline = time.monotonic() + 60
     while not any(line["trainer/global_step"] >= step for line in read_lines(run / "metrics.jsonl")):
-        assert time.monotonic() < deadline, "the training did not get going"
+        assert time.monotonic() < deadline, "the training did not start"
         time.sleep(0.02)
 
 
@@ -41,7 +41,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def assert_saved(run: Path, output: str, reason: str) -> None:
-    assert f"stopped by {reason}: saved at step {last_step(run)}; the same command goes on" in output
+    assert f"stopped by {reason}: saved at step {last_step(run)}; rerun the same command to resume" in output
     assert checkpoint.load_newest(run / "checkpoints")["step"] == last_step(run) > 0
     by_a_person = reason in ("SIGINT", "a STOP file in the run folder")
     assert (run / "REQUEUE").exists() != by_a_person
@@ -66,7 +66,7 @@ def test_a_stop_file_stops_all_ranks(arguments, tmp_path: Path) -> None:
     assert_saved(tmp_path / "run", (tmp_path / "log").read_text(), "a STOP file in the run folder")
 
 
-def test_a_stop_file_put_there_between_two_attempts_is_obeyed(arguments, tmp_path: Path) -> None:
+def test_a_stop_file_created_between_two_attempts_is_obeyed(arguments, tmp_path: Path) -> None:
     run, log, job = tmp_path / "run", tmp_path / "log", {"SLURM_JOB_ID": "7"}
     ranks = start(arguments(**ENDLESS), log, environment=job)
     until_step(run, 4)
@@ -78,7 +78,7 @@ def test_a_stop_file_put_there_between_two_attempts_is_obeyed(arguments, tmp_pat
 
 
 def job_that_nears_its_end() -> None:
-    """Slurm ends the job in 1,000 s, until after 6 steps it is 90 s."""
+    """Let the job end in 1,000 s; after 6 steps, change the clock so that 90 s remain."""
     os.environ["SLURM_JOB_END_TIME"] = str(int(time.time()) + 1000)
     later = SimpleNamespace(time=lambda: time.time() + 910, monotonic=time.monotonic)
     at_step(6, lambda: setattr(preemption, "time", later))
@@ -88,10 +88,10 @@ def test_the_end_of_the_jobs_time_stops_it_ahead_of_it(arguments, tmp_path: Path
     options = arguments(**ENDLESS, run__stop_before_end=100)
     assert run_to_end(options, tmp_path / "log", before=job_that_nears_its_end) == [0]
     assert last_step(tmp_path / "run") == 6
-    assert_saved(tmp_path / "run", (tmp_path / "log").read_text(), "the end of the job's time")
+    assert_saved(tmp_path / "run", (tmp_path / "log").read_text(), "the job's time limit")
 
 
-def test_a_stopped_run_goes_on_to_the_same_end(arguments, tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_bit_identically(arguments, tmp_path: Path) -> None:
     untouched, run, log = tmp_path / "untouched", tmp_path / "run", tmp_path / "log"
     assert run_to_end(arguments(**SHORT, run__dir=untouched), log) == [0]
     ranks = start(arguments(**SHORT), log)
@@ -113,11 +113,11 @@ def test_a_second_ctrl_c_leaves_at_once(arguments, tmp_path: Path) -> None:
     ranks = start(arguments(**ENDLESS), tmp_path / "log", before=slow_save)
     until_step(tmp_path / "run", 4)
     os.kill(ranks[0].pid, signal.SIGINT)
-    time.sleep(1.2)  # within a second it counts as an echo of the first
+    time.sleep(1.2)  # within a second, it would count as an echo of the first
     assert ranks[0].is_alive()
     os.kill(ranks[0].pid, signal.SIGINT)
     assert wait(ranks, timeout=2) == [130]
-    assert "second Ctrl-C: leaving without a save" in (tmp_path / "log").read_text()
+    assert "second Ctrl-C: exiting without saving" in (tmp_path / "log").read_text()
 
 
 # ---- launchers ----------------------------------------------------------------------------------------------------
@@ -134,12 +134,12 @@ LAUNCHERS = {
 
 
 def take_sigint() -> None:
-    """Undo what a shell does to a command in its background: there SIGINT is ignored, by all that it starts too."""
+    """Handle SIGINT again: a shell ignores it for background commands and all that they start."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def signal_launcher(launcher: str, number: signal.Signals, arguments: list[str], run: Path) -> str:
-    """Start a training, send the launcher a signal, wait for the end of all; their output."""
+    """Start a training, signal its launcher, wait until all processes have ended, and return their output."""
     command, environment = LAUNCHERS[launcher]
     process = subprocess.Popen(
         [*command, "train.py", *arguments], cwd=REPO, env=os.environ | environment | {"OMP_NUM_THREADS": "1"},
@@ -148,7 +148,7 @@ def signal_launcher(launcher: str, number: signal.Signals, arguments: list[str],
     try:
         until_step(run, 4)
         process.send_signal(number)
-        return process.communicate(timeout=BOUND)[0]  # ends when the last process has closed the pipe
+        return process.communicate(timeout=BOUND)[0]  # returns when the last process has closed the pipe
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -158,7 +158,7 @@ def signal_launcher(launcher: str, number: signal.Signals, arguments: list[str],
     "launcher, number",
     [
         ("accelerate, 1 process", signal.SIGKILL),
-        # It kills the launcher, which forwards it to nobody.
+        # Kills the launcher, which does not forward the signal.
         pytest.param("accelerate, 2 processes", signal.SIGUSR1, marks=pytest.mark.long),
         ("accelerate, 2 processes, forwarding", signal.SIGUSR1),
     ],
@@ -168,10 +168,10 @@ def test_a_signal_to_the_launcher_saves_and_leaves_no_worker_behind(
 ) -> None:
     output = signal_launcher(launcher, number, arguments(**ENDLESS), tmp_path / "run")
     forwarded = "forwarding" in launcher
-    assert_saved(tmp_path / "run", output, number.name if forwarded else "the end of the launcher")
+    assert_saved(tmp_path / "run", output, number.name if forwarded else "the exit of the launcher")
 
 
-# ---- a shell, which leaves the training behind ---------------------------------------------------------------------
+# ---- a training that outlives its shell ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_a_signal_to_the_launcher_saves_and_leaves_no_worker_behind(
 def test_a_training_in_the_background_outlives_the_shell_that_started_it(
     prefix: str, arguments, tmp_path: Path
 ) -> None:
-    """As with `ssh HOST 'nohup python train.py &'`, a log-out, or a script that starts it and exits."""
+    """As after `ssh HOST 'nohup python train.py &'`, a log-out, or the end of a script that starts the training."""
     run, log = tmp_path / "run", tmp_path / "log"
     command = shlex.join([sys.executable, "train.py", *arguments(**ENDLESS)])
     shell = subprocess.Popen(
@@ -189,7 +189,7 @@ def test_a_training_in_the_background_outlives_the_shell_that_started_it(
     )  # fmt: skip
     training = int(shell.stdout.readline())
     until_step(run, 4)
-    shell.communicate("")  # it ends
+    shell.communicate("")  # ends the shell
     until_step(run, read_lines(run / "metrics.jsonl")[-1]["trainer/global_step"] + 50)
     os.kill(training, signal.SIGTERM)
     wait_for(lambda: not (run / "LOCK").exists())

@@ -1,4 +1,4 @@
-"""launch.submit to the end: the script that it sends, the code that goes along, and jobs on this machine."""
+"""tinyimnet submit end to end: the script that it submits, the snapshot of the code, and jobs on this machine."""
 
 import json
 import os
@@ -10,7 +10,8 @@ import pytest
 
 from helpers.program import REPO, python
 from helpers.trainings import SERVER, draw_nothing, wait
-from launch import submit
+from tinyimnet import cli
+from tinyimnet.launch import submit
 
 
 def test_a_dry_run_prints_the_script_and_leaves_nothing(tmp_path: Path) -> None:
@@ -19,8 +20,9 @@ def test_a_dry_run_prints_the_script_and_leaves_nothing(tmp_path: Path) -> None:
         (tmp_path / "bin" / name).write_text("#!/bin/sh\nexit 1\n")
         (tmp_path / "bin" / name).chmod(0o755)
     result = python(
-        "-m", "launch.submit", "--dry-run", "--config", "configs/smoke.yaml", f"--run.dir={tmp_path}/run", "--nodes=2",
-        "--gpus-per-node=8", "--timeout=90", "--seeds=0-9", "--parallel=3", PATH=f"{tmp_path}/bin:/usr/bin:/bin",
+        "-m", "tinyimnet", "submit", "--dry-run", "--config", "configs/smoke.yaml", f"--run.dir={tmp_path}/run",
+        "--nodes=2", "--gpus-per-node=8", "--timeout=90", "--seeds=0-9", "--parallel=3",
+        PATH=f"{tmp_path}/bin:/usr/bin:/bin",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     for line in ("--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8", "--time=90", "--array=0-9%3", "--requeue",
@@ -32,7 +34,7 @@ def test_a_dry_run_prints_the_script_and_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["bin"]
 
 
-def test_the_snapshot_has_tracked_files_as_they_are_now_and_what_changed(tmp_path: Path) -> None:
+def test_the_snapshot_has_the_tracked_files_and_the_uncommitted_diff(tmp_path: Path) -> None:
     repo = tmp_path / "repo"
     repo.mkdir()
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
@@ -59,10 +61,10 @@ def debug(arguments: list[str], file: Path) -> None:
     os.environ |= {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
     draw_nothing()
     file.write_text(str(os.getpid()))
-    submit.main(["--cluster=debug", *arguments])
+    cli.main(["submit", "--cluster=debug", *arguments])
 
 
-def test_for_a_debugger_it_trains_in_the_same_process(arguments, tmp_path: Path) -> None:
+def test_cluster_debug_trains_in_the_same_process(arguments, tmp_path: Path) -> None:
     process = SERVER.Process(target=debug, args=(arguments(train__epochs=1), tmp_path / "process"))
     process.start()
     assert wait([process]) == [0]
@@ -71,10 +73,10 @@ def test_for_a_debugger_it_trains_in_the_same_process(arguments, tmp_path: Path)
     assert f"is process {(tmp_path / 'process').read_text()} on" in log
 
 
-def test_on_this_machine_it_trains_with_two_processes_to_the_end(arguments, tmp_path: Path) -> None:
+def test_cluster_local_trains_with_two_processes(arguments, tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text("{tasks_per_node: 2, timeout: 5}\n")
     result = python(
-        "-m", "launch.submit", "--cluster=local", f"--profile={tmp_path}/p.yaml", *arguments(train__epochs=1)
+        "-m", "tinyimnet", "submit", "--cluster=local", f"--profile={tmp_path}/p.yaml", *arguments(train__epochs=1)
     )
     assert result.returncode == 0, result.stderr
     run = tmp_path / "run"
@@ -84,8 +86,9 @@ def test_on_this_machine_it_trains_with_two_processes_to_the_end(arguments, tmp_
 
 
 @pytest.mark.long
-def test_a_failure_on_this_machine_is_a_failure_of_the_command(arguments, tmp_path: Path) -> None:
-    result = python("-m", "launch.submit", "--cluster=local", *arguments(data__root=tmp_path / "nowhere", data__source="tiny-imagenet"),
-                    http_proxy="http://127.0.0.1:9", https_proxy="http://127.0.0.1:9")  # fmt: skip
+def test_a_failed_job_on_this_machine_fails_the_command(arguments, tmp_path: Path) -> None:
+    missing = arguments(data__root=tmp_path / "nowhere", data__source="tiny-imagenet")
+    proxy = "http://127.0.0.1:9"  # nothing listens there
+    result = python("-m", "tinyimnet", "submit", "--cluster=local", *missing, http_proxy=proxy, https_proxy=proxy)
     assert result.returncode != 0
     assert "UserError" in result.stderr and str(REPO) not in result.stdout

@@ -1,4 +1,4 @@
-"""slurm/sweep.sbatch as one element of an array; srun, scontrol and the agent are scripts on PATH."""
+"""slurm/sweep.sbatch as one array element; srun, scontrol and the agent are scripts on PATH."""
 
 import os
 import sys
@@ -17,10 +17,10 @@ def program(folder: Path, name: str, text: str) -> None:
 
 
 @pytest.mark.long
-def test_an_element_gives_up_after_three_trials_in_a_row_that_failed(tmp_path: Path) -> None:
+def test_an_element_gives_up_after_three_failed_trials_in_a_row(tmp_path: Path) -> None:
     program(tmp_path, "srun", 'while [[ $1 == --* ]]; do shift; done; exec "$@"')
     program(tmp_path, "scontrol", "echo JobState=RUNNING PreemptTime=None")
-    agent = "WANDB_SWEEP_ID=abc WANDB_RUN_ID=$RANDOM python -m launch.trial --optim.lr=-1; echo given out"
+    agent = "WANDB_SWEEP_ID=abc WANDB_RUN_ID=$RANDOM python -m tinyimnet.launch.trial --optim.lr=-1; echo given out"
     program(tmp_path, "wandb", agent)
     path = f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     slurm = {"SLURM_JOB_ID": "7", "SLURM_CPUS_ON_NODE": "1"}

@@ -1,4 +1,4 @@
-"""launch.status --watch and launch.logs --follow as they run in a terminal, and what Ctrl-C does to them."""
+"""`tinyimnet status --watch` and `tinyimnet logs --follow` in a terminal, and how they react to Ctrl-C."""
 
 import os
 import pty
@@ -16,13 +16,14 @@ from helpers.run_folders import sent
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen]]:
-    """Start `python -m launch.X ...`, with SIGINT as a terminal gives it; what still runs at the end is killed."""
+    """Return a function that starts a tool with SIGINT as in a terminal; kill what still runs at the end."""
     started = []
 
-    def start(module: str, *arguments: object, stdout: object) -> subprocess.Popen:
+    def start(name: str, *arguments: object, stdout: object) -> subprocess.Popen:
+        command = [sys.executable, "-m", "tinyimnet", name, *map(str, arguments)]
         process = subprocess.Popen(
-            [sys.executable, "-m", f"launch.{module}", *map(str, arguments)], cwd=REPO, stdout=stdout,  # type: ignore[call-overload]
-            stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            command, cwd=REPO, stdout=stdout, stderr=subprocess.PIPE, text=True,  # type: ignore[call-overload]
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         started.append(process)
         return process
@@ -36,18 +37,18 @@ def start() -> Iterator[Callable[..., subprocess.Popen]]:
 def wait_for(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + 30
     while not condition():
-        assert time.monotonic() < deadline, f"in vain: {what}"
+        assert time.monotonic() < deadline, f"timed out waiting for {what}"
         time.sleep(0.05)
 
 
 def interrupt(process: subprocess.Popen) -> None:
-    """Ctrl-C ends it at once, with exit code 0 and no word."""
+    """Press Ctrl-C, and assert that the process exits at once with code 0 and without a message."""
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=30)
     assert (process.returncode, stderr) == (0, "")
 
 
-def test_watch_prints_a_table_each_time_where_there_is_no_terminal(make_run, start, tmp_path) -> None:
+def test_watch_prints_a_table_each_time_without_a_terminal(make_run, start, tmp_path) -> None:
     out = tmp_path / "out"
     with out.open("w") as file:
         process = start("status", make_run("a"), "--watch", "--interval", 1, stdout=file)
@@ -62,16 +63,16 @@ def test_watch_redraws_on_a_terminal_and_sees_a_new_run(make_run, start, tmp_pat
     process = start("status", tmp_path / "runs", "--watch", "--interval", 1, stdout=theirs)
     os.close(theirs)
     seen = b""
-    while b"second" not in seen:  # ends with OSError where the process does
+    while b"second" not in seen:  # raises OSError if the process ends
         seen += os.read(ours, 1000)
         if b"first" in seen and not (tmp_path / "runs" / "second").exists():
             make_run("second")
-    assert b"\x1b[1A" in seen  # the cursor went up over the table before
+    assert b"\x1b[1A" in seen  # the cursor moved up over the previous table
     interrupt(process)
     os.close(ours)
 
 
-def test_follow_sees_lines_that_are_added_and_files_that_appear_until_done(make_run, start, tmp_path) -> None:
+def test_follow_shows_added_lines_and_new_files_until_the_run_is_done(make_run, start, tmp_path) -> None:
     run, out = make_run("a", job__json=sent("1", output=str(tmp_path / "slurm.out"))), tmp_path / "out"
     (run / "logs" / "rank_0.log").write_text("old\nnew\nha")
     with out.open("w") as file:
@@ -82,8 +83,8 @@ def test_follow_sees_lines_that_are_added_and_files_that_appear_until_done(make_
     (run / "logs" / "rank_1.log").write_text("another process\n")
     (tmp_path / "slurm.out").write_text("from Slurm\n")
     wait_for(lambda: "[slurm] from Slurm\n" in out.read_text(), "a file that appears later")
-    (run / "logs" / "rank_0.log").write_text("anew\n")  # shorter: it was begun again
-    wait_for(lambda: "[0] anew\n" in out.read_text(), "a file that was begun again")
+    (run / "logs" / "rank_0.log").write_text("anew\n")  # shorter: the file was restarted
+    wait_for(lambda: "[0] anew\n" in out.read_text(), "a file that was restarted")
     (run / "logs" / "rank_1.log").write_text("another process\nthe end")
     (run / "DONE").write_text("{}")
     assert process.wait(timeout=30) == 0

@@ -1,4 +1,4 @@
-"""What evaluation says about a network, on predictions that are small enough to count by hand."""
+"""Evaluation of a network, on predictions that are few enough to count by hand."""
 
 import csv
 from pathlib import Path
@@ -40,13 +40,13 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_each_class_has_its_accuracy_and_what_it_is_taken_for(written: Path) -> None:
+def test_each_class_has_its_accuracy_and_its_most_frequent_confusion(written: Path) -> None:
     rows = table(written / "per_class.csv")
     assert [row["top1_percent"] for row in rows] == ["50.00", "66.67", "100.00"]
     assert [row["most_often_taken_for"] for row in rows] == ["tailed frog", "bullfrog", ""]
 
 
-def test_confused_pairs_come_with_the_most_mistakes_first(written: Path) -> None:
+def test_confused_pairs_are_sorted_by_the_number_of_errors(written: Path) -> None:
     rows = table(written / "most_confused.csv")
     assert [(row["true_name"], row["predicted_name"], row["images"]) for row in rows] == [
         ("goldfish", "tailed frog", "2"),
@@ -54,26 +54,26 @@ def test_confused_pairs_come_with_the_most_mistakes_first(written: Path) -> None
     ]
 
 
-def test_pairs_with_equally_many_mistakes_keep_the_order_of_the_classes() -> None:
+def test_pairs_with_equally_many_errors_keep_the_order_of_the_classes() -> None:
     counts = np.array([[5, 1, 2], [2, 5, 0], [1, 1, 5]])
     assert analysis.most_confused(counts, 3) == [Pair(0, 2, 2), Pair(1, 0, 2), Pair(0, 1, 1)]
 
 
-def test_the_calibration_error_is_that_of_confidence_against_accuracy() -> None:
-    # Two bins: four images, 50 % sure and all right; one image, 90 % sure and wrong.
+def test_the_calibration_error_compares_confidence_with_accuracy() -> None:
+    # Two bins: four images at 50 % confidence, all correct, and one image at 90 %, wrong.
     bins = analysis.calibration(np.array([0.5, 0.5, 0.5, 0.5, 0.9]), np.array([1, 1, 1, 1, 0], dtype=bool))
     assert bins[:, 2].sum() == 5
     assert analysis.expected_calibration_error(bins) == pytest.approx((4 * 50 + 1 * 90) / 5)
 
 
-def test_who_is_right_as_often_as_sure_has_no_calibration_error() -> None:
+def test_confidence_equal_to_accuracy_has_no_calibration_error() -> None:
     right = np.arange(1000) < 750
     bins = analysis.calibration(np.full(1000, 0.75), right)
     assert analysis.expected_calibration_error(bins) == pytest.approx(0)
 
 
 @pytest.mark.parametrize("sure", [0.0, 1 / 15, 1.0])
-def test_a_confidence_on_an_edge_is_counted_once(sure: float) -> None:
+def test_a_confidence_on_a_bin_edge_is_counted_once(sure: float) -> None:
     assert analysis.calibration(np.array([sure]), np.array([True]))[:, 2].sum() == 1
 
 

@@ -1,4 +1,4 @@
-"""The beginning of an attempt: whose folder it is, from where it goes on, and what a refused one leaves."""
+"""The start of an attempt: who owns the run folder, where the run resumes, and what a refused start leaves."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("case", MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_one_sentence_and_leaves_no_run_folder(case, arguments, tmp_path: Path, capsys) -> None:
+def test_a_user_error_is_one_sentence_and_leaves_no_run_folder(case, arguments, tmp_path: Path, capsys) -> None:
     extra, sentence = case
     assert errors.run(train.main, [*arguments(), *extra]) == 2
     error = capsys.readouterr().err
@@ -35,7 +35,7 @@ def test_a_mistake_is_one_sentence_and_leaves_no_run_folder(case, arguments, tmp
     assert not (tmp_path / "run").exists()
 
 
-def test_without_a_checkpoint_another_configuration_may_start_over(arguments, tmp_path: Path) -> None:
+def test_without_a_checkpoint_a_different_configuration_may_start(arguments, tmp_path: Path) -> None:
     first, second = (config_cli.load(arguments(optim__lr=lr)) for lr in (0.1, 0.2))
     run_dir = find_run(first)
     lock = RunLock(run_dir)
@@ -46,14 +46,14 @@ def test_without_a_checkpoint_another_configuration_may_start_over(arguments, tm
     assert read_config(run_dir)["optim"]["lr"] == 0.2
 
 
-def test_the_configuration_is_looked_at_again_under_the_lock(finished_run: Path, arguments, tmp_path: Path) -> None:
+def test_the_configuration_is_checked_again_under_the_lock(finished_run: Path, arguments, tmp_path: Path) -> None:
     shutil.copytree(finished_run, tmp_path / "run")
     other = config_cli.load(arguments(optim__lr=0.2))
     with RunLock(tmp_path / "run") as lock, pytest.raises(errors.UserError, match="optim.lr: 0.1 -> 0.2"):
         lock_run(tmp_path / "run", other, lock)
 
 
-def test_another_configuration_does_not_resume_a_run(finished_run: Path, arguments, capsys) -> None:
+def test_a_different_configuration_does_not_resume_a_run(finished_run: Path, arguments, capsys) -> None:
     before = (finished_run / "config.yaml").read_text()
     assert errors.run(train.main, arguments(run__dir=finished_run, optim__lr=0.3, run__log_every=9)) == 2
     error = capsys.readouterr().err
@@ -75,7 +75,7 @@ def test_an_altered_array_is_found_before_the_training(arguments, tiny_data: Pat
     assert f"{path} differs from its manifest" in capsys.readouterr().err
 
 
-# ---- what an attempt writes when it begins ----------------------------------------------------------------------
+# ---- files that a new attempt writes ----------------------------------------------------------------------------
 
 
 def begin(run_dir: Path, settings: Config, *, job: str = "", step: int = 0) -> None:
@@ -89,7 +89,7 @@ def test_each_attempt_is_added_to_the_list(arguments, tmp_path: Path) -> None:
     settings, run = config_cli.load(arguments()), tmp_path / "run"
     begin(run, settings, job="7")
     with (run / "attempts.jsonl").open("a") as file:
-        file.write('{"started": 1')  # a crash
+        file.write('{"started": 1')  # cut off by a crash
     begin(run, settings, job="8", step=4)
     assert [(each.job, each.step, each.nodes) for each in read_attempts(run)] == [
         ("7", 0, ("here",)),
@@ -102,18 +102,18 @@ def test_each_attempt_is_added_to_the_list(arguments, tmp_path: Path) -> None:
     "jobs, stays", [(("7", "7"), True), (("7", "8"), False), (("", ""), False)],
     ids=["a later attempt of one job", "another job", "by hand"],
 )  # fmt: skip
-def test_markers_of_the_last_stop_go_but_a_stop_that_waits_stays(jobs, stays, arguments, tmp_path: Path) -> None:
+def test_markers_of_the_last_stop_are_removed_but_a_pending_stop_stays(jobs, stays, arguments, tmp_path: Path) -> None:
     settings, run = config_cli.load(arguments()), tmp_path / "run"
     begin(run, settings, job=jobs[0])
     for marker in MARKERS:
         (run / marker).write_text("{}")
-    (run / "DONE").unlink()  # with it nothing would begin
+    (run / "DONE").unlink()  # otherwise nothing would start
     begin(run, settings, job=jobs[1])
     assert [marker for marker in MARKERS if (run / marker).exists()] == ["STOP"] * stays
 
 
 def test_checkpoints_of_later_steps_are_set_aside(arguments, tmp_path: Path) -> None:
-    """They were passed over as damaged, and the next ones are of earlier steps."""
+    """They were skipped as damaged, and new checkpoints are of earlier steps."""
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     for name in ("step_00000004.pt", "step_00000008.pt", ".step_00000008.pt.partial", "step_00000012.json"):
@@ -122,4 +122,4 @@ def test_checkpoints_of_later_steps_are_set_aside(arguments, tmp_path: Path) -> 
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
         "step_00000004.pt", "step_00000008.pt.damaged",
     ]  # fmt: skip
-    (run / "logs").rmdir()  # made for the logs of the ranks
+    (run / "logs").rmdir()  # created for the logs of the ranks

@@ -1,4 +1,4 @@
-"""Crop, flip, mixing and targets: what reaches the network is what the labels say."""
+"""Crop, flip, mixing and targets: the images match their labels."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def test_crop_shifts_reflects_at_the_border_and_mirrors(down: int, right: int, m
     assert np.array_equal(result[0].numpy(), source[2].numpy()[rows][:, columns])
 
 
-def test_crop_is_numpys_reflection_padding() -> None:
+def test_crop_matches_numpys_reflection_padding() -> None:
     source = images(1)
     padded = np.pad(source[0].numpy(), ((4, 4), (4, 4), (0, 0)), mode="reflect")
     result = augment.crop_flip(source, *(torch.tensor([value]) for value in (0, 3, -2, 0)))
@@ -52,7 +52,7 @@ def test_normalised_images_have_zero_mean_and_unit_variance_per_channel() -> Non
 
 
 def mixed_batch(config: AugmentConfig, *, n: int = 64, seed: int = 1, step: int = 0):
-    """A batch whose sample i is a flat picture of the value i: a mixed pixel tells what it is made of."""
+    """Return a batch in which all pixels of sample i have the value i, so that a mixed pixel shows its sources."""
     flat = torch.arange(n, dtype=torch.uint8)[:, None, None, None].expand(n, 64, 64, 3).contiguous()
     batches = TrainBatches(
         flat, torch.arange(n), K, mean=(0.0,) * 3, std=(1 / 255,) * 3, config=config,
@@ -65,7 +65,7 @@ def mixed_batch(config: AugmentConfig, *, n: int = 64, seed: int = 1, step: int 
 
 @settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 10_000), mixup=st.floats(0, 1), alpha=st.floats(0.1, 4), smoothing=st.floats(0, 0.5))
-def test_targets_sum_to_one_whatever_is_mixed(seed: int, mixup: float, alpha: float, smoothing: float) -> None:
+def test_targets_sum_to_one_for_any_mixing(seed: int, mixup: float, alpha: float, smoothing: float) -> None:
     config = AugmentConfig(
         mixup_probability=mixup, mixup_alpha=alpha, cutmix_probability=1 - mixup, label_smoothing=smoothing
     )
@@ -121,7 +121,7 @@ def test_smoothing_spreads_its_share_over_all_classes() -> None:
     assert targets[0, 4].item() == pytest.approx(0.1 / K)
 
 
-def test_resize_is_pillows_bicubic_and_nothing_at_full_size() -> None:
+def test_resize_matches_pillows_bicubic_and_is_a_no_op_at_full_size() -> None:
     source = images(2)
     assert augment.resize(source, 64) is source
     small = augment.resize(source, 40)
@@ -131,14 +131,14 @@ def test_resize_is_pillows_bicubic_and_nothing_at_full_size() -> None:
         assert np.abs(shrunk.astype(int) - exact).max() <= 1
 
 
-def test_a_weight_stays_a_weight_at_a_lower_resolution() -> None:
+def test_a_mixing_weight_stays_within_0_and_1_at_a_lower_resolution() -> None:
     weight = augment.weight_map(torch.ones(1), torch.tensor([[16, 48, 16, 48]]), 40)
     assert weight.shape == (1, 1, 40, 40)
     assert (weight.min().item(), weight.max().item()) == (0, 1)
 
 
 @pytest.mark.parametrize("kind", ["mixup_probability", "cutmix_probability"])
-def test_at_a_lower_resolution_the_pixels_still_are_what_the_labels_say(kind: str) -> None:
+def test_at_a_lower_resolution_the_pixels_still_match_the_labels(kind: str) -> None:
     config = AugmentConfig(**{kind: 1.0}, start_resolution=40)
     drawn, pixels, targets = mixed_batch(config)
     assert pixels.shape == (64, 40, 40)

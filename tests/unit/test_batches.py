@@ -1,4 +1,4 @@
-"""Order and augmentation are functions of (seed, step), whatever the number of processes."""
+"""Order and augmentation are functions of (seed, step) and do not depend on the number of processes."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def train_batches(n: int = 96, global_batch_size: int = 32, config: AugmentConfi
 
 
 def global_batch(source: batches.TrainBatches, step: int, world_size: int, device_batch_size: int = 0):
-    """What all ranks together see in a step, in rank order."""
+    """Return the images and targets of all ranks in a step, in rank order."""
     drawn = source.draw(step)
     parts = [
         source.load(drawn, rows, step)
@@ -97,7 +97,7 @@ def test_ranks_share_out_the_global_batch_without_gap_or_overlap(world_size: int
 
 
 def test_a_global_batch_that_does_not_divide_is_refused() -> None:
-    with pytest.raises(UserError, match="train.global_batch_size is 30 and must be a multiple of the 4 processes"):
+    with pytest.raises(UserError, match="train.global_batch_size is 30 and must be divisible by the 4 processes"):
         batches.micro_batches(30, 0, 4, 0)
 
 
@@ -106,12 +106,12 @@ def test_fewer_images_than_a_global_batch_are_refused() -> None:
         train_batches(n=32, global_batch_size=64)
 
 
-def test_the_networks_own_draws_differ_between_steps_and_passes() -> None:
+def test_the_seeds_of_the_network_differ_between_steps_and_passes() -> None:
     keys = [(0, 1, 0), (0, 2, 0), (0, 1, 8), (0, 1, 16), (1, 1, 0)]
     assert len({batches.model_seed(*key) for key in keys}) == len(keys)
 
 
-def test_an_image_is_mirrored_in_every_other_epoch_half_of_them_at_first() -> None:
+def test_each_epoch_mirrors_the_half_that_the_previous_one_did_not() -> None:
     samples = np.arange(10_000)
     first, second, third = (batches.flipped(0, epoch, samples, 10_000) for epoch in range(3))
     assert np.array_equal(first, 1 - second)
@@ -122,7 +122,7 @@ def test_an_image_is_mirrored_in_every_other_epoch_half_of_them_at_first() -> No
 
 
 @pytest.mark.parametrize("flip", [True, False])
-def test_flip_says_whether_anything_is_mirrored(flip: bool) -> None:
+def test_augment_flip_enables_mirroring(flip: bool) -> None:
     source = train_batches(config=AugmentConfig(flip=flip))
     assert source.draw(0).views[:, 3].any() == flip
 
@@ -143,4 +143,4 @@ def test_a_batch_has_the_resolution_of_its_step() -> None:
     source = train_batches(config=AugmentConfig(start_resolution=32, full_resolution_from=0.5))
     shapes = [source.load(source.draw(step), slice(0, 4), step)[0].shape[-1] for step in range(6)]
     assert shapes == [32, 40, 48, 64, 64, 64] == [source.resolution(step) for step in range(6)]
-    assert source.resolution(6) == 64  # after the end, which `inspect --step` may ask for
+    assert source.resolution(6) == 64  # after the last step, as `inspect --step` may request

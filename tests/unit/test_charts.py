@@ -1,4 +1,4 @@
-"""The charts of a page: which there are, and what they draw."""
+"""The charts of the HTML report: which ones a page has, and what they draw."""
 
 import json
 import math
@@ -15,11 +15,11 @@ from tinyimnet.report import axes, charts, formats
 from tinyimnet.run.metrics import METRICS, STEP, by_chart
 
 LOGGED = {metric.key: 1.0 for metric in METRICS}
-LONG = st.lists(st.floats(-1e6, 1e6), min_size=41, max_size=200)  # more values than a thinned curve has
+LONG = st.lists(st.floats(-1e6, 1e6), min_size=41, max_size=200)  # more values than a thinned curve keeps
 
 
-def test_a_run_has_each_chart_of_the_table_of_metrics(tmp_path: Path) -> None:
-    drawn = [title for title in by_chart() if title != "Attempt"]  # the marks show it
+def test_a_run_has_each_chart_of_the_metrics_table(tmp_path: Path) -> None:
+    drawn = [title for title in by_chart() if title != "Attempt"]  # shown by marks in the other charts
     assert titles(page(folder(tmp_path / "run", **LOGGED))) == drawn
 
 
@@ -34,7 +34,7 @@ def test_a_metric_that_was_not_logged_has_no_chart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("title", "lowest"), [("Top-1, validation [%]", "0"), ("Loss", "2.5")])
-def test_the_axis_begins_at_zero_but_for_a_loss(tmp_path: Path, title: str, lowest: str) -> None:
+def test_the_axis_starts_at_zero_except_for_a_loss(tmp_path: Path, title: str, lowest: str) -> None:
     figure = chart(page(folder(tmp_path / "run")), title)
     assert re.findall(r'<text x="42".*?>(.*?)</text>', figure)[0] == lowest
 
@@ -46,22 +46,22 @@ def test_weights_keep_their_colours_in_all_charts(tmp_path: Path) -> None:
         assert ("EMA" in legend["c0"], "raw" in legend["c1"]) == (True, True), title
 
 
-def test_parts_of_a_sum_lie_on_each_other() -> None:
-    parts = [charts.Curve(name, [1, 2], [value, value], i) for i, (name, value) in enumerate((("a", 1.0), ("b", 3.0)))]  # fmt: skip
+def test_parts_of_a_sum_are_stacked() -> None:
+    parts = [charts.Curve("a", [1, 2], [1.0, 1.0], 0), charts.Curve("b", [1, 2], [3.0, 3.0], 1)]
     stacked, beside = (charts.chart("Parts", parts, stacked=choice) for choice in (True, False))
     assert stacked and beside
     assert [tick.label for tick in stacked.y_ticks][-1] == "4"
     assert [tick.label for tick in beside.y_ticks][-1] == "3"
 
 
-def test_the_parts_of_a_step_are_stacked_and_nothing_else(tmp_path: Path) -> None:
+def test_only_the_parts_of_a_step_are_stacked(tmp_path: Path) -> None:
     text = page(folder(tmp_path / "run", **LOGGED))
     areas = [title for title in titles(text) if '<polygon class="part' in chart(text, title)]
-    assert areas == ["Parts of a step [ms]"]
+    assert areas == ["Step time breakdown [ms]"]
 
 
 def test_lower_parts_of_a_sum_are_drawn_over_the_upper_ones(tmp_path: Path) -> None:
-    figure = chart(page(folder(tmp_path / "run", **LOGGED)), "Parts of a step [ms]")
+    figure = chart(page(folder(tmp_path / "run", **LOGGED)), "Step time breakdown [ms]")
     assert re.findall(r'data-curve="(\d)"', figure) == ["3", "2", "1", "0"]
 
 
@@ -73,12 +73,12 @@ def test_a_short_curve_has_dots(tmp_path: Path, points: int, dotted: bool) -> No
 
 def test_each_attempt_but_the_first_is_marked_once(tmp_path: Path) -> None:
     run = folder(tmp_path / "run")
-    begin(run, 0, 150, 150)  # the second one reached no step
+    begin(run, 0, 150, 150)  # the second attempt completed no step
     marks = re.findall("<title>(attempt .*?),", chart(page(run), "Loss"))
     assert marks == ["attempt 3"]
 
 
-def test_the_mark_of_an_attempt_stands_where_it_began(tmp_path: Path) -> None:
+def test_the_mark_of_an_attempt_is_where_it_started(tmp_path: Path) -> None:
     run = folder(tmp_path / "run")
     begin(run, 0, 100)  # of 200 steps: in the middle of the plot
     figure, frame = chart(page(run), "Loss"), charts.Chart.frame
@@ -135,7 +135,7 @@ def test_values_that_are_not_finite_are_left_out_and_counted(tmp_path: Path) -> 
     lines = [{STEP: step, "train/loss": loss} for step, loss in ((1, 1.0), (2, math.inf), (3, math.nan))]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     figure = chart(page(run), "Loss")
-    assert "2 values that are not finite are left out" in figure and 'data-steps="1"' in figure
+    assert "non-finite values not shown: 2" in figure and 'data-steps="1"' in figure
 
 
 def test_a_chart_without_a_finite_value_is_left_out() -> None:
@@ -143,7 +143,8 @@ def test_a_chart_without_a_finite_value_is_left_out() -> None:
 
 
 def test_a_long_run_makes_a_small_page_in_seconds(tmp_path: Path) -> None:
-    run = folder(tmp_path / "run", tuple(50 + math.sin(i) for i in range(20_000)), **{f"perf/{part}_ms": 1.0 for part in ("data", "forward_backward", "optimizer", "wait")})  # fmt: skip
+    parts = {f"perf/{part}_ms": 1.0 for part in ("data", "forward_backward", "optimizer", "wait")}
+    run = folder(tmp_path / "run", tuple(50 + math.sin(i) for i in range(20_000)), **parts)
     started = time.perf_counter()
     text = page(run)
     assert len(text) < 1e6 and time.perf_counter() - started < 10

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or it is not there; a damaged one is named and passed over."""
+"""Checkpoint writes are atomic, and a damaged checkpoint is named and skipped."""
 
 import hashlib
 import json
@@ -28,11 +28,11 @@ def test_the_newest_is_loaded(tmp_path: Path) -> None:
     assert checkpoint.load_newest(tmp_path)["step"] == 100
 
 
-def test_a_new_folder_has_none(tmp_path: Path) -> None:
+def test_a_new_folder_has_no_checkpoint(tmp_path: Path) -> None:
     assert checkpoint.load_newest(tmp_path) is None
 
 
-def test_the_note_tells_step_and_digest(tmp_path: Path) -> None:
+def test_the_json_file_has_step_and_digest(tmp_path: Path) -> None:
     file = save(tmp_path, 25)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     assert json.loads(file.with_suffix(".json").read_text()) == {"step": 25, "sha256": digest}
@@ -49,7 +49,7 @@ def test_only_the_newest_and_the_best_stay(tmp_path: Path) -> None:
 
 
 class Code:
-    """Pickled, it makes a folder when it is loaded."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -73,7 +73,7 @@ def put_code_into_it(path: Path) -> None:
 
 
 def replace_with_digest(path: Path, dump: Callable, value: object) -> None:
-    """Put another content into a checkpoint, with the sha256 that belongs to it."""
+    """Replace the content of a checkpoint, with the matching sha256."""
     with path.open("wb") as file:
         dump(value, file)
     note = json.loads(path.with_suffix(".json").read_text())
@@ -113,20 +113,20 @@ def test_a_damaged_one_is_named_and_the_one_before_is_used(damage, tmp_path: Pat
     assert not (tmp_path / "code-was-run").exists()
 
 
-def test_all_damaged_is_an_error_and_never_a_start_from_zero(tmp_path: Path) -> None:
+def test_if_all_are_damaged_it_fails_and_does_not_start_from_zero(tmp_path: Path) -> None:
     for step in (10, 20):
         truncate(save(tmp_path, step))
     with pytest.raises(UserError, match="all 2 checkpoints .* are damaged"):
         checkpoint.load_newest(tmp_path)
 
 
-def test_the_best_is_the_last_resort(tmp_path: Path) -> None:
+def test_the_best_checkpoint_is_the_last_resort(tmp_path: Path) -> None:
     save(tmp_path, 10, best=True)
     truncate(tmp_path / "step_00000010.pt")
     assert checkpoint.load_newest(tmp_path)["step"] == 10
 
 
-# ---- beside the training --------------------------------------------------------------------------------------------
+# ---- saves in the background ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -140,17 +140,17 @@ def submit(saver: Saver, step: int, *, best: bool = False) -> None:
     saver.submit({"step": step}, lambda: None, step=step, best=best)
 
 
-def test_a_slow_disk_does_not_hold_the_training_up(saver: Saver, tmp_path: Path) -> None:
+def test_a_slow_disk_does_not_block_the_training(saver: Saver, tmp_path: Path) -> None:
     disk = threading.Event()
     saver.before = disk.wait
-    submit(saver, 1)  # returns although the disk does not
+    submit(saver, 1)  # returns although the disk blocks
     assert saver.collect(wait=False) == "" and not list(tmp_path.glob("*.pt"))
     disk.set()
     assert saver.collect(wait=True) == ""
     assert checkpoint.load_newest(tmp_path) == {"step": 1}
 
 
-def test_there_is_one_in_flight_at_most(saver: Saver) -> None:
+def test_at_most_one_save_is_in_flight(saver: Saver) -> None:
     disk = threading.Event()
     saver.before = disk.wait
     submit(saver, 1)
@@ -159,7 +159,7 @@ def test_there_is_one_in_flight_at_most(saver: Saver) -> None:
     disk.set()
 
 
-def test_the_end_waits_for_the_one_in_flight(tmp_path: Path) -> None:
+def test_close_waits_for_the_save_in_flight(tmp_path: Path) -> None:
     disk = threading.Event()
     saver = Saver(tmp_path, keep=2, before=disk.wait)
     submit(saver, 1)
@@ -168,7 +168,7 @@ def test_the_end_waits_for_the_one_in_flight(tmp_path: Path) -> None:
     assert checkpoint.load_newest(tmp_path) == {"step": 1}
 
 
-def test_a_failed_save_is_told_once_and_the_best_is_made_up_for(saver: Saver, tmp_path: Path) -> None:
+def test_a_failed_save_is_reported_once_and_the_best_is_saved_later(saver: Saver, tmp_path: Path) -> None:
     def full() -> None:
         raise OSError(28, "No space left on device")
 
@@ -183,7 +183,7 @@ def test_a_failed_save_is_told_once_and_the_best_is_made_up_for(saver: Saver, tm
     assert checkpoint.load(tmp_path / "best.pt") == {"step": 1}
 
 
-def test_what_a_fault_of_the_program_raises_ends_the_run(saver: Saver) -> None:
+def test_a_bug_in_a_save_ends_the_run(saver: Saver) -> None:
     saver.before = lambda: 1 / 0
     submit(saver, 1)
     with pytest.raises(ZeroDivisionError):

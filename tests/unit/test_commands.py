@@ -1,4 +1,4 @@
-"""python -m tinyimnet: summary, inspect, evaluate, predict, prepare, as far as they are one process."""
+"""tinyimnet summary, inspect, evaluate, predict and prepare, within one process."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ from tinyimnet.files import read_lines
 
 @pytest.fixture(scope="module")
 def run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, in which the commands may write."""
+    """A copy of a finished run that the commands may write to."""
     return Path(shutil.copytree(finished_run, tmp_path_factory.mktemp("commands") / "run"))
 
 
@@ -45,7 +45,7 @@ def test_inspect_writes_a_picture(augmented: list[str], tiny_data: Path, tmp_pat
         assert len(np.unique(np.asarray(picture))) > 50
 
 
-def test_a_run_that_held_training_images_out_is_evaluated_on_those(run: Path, tmp_path: Path) -> None:
+def test_a_run_with_a_tuning_split_is_evaluated_on_its_held_out_images(run: Path, tmp_path: Path) -> None:
     tuned = shutil.copytree(run, tmp_path / "run")
     (tuned / "config.yaml").write_text(
         (run / "config.yaml").read_text().replace("tune_split: false", "tune_split: true")
@@ -54,7 +54,7 @@ def test_a_run_that_held_training_images_out_is_evaluated_on_those(run: Path, tm
     assert json.loads((tuned / "evaluation" / "results.json").read_text())["split"] == "held-out train"
 
 
-def test_evaluate_gives_the_numbers_of_the_training(run: Path) -> None:
+def test_evaluate_reproduces_the_metrics_of_the_training(run: Path) -> None:
     assert cli.main(["evaluate", str(run)]) == 0
     results = json.loads((run / "evaluation" / "results.json").read_text())
     logged = read_lines(run / "metrics.jsonl")[-1]
@@ -70,13 +70,13 @@ def test_evaluate_gives_the_numbers_of_the_training(run: Path) -> None:
     assert (run / "evaluation" / "confusion.png").stat().st_size > 10_000
 
 
-def test_evaluate_averages_the_mirror_image_on_request(run: Path) -> None:
+def test_evaluate_averages_over_flips_on_request(run: Path) -> None:
     cli.main(["evaluate", str(run), "--tta", "flip"])
     results = json.loads((run / "evaluation" / "results.json").read_text())
     assert results["top1"] == pytest.approx(json.loads((run / "DONE").read_text())["val/ema_top1_flip"])
 
 
-def test_a_checkpoint_serves_where_there_is_no_final_file(run: Path) -> None:
+def test_evaluate_uses_a_checkpoint_if_there_is_no_final_file(run: Path) -> None:
     final, hidden = run / "final.safetensors", run / "hidden"
     final.rename(hidden)
     try:
@@ -88,7 +88,7 @@ def test_a_checkpoint_serves_where_there_is_no_final_file(run: Path) -> None:
     assert results["top1"] == pytest.approx(read_lines(run / "metrics.jsonl")[-1]["val/ema_top1"], abs=1e-9)
 
 
-def test_predict_writes_one_row_an_image_in_file_order(run: Path, tiny_data: Path, tmp_path: Path) -> None:
+def test_predict_writes_one_row_per_image_in_file_order(run: Path, tiny_data: Path, tmp_path: Path) -> None:
     out = tmp_path / "submission.csv"
     assert cli.main(["predict", str(run), "--split", "test", "--out", str(out)]) == 0
     table = rows(out)
@@ -117,7 +117,6 @@ def test_predictions_of_a_folder_an_npy_and_a_split_agree(run: Path, tiny_data: 
 
 
 MISTAKES = {
-    "no command": ([], "COMMAND"),
     "unknown command": (["fly"], "invalid choice: 'fly'"),
     "no such run": (["evaluate", "runs/none"], "runs/none is not a run folder"),
     "unknown option": (["evaluate", "x", "--fast"], "unrecognized arguments: --fast"),
@@ -136,7 +135,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("case", MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_one_sentence(case, run: Path, tiny_data: Path, capsys) -> None:
+def test_a_user_error_is_one_sentence(case, run: Path, tiny_data: Path, capsys) -> None:
     argv, sentence = case
     argv = [arg.replace("RUN", str(run)).replace("DATA", str(tiny_data)) for arg in argv]
     assert errors.run(cli.main, argv) == 2
@@ -150,10 +149,10 @@ def damaged(path: Path, content: bytes) -> Path:
 
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors", b"\xff" * 64], ids=["empty", "text", "header"])
-def test_damaged_weights_are_one_sentence(content: bytes, tmp_path: Path, capsys) -> None:
+def test_damaged_weights_are_a_user_error(content: bytes, tmp_path: Path, capsys) -> None:
     file = damaged(tmp_path / "final.safetensors", content)
     assert errors.run(cli.main, ["predict", str(file)]) == 2
-    assert f"{file} is damaged or not one of ours" in capsys.readouterr().err
+    assert f"{file} is damaged or was not written by this program" in capsys.readouterr().err
 
 
 def test_weights_can_be_used_without_a_run_folder(run: Path, tmp_path: Path) -> None:
@@ -173,7 +172,7 @@ def test_prepare_asks_for_exactly_one_source(argv: list[str]) -> None:
         cli.main(["prepare", *argv])
 
 
-def test_classes_go_with_a_folder_of_arrays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_classes_option_applies_to_a_folder_of_arrays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arrays_in(tmp_path / "npy")
     (tmp_path / "ids.txt").write_text("a\nb\nc\nd\ne\n")
     out = str(tmp_path / "out")

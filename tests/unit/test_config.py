@@ -1,4 +1,4 @@
-"""Configuration: precedence, types, round trip, and one sentence for each mistake."""
+"""Configuration: precedence, round trip, missing values, and the differences that prevent a resume."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ def test_command_line_beats_file_beats_default(file: Path) -> None:
     assert load(["--optim.lr", "0.7", "--config", str(file)]).optim.lr == 0.7
 
 
-def test_without_a_config_it_is_the_real_thing() -> None:
+def test_without_a_config_file_it_is_tiny1m() -> None:
     assert load([]) == load(["--config", str(config_cli.DEFAULT_CONFIG)])
     assert load([]).run.dir == "runs/tiny1m"
 
@@ -78,12 +78,12 @@ def test_what_is_dumped_loads_as_the_same_configuration(tmp_path: Path, lr, seed
         ("data.source", "synthetic", True), ("train.max_skipped_steps", 5, True),
     ],
 )  # fmt: skip
-def test_a_resumed_run_may_change_what_does_not_change_its_course(key: str, value, refused: bool) -> None:
+def test_some_keys_may_change_when_a_run_resumes_and_others_are_refused(key: str, value, refused: bool) -> None:
     changed = differences(asdict(load([])), asdict(load([f"--{key}={value}"])))
     assert [line.partition(":")[0] for line in changed] == [key] * refused
 
 
-def test_differences_name_the_keys_that_count() -> None:
+def test_differences_name_only_keys_that_prevent_a_resume() -> None:
     old, new = (
         asdict(load([])),
         asdict(load(["--optim.lr=0.1", "--run.log_every=7", "--tracking.project=other"])),
@@ -92,7 +92,7 @@ def test_differences_name_the_keys_that_count() -> None:
     assert differences(old, new) == ["optim.lr: 1.0 -> 0.1"]
 
 
-def test_a_run_older_than_a_key_goes_on_with_its_default_alone() -> None:
+def test_a_run_older_than_a_key_resumes_only_with_its_default() -> None:
     old = asdict(load([]))
     del old["train"]["init_from"]
     assert differences(old, asdict(load([]))) == []

@@ -1,4 +1,4 @@
-"""Every mistake on the command line or in a configuration file is one sentence that names the key and what it may be."""
+"""A user error on the command line or in a file is one sentence that names the key and its valid values."""
 
 import re
 from pathlib import Path

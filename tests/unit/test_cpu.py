@@ -1,4 +1,4 @@
-"""The threads that a process uses, whoever started it, and what it warns of."""
+"""The CPU threads of a process under each launcher, and the warning about emulated bf16."""
 
 import os
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ def threads_as_before() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("flag, kept", [("--num_cpu_threads_per_process", True), ("--num_processes", False)])
-def test_a_number_of_threads_on_the_launchers_command_line_is_kept(flag: str, kept: bool, monkeypatch) -> None:
+def test_a_thread_count_on_the_launchers_command_line_is_kept(flag: str, kept: bool, monkeypatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.setattr(cpu, "launcher_environment", dict)
@@ -28,8 +28,8 @@ def test_a_number_of_threads_on_the_launchers_command_line_is_kept(flag: str, ke
     assert os.environ["OMP_NUM_THREADS"] == ("1" if kept else str(len(os.sched_getaffinity(0))))
 
 
-def test_a_number_of_threads_that_the_launcher_was_given_is_kept(monkeypatch) -> None:
-    """process/test_launchers.py has the real launcher."""
+def test_a_thread_count_in_the_launchers_environment_is_kept(monkeypatch) -> None:
+    """process/test_launchers.py runs the real launcher."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.setattr(cpu, "launcher_command", list)
@@ -45,7 +45,7 @@ def test_processes_with_the_same_cores_share_them(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("precision, native, told", [("bf16", False, 1), ("bf16", True, 0), ("fp32", False, 0)])
-def test_a_cpu_that_imitates_bf16_is_named(precision, native, told, arguments, monkeypatch, caplog) -> None:
+def test_a_cpu_that_emulates_bf16_gets_a_warning(precision, native, told, arguments, monkeypatch, caplog) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native)
     settings = config_cli.load(arguments(train__precision=precision))
     process_group.start(settings.train, Rendezvous())

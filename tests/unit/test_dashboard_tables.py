@@ -1,4 +1,4 @@
-"""What the report on W&B says in words and numbers, and what it refuses before it speaks to W&B."""
+"""The tables of the W&B report, and the errors before any request to W&B."""
 
 import json
 import sys
@@ -31,7 +31,7 @@ ATTEMPT = {
 
 
 def write_run(parent: Path, seed: int, *, finished: bool = False) -> Path:
-    """The folder of a run that was requeued once."""
+    """Write the folder of a run that was requeued once."""
     folder = parent / f"tiny-seed{seed}"
     folder.mkdir()
     config = replace(CONFIG, run=replace(CONFIG.run, seed=seed))
@@ -49,7 +49,7 @@ def write_run(parent: Path, seed: int, *, finished: bool = False) -> Path:
 def test_the_recipe_of_a_single_run_is_its_difference_from_the_defaults(tmp_path: Path) -> None:
     heading, *rows = dashboard.recipe([dashboard.read_run(write_run(tmp_path, 0))])
     assert heading == ["key", "default", "tiny-seed0"]
-    assert rows == [  # and neither run.dir nor run.log_every
+    assert rows == [  # but not run.dir and run.log_every
         ["model.widths", "[64, 128, 256]", "[16, 16]"],
         ["model.depths", "[2, 4, 4]", "[1, 1]"],
         ["optim.lr", "0.5", "0.1"],
@@ -61,7 +61,7 @@ def test_the_recipe_of_several_runs_is_what_differs_between_them(tmp_path: Path)
     assert dashboard.recipe(runs) == [["key", "tiny-seed0", "tiny-seed1"], ["run.seed", "0", "1"]]
 
 
-def test_results_are_those_of_the_end_else_of_the_last_evaluation(tmp_path: Path) -> None:
+def test_results_are_final_or_else_of_the_last_evaluation(tmp_path: Path) -> None:
     runs = [dashboard.read_run(write_run(tmp_path, seed, finished=seed == 1)) for seed in (0, 1)]
     heading, *rows = dashboard.results(runs)
     shown = [dict(zip(heading, row, strict=True)) for row in rows]
@@ -93,6 +93,6 @@ def test_a_run_that_was_never_tracked_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "wandb_workspaces", None)  # as where it is not installed
-    with pytest.raises(UserError, match="pip install -r requirements-dashboard.txt"):
+    monkeypatch.setitem(sys.modules, "wandb_workspaces", None)  # as if it were not installed
+    with pytest.raises(UserError, match="install it: pip install 'wandb-workspaces>=0.4.13,<0.5'."):
         cli.main(["dashboard"])

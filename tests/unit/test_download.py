@@ -1,4 +1,4 @@
-"""Downloading from a real server on this machine: resumed, retried and checked, or one helpful sentence."""
+"""Downloads from a real server on this machine: resumed, retried and verified, or one helpful error."""
 
 import fcntl
 import hashlib
@@ -19,13 +19,13 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server(ThreadingHTTPServer):
-    """Serves CONTENT at any path but /missing; `requests` are the Range headers it got."""
+    """Serve CONTENT at any path except /missing; `requests` has the Range header of each request."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests: list[str | None] = []
         self.ranges = True
-        self.breaks = 0  # how many answers still to break off half-way
+        self.breaks = 0  # how many more answers to break off half-way
 
     @property
     def url(self) -> str:
@@ -89,25 +89,25 @@ def fetch(target: Path, server: Server) -> Path:
     return download.fetch(target, server.url, len(CONTENT), SHA256)
 
 
-def test_the_file_arrives_whole_and_alone(target: Path, server: Server) -> None:
+def test_only_the_complete_file_is_left(target: Path, server: Server) -> None:
     assert fetch(target, server) == target
     assert target.read_bytes() == CONTENT
     assert list(target.parent.iterdir()) == [target]
 
 
-def test_an_earlier_part_is_continued(target: Path, server: Server) -> None:
+def test_a_partial_file_is_resumed(target: Path, server: Server) -> None:
     part_of(target, CONTENT[:500_000])
     assert fetch(target, server).read_bytes() == CONTENT
     assert server.requests == ["bytes=500000-"]
 
 
-def test_a_whole_part_is_not_asked_for_again(target: Path, server: Server) -> None:
+def test_a_complete_partial_file_is_not_requested_again(target: Path, server: Server) -> None:
     part_of(target, CONTENT)
     assert fetch(target, server).read_bytes() == CONTENT
     assert server.requests == []
 
 
-def test_a_part_that_is_too_long_is_discarded(target: Path, server: Server) -> None:
+def test_a_partial_file_that_is_too_long_is_discarded(target: Path, server: Server) -> None:
     part_of(target, CONTENT + b"x")
     assert fetch(target, server).read_bytes() == CONTENT
     assert server.requests == ["bytes=0-"]
@@ -119,38 +119,38 @@ def test_a_server_without_ranges_starts_from_zero(target: Path, server: Server) 
     assert fetch(target, server).read_bytes() == CONTENT
 
 
-def test_a_broken_connection_is_taken_up_where_it_broke(target: Path, server: Server) -> None:
+def test_a_broken_connection_is_resumed_where_it_broke(target: Path, server: Server) -> None:
     server.breaks = 2
     assert fetch(target, server).read_bytes() == CONTENT
     half = len(CONTENT) // 2
     assert server.requests == ["bytes=0-", f"bytes={half}-", f"bytes={half + half // 2}-"]
 
 
-def test_a_connection_that_keeps_breaking_keeps_the_part(target: Path, server: Server) -> None:
+def test_a_connection_that_keeps_breaking_keeps_the_partial_file(target: Path, server: Server) -> None:
     server.breaks = 3
     with pytest.raises(UserError, match="the connection broke after 1,835,008 of 2,097,152 bytes"):
         fetch(target, server)
     assert target.with_name(f"{target.name}.part").read_bytes() == CONTENT[:1_835_008]
 
 
-def test_a_whole_target_is_returned_without_a_request(target: Path, server: Server) -> None:
+def test_a_complete_target_is_returned_without_a_request(target: Path, server: Server) -> None:
     target.parent.mkdir()
     target.write_bytes(CONTENT)
     assert fetch(target, server) == target
     assert server.requests == []
 
 
-def test_a_foreign_file_in_the_way_is_kept(target: Path, server: Server) -> None:
+def test_an_unrelated_file_at_the_target_is_kept(target: Path, server: Server) -> None:
     target.parent.mkdir()
     target.write_bytes(b"mine")
-    with pytest.raises(UserError, match="is in the way"):
+    with pytest.raises(UserError, match="exists but is not the archive"):
         fetch(target, server)
     assert target.read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize("size, sha256", [(len(CONTENT), "0" * 64), (len(CONTENT) - 300_000, SHA256)])
-def test_another_file_than_expected_is_deleted(target: Path, server: Server, size: int, sha256: str) -> None:
-    with pytest.raises(UserError, match="its sha256 or size is not"):
+def test_a_file_with_a_wrong_digest_or_size_is_deleted(target: Path, server: Server, size: int, sha256: str) -> None:
+    with pytest.raises(UserError, match="its sha256 or size differs"):
         download.fetch(target, server.url, size, sha256)
     assert list(target.parent.iterdir()) == []
 
@@ -164,14 +164,14 @@ def test_a_second_download_at_the_same_time_is_refused(target: Path, server: Ser
     assert part.read_bytes() == CONTENT[:100]
 
 
-def test_a_server_that_says_no_is_asked_once(target: Path, server: Server) -> None:
+def test_a_404_is_not_retried(target: Path, server: Server) -> None:
     url = server.url.replace("tiny-imagenet-200.zip", "missing")
     with pytest.raises(UserError, match="HTTP Error 404: Not Found"):
         download.fetch(target, url, len(CONTENT), SHA256)
     assert len(server.requests) == 1
 
 
-def test_without_a_network_the_sentence_says_what_where_and_how(target: Path) -> None:
+def test_without_a_network_the_error_names_url_target_and_alternatives(target: Path) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/tiny-imagenet-200.zip"
@@ -182,7 +182,7 @@ def test_without_a_network_the_sentence_says_what_where_and_how(target: Path) ->
     assert not list(target.parent.iterdir())
 
 
-def test_progress_without_a_terminal_is_a_line_each_tenth(
+def test_progress_without_a_terminal_is_at_most_a_line_per_tenth(
     target: Path, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fetch(target, server)

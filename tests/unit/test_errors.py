@@ -1,4 +1,4 @@
-"""How a program ends: a sentence and 2 for a mistake, a traceback for a fault, a word in the log for a lost process."""
+"""How a program ends: a sentence and code 2 for a user error, a traceback for a bug, a log line for a lost process."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tinyimnet.errors import LostProcess, UserError
 
 
 def ends_with(error: Exception):
-    """A program that does."""
+    """Return a program that raises this error."""
 
     def main(_argv: list[str]) -> int:
         raise error
@@ -17,12 +17,12 @@ def ends_with(error: Exception):
     return main
 
 
-def test_a_mistake_is_one_sentence(capsys) -> None:
+def test_a_user_error_is_one_sentence(capsys) -> None:
     assert errors.run(ends_with(UserError("optim.lr is 0.")), []) == errors.USER_ERROR == 2
     assert capsys.readouterr().err == "error: optim.lr is 0.\n"
 
 
-def test_debug_adds_the_traceback_and_is_no_argument_of_the_program(capsys) -> None:
+def test_debug_adds_the_traceback_and_is_not_passed_to_the_program(capsys) -> None:
     seen = []
 
     def main(argv: list[str]) -> int:
@@ -37,7 +37,7 @@ def test_debug_adds_the_traceback_and_is_no_argument_of_the_program(capsys) -> N
 @pytest.mark.parametrize(
     "every_rank, printed", [(False, ""), (True, "error (rank 3): no GPU.\n")], ids=["of all", "of this one"]
 )
-def test_a_mistake_that_all_ranks_know_is_printed_by_rank_0_alone(every_rank, printed, capsys, monkeypatch) -> None:
+def test_an_error_known_to_all_ranks_is_printed_by_rank_0_alone(every_rank, printed, capsys, monkeypatch) -> None:
     monkeypatch.setenv("RANK", "3")
     assert errors.run(ends_with(UserError("no GPU.", every_rank=every_rank)), []) == 2
     assert capsys.readouterr().err == printed
@@ -46,7 +46,7 @@ def test_a_mistake_that_all_ranks_know_is_printed_by_rank_0_alone(every_rank, pr
 @pytest.mark.parametrize(
     "error, said", [(ValueError("a bug"), "rank 0 failed"), (LostProcess("rank 1 is gone"), "rank 1 is gone")]
 )
-def test_a_fault_and_a_lost_process_end_with_1(error, said, caplog) -> None:
+def test_a_bug_and_a_lost_process_exit_with_1(error, said, caplog) -> None:
     assert errors.run(ends_with(error), []) == 1
     assert said in caplog.text
     assert ("Traceback" in caplog.text) == isinstance(error, ValueError)
@@ -56,13 +56,13 @@ def test_the_exit_code_of_the_program_is_kept() -> None:
     assert [errors.run(lambda _argv, code=code: code, []) for code in (0, 1, 130)] == [0, 1, 130]
 
 
-def test_what_an_error_says_fits_on_a_line() -> None:
+def test_an_error_message_fits_on_one_line() -> None:
     assert errors.one_line(ValueError("two\n  lines")) == "two lines"
     assert errors.one_line(KeyError()) == "KeyError"
     assert len(errors.one_line(ValueError("x" * 999))) == 200
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--out a.png cannot be written \(No space left on device\); choose another file."), \
-            errors.writing(Path("a.png")):  # fmt: skip
+def test_an_output_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    expected = r"--out a.png cannot be written \(No space left on device\); choose another file."
+    with pytest.raises(UserError, match=expected), errors.writing(Path("a.png")):
         raise OSError(28, "No space left on device")

@@ -1,4 +1,4 @@
-"""A file is on disk before it gets its name, and its name is on disk before anything builds on it."""
+"""A file is on disk before it gets its name, and its name is on disk before anything relies on it."""
 
 import os
 import stat
@@ -11,7 +11,7 @@ from tinyimnet.run import checkpoint
 
 
 def trace(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Record fsync and rename with the file that they are about; a power failure cannot be had in a test."""
+    """Record the calls of fsync and rename with their files, because a test cannot cut the power."""
     calls: list[tuple[str, str]] = []
     fsync, replace = os.fsync, os.replace
 
@@ -29,7 +29,7 @@ def trace(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     return calls
 
 
-def test_content_then_name_then_folder(tmp_path: Path, monkeypatch) -> None:
+def test_the_content_is_synced_then_the_name_then_the_folder(tmp_path: Path, monkeypatch) -> None:
     calls = trace(monkeypatch)
     files.write_atomically(tmp_path / "a", b"content")
     assert calls == [("sync", ".a.partial"), ("rename", "a"), ("sync folder", tmp_path.name)]

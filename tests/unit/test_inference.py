@@ -1,4 +1,4 @@
-"""Evaluation and prediction of a split, in batches and in parts."""
+"""Evaluation and prediction of a split, in batches and in parts by rank."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def model() -> torch.nn.Module:
     return build_model(ModelConfig(block="basic", widths=(8,), depths=(1,), width=1.0, stem_stride=2), K)
 
 
-def log_probabilities(model: torch.nn.Module, **options) -> torch.Tensor:
+def log_probabilities(model: torch.nn.Module, **options: int) -> torch.Tensor:
     pieces = batched_log_probabilities(model, IMAGES, range(N), NORMALISE, precision="fp32", **options)
     return torch.cat([piece for _, piece in pieces])
 
@@ -38,7 +38,7 @@ def test_flip_averages_the_probabilities_of_the_mirrored_image(model) -> None:
     assert not torch.allclose(log_probabilities(model, flip=True), log_probabilities(model))
 
 
-def test_a_smaller_resolution_is_what_the_network_sees(model) -> None:
+def test_the_network_sees_images_of_the_smaller_resolution(model) -> None:
     expected = model.eval()(NORMALISE(resize(IMAGES, 40))).log_softmax(1)
     torch.testing.assert_close(log_probabilities(model, resolution=40), expected, atol=1e-5, rtol=1e-5)
 
@@ -50,7 +50,7 @@ def test_ranks_take_each_row_once(n: int, world_size: int) -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 5])
-def test_sums_over_ranks_are_the_sums_of_one(world_size: int, model) -> None:
+def test_sums_over_ranks_equal_the_sums_of_one_process(world_size: int, model) -> None:
     whole = evaluate(model, IMAGES, LABELS, range(N), NORMALISE, precision="fp32")
     parts = [rows_of_rank(N, rank, world_size) for rank in range(world_size)]
     summed = sum(evaluate(model, IMAGES, LABELS, part, NORMALISE, precision="fp32") for part in parts)

@@ -1,34 +1,29 @@
-"""What the tools of launch/ have in common: a mistake is one sentence and exit code 2."""
+"""User errors of the tools in tinyimnet/launch are one sentence and exit code 2."""
 
 import pytest
 
 from helpers.run_folders import finished
-from launch import cancel, logs, seeds, status
-from tinyimnet import errors
+from tinyimnet import cli, errors
 
 MISTAKES = {
-    ("status", "no/such"): "no/such is no run folder and holds none",
+    ("status", "no/such"): "no/such is not a run folder and contains none",
     ("status", "--interval=0"): "--interval is 0 and must be between 1 and 86400 seconds",
-    (
-        "status",
-        "--interval=soon",
-    ): "argument --interval: invalid float value: 'soon'; see `python -m launch.status",
-    ("status", "--wat"): "unrecognized arguments: --wat; see `python -m launch.status --help`",
-    ("cancel",): "the following arguments are required: RUN; see `python -m launch.cancel --help`",
-    ("cancel", "no/such"): "no/such is no run folder: a run has config.yaml or job.json in it",
-    ("logs", "no/such"): "no/such is no run folder: a run has",
+    ("status", "--interval=soon"): "argument --interval: invalid float value: 'soon'; see `tinyimnet status --help`",
+    ("status", "--wat"): "unrecognized arguments: --wat; see `tinyimnet status --help`",
+    ("cancel",): "the following arguments are required: RUN; see `tinyimnet cancel --help`",
+    ("cancel", "no/such"): "no/such is not a run folder (a run folder has config.yaml or job.json)",
+    ("logs", "no/such"): "no/such is not a run folder (a",
     ("logs", "RUN", "--lines=-1"): "--lines is -1 and must be 0 or more",
     ("logs", "RUN"): "has no logs yet; --follow waits for them",
-    ("seeds", "RUN"): "nothing to sum up: a (not finished)",
+    ("seeds", "RUN"): "no runs to summarize: a (not finished)",
     ("seeds", "DONE", "--out=/dev/null/x.md"): "--out /dev/null/x.md cannot be written",
 }
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), MISTAKES.items(), ids=map(" ".join, MISTAKES))
-def test_a_mistake_is_a_sentence_and_exit_code_2(arguments, sentence, slurm, make_run, capsys) -> None:
+def test_a_user_error_is_one_sentence_and_exit_code_2(arguments, sentence, slurm, make_run, capsys) -> None:
     paths = {"RUN": str(make_run("a")), "DONE": str(finished(make_run, "b", 50.0, seed=0))}
-    tool = {"status": status, "cancel": cancel, "logs": logs, "seeds": seeds}[arguments[0]]
-    assert errors.run(tool.main, [paths.get(argument, argument) for argument in arguments[1:]]) == 2
+    assert errors.run(cli.main, [paths.get(argument, argument) for argument in arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
     assert sentence in error

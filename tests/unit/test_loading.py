@@ -1,4 +1,4 @@
-"""A run opens the data set that its configuration names, and makes it where it may."""
+"""A run opens the data set that its configuration names, and prepares it where that is allowed."""
 
 from pathlib import Path
 
@@ -13,20 +13,20 @@ from tinyimnet.errors import Busy, UserError
 
 
 @pytest.mark.parametrize("tune_split, expected", [(False, [200, 200]), (True, [0, 200])])
-def test_the_configuration_decides(tune_split: bool, expected: list[int], arguments) -> None:
+def test_the_configuration_selects_the_tuning_split(tune_split: bool, expected: list[int], arguments) -> None:
     settings = config_cli.load(arguments(data__tune_split=tune_split))
     found = loading.ready_dataset(settings.data, Rendezvous())
-    # One image of each class: all of them are held out.
+    # With one image per class, all of them are held out.
     assert [len(found.images["train"]), len(found.images["val"])] == expected
 
 
-def test_data_are_the_same_whatever_test_images_there_are(tiny_data: Path, tmp_path: Path) -> None:
+def test_the_digest_does_not_depend_on_the_test_images(tiny_data: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     synthetic.prepare_synthetic(other, train_per_class=1, val_per_class=1, test_per_class=2)
     assert open_dataset(other).digest == open_dataset(tiny_data).digest
 
 
-def test_a_run_waits_for_the_download_of_another(tmp_path: Path, monkeypatch) -> None:
+def test_a_run_waits_for_the_download_of_another_run(tmp_path: Path, monkeypatch) -> None:
     tries = []
 
     def missing(root: Path, source: str) -> None:

@@ -1,4 +1,4 @@
-"""The lease on a run folder: taken once, renewed, taken over from the dead, and given back."""
+"""The lease on a run folder: acquired once, renewed, taken over from a dead holder, and released."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def renewed(path: Path) -> Iterator[None]:
-    """A holder on another machine is alive."""
+    """Renew a lock as a live holder on another machine does."""
     gone = threading.Event()
 
     def beat() -> None:
@@ -44,14 +44,14 @@ def renewed(path: Path) -> Iterator[None]:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Wait, not for ever: a busy machine is late."""
+    """Wait until a condition is true; the deadline of 20 s allows for a busy machine."""
     deadline = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-def test_a_holder_on_another_machine_is_known_by_its_sign_of_life(tmp_path: Path) -> None:
+def test_a_lock_that_another_machine_renews_is_respected(tmp_path: Path) -> None:
     (tmp_path / "LOCK").write_text(json.dumps(ELSEWHERE))
     refused = pytest.raises(UserError, match=r"in use by process 1 on gpu07 \(Slurm job 55\)")
     with renewed(tmp_path / "LOCK"), refused:
@@ -60,7 +60,7 @@ def test_a_holder_on_another_machine_is_known_by_its_sign_of_life(tmp_path: Path
 
 
 @pytest.mark.parametrize("content", [json.dumps(ELSEWHERE), "", "[1]", "{half"])
-def test_without_a_sign_of_life_the_lock_is_taken_after_the_lease(content: str, tmp_path: Path) -> None:
+def test_a_lock_that_nobody_renews_is_taken_after_the_lease(content: str, tmp_path: Path) -> None:
     (tmp_path / "LOCK").write_text(content)
     started = time.monotonic()
     RunLock(tmp_path).acquire()
@@ -68,7 +68,7 @@ def test_without_a_sign_of_life_the_lock_is_taken_after_the_lease(content: str, 
     assert json.loads((tmp_path / "LOCK").read_text())["pid"] == os.getpid()
 
 
-def test_a_lock_that_is_given_back_meanwhile_is_taken_at_once(tmp_path: Path, monkeypatch) -> None:
+def test_a_lock_released_during_the_wait_is_taken_at_once(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(lock_module, "LEASE", 30)
     (tmp_path / "LOCK").write_text(json.dumps(ELSEWHERE))
     threading.Timer(0.2, (tmp_path / "LOCK").unlink).start()
@@ -77,14 +77,14 @@ def test_a_lock_that_is_given_back_meanwhile_is_taken_at_once(tmp_path: Path, mo
     assert time.monotonic() - started < lock_module.LEASE
 
 
-def test_the_earlier_attempt_does_not_take_it_back(tmp_path: Path, monkeypatch) -> None:
+def test_an_earlier_attempt_does_not_take_the_lock_back(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "LOCK").write_text(json.dumps({**ELSEWHERE, "restart": 1}))
     monkeypatch.setenv("SLURM_JOB_ID", "55")
     with renewed(tmp_path / "LOCK"), pytest.raises(UserError, match="in use by process 1"):
         RunLock(tmp_path).acquire()
 
 
-def test_the_holder_renews_it(tmp_path: Path) -> None:
+def test_the_holder_renews_the_lock(tmp_path: Path) -> None:
     with RunLock(tmp_path) as lock:
         lock.acquire()
         for _ in range(2):
@@ -101,7 +101,7 @@ def test_a_reused_process_id_is_not_the_holder(tmp_path: Path) -> None:
     RunLock(tmp_path).acquire()
 
 
-def test_of_several_that_take_over_at_once_one_gets_it(tmp_path: Path) -> None:
+def test_only_one_of_several_simultaneous_takeovers_succeeds(tmp_path: Path) -> None:
     (tmp_path / "LOCK").write_text(json.dumps({**ELSEWHERE, "machine": lock_module._machine()}))
     locks = [RunLock(tmp_path) for _ in range(4)]
     refused: list[UserError] = []
@@ -120,11 +120,11 @@ def test_of_several_that_take_over_at_once_one_gets_it(tmp_path: Path) -> None:
     assert len(refused) == 3
 
 
-# ---- what it leaves -----------------------------------------------------------------------------------------------
+# ---- release ------------------------------------------------------------------------------------------------------
 
 
-def test_given_back_it_leaves_no_folder_that_it_made_and_that_is_empty(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()  # by somebody else
+def test_a_released_lock_removes_an_empty_folder_that_it_created(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()  # created by someone else
     for name in ("empty", "refused", "begun"):
         with RunLock(tmp_path / name) as lock:
             lock.acquire()
@@ -136,7 +136,7 @@ def test_given_back_it_leaves_no_folder_that_it_made_and_that_is_empty(tmp_path:
     ]  # fmt: skip
 
 
-def test_one_that_was_never_taken_leaves_that_of_another(tmp_path: Path) -> None:
+def test_a_lock_that_was_never_acquired_leaves_the_file_of_another(tmp_path: Path) -> None:
     (tmp_path / "LOCK").write_text(json.dumps(ELSEWHERE))
     with RunLock(tmp_path):
         pass
@@ -144,20 +144,20 @@ def test_one_that_was_never_taken_leaves_that_of_another(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("age, held", [(0, True), (0.4, True), (2, False)])
-def test_it_is_held_as_long_as_somebody_renews_it(age: float, held: bool, tmp_path: Path) -> None:
+def test_a_lock_is_held_as_long_as_it_is_renewed(age: float, held: bool, tmp_path: Path) -> None:
     assert not is_held(tmp_path)
     (tmp_path / "LOCK").write_text(json.dumps(ELSEWHERE))
     os.utime(tmp_path / "LOCK", (time.time() - age, time.time() - age))
     assert is_held(tmp_path) == held
 
 
-def test_a_lock_that_somebody_removed_is_missed_and_the_run_stopped(tmp_path: Path, monkeypatch) -> None:
+def test_a_removed_lock_is_noticed_and_stops_the_run(tmp_path: Path, monkeypatch) -> None:
     signals: list[tuple[int, int]] = []
     monkeypatch.setattr(lock_module.os, "kill", lambda *sent: signals.append(sent))
     with RunLock(tmp_path) as lock:
         lock.acquire()
         (tmp_path / "LOCK").unlink()
-        with pytest.raises(UserError, match="now belongs to nobody: its file LOCK was removed"):
+        with pytest.raises(UserError, match="is now locked by no process .its LOCK file was removed"):
             lock.check()
         until(lambda: bool(signals))
     assert signals == [(os.getpid(), signal.SIGTERM)]

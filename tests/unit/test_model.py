@@ -1,4 +1,4 @@
-"""The parameter budget is law, and the blocks are what they say."""
+"""The parameter budget is enforced, and the blocks have their documented structure."""
 
 from dataclasses import replace
 
@@ -100,14 +100,14 @@ def test_the_strided_shortcut_averages_before_it_projects() -> None:
 
 
 @pytest.mark.parametrize("block, groups", [("basic", [1, 1]), ("bottleneck", [1]), ("inverted", [96])])
-def test_only_the_inverted_block_convolves_each_channel_by_itself(block: str, groups: list[int]) -> None:
+def test_only_the_inverted_block_has_depthwise_convolutions(block: str, groups: list[int]) -> None:
     made = Block(replace(SMALL, block=block, expansion=3.0), 32, 32, stride=1, drop_path=0.0)
     spatial = [m for m in made.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
     assert [m.groups for m in spatial] == groups
 
 
-def test_a_filter_starts_with_the_variance_that_keeps_that_of_gradients() -> None:
-    """He et al., arXiv 1502.01852: 2 / (k^2 times the output channels that an input channel reaches)."""
+def test_the_initial_variance_of_a_filter_preserves_that_of_gradients() -> None:
+    """He et al., arXiv 1502.01852: variance 2 / (k^2 * output channels that an input channel reaches)."""
     config = ModelConfig(block="inverted", widths=(64, 128), depths=(2, 2), width=1.0, expansion=3.0)
     network = build_model(config, 200)
     for conv in (m for m in network.modules() if isinstance(m, nn.Conv2d) and m.weight.numel() > 1500):
@@ -144,13 +144,13 @@ def test_channels_are_multiples_of_8() -> None:
     assert [round_channels(c) for c in (1, 11, 12, 100)] == [8, 8, 16, 104]
 
 
-def test_weights_lie_in_channels_last() -> None:
+def test_weights_are_in_channels_last() -> None:
     weight = build_model(SMALL, 10).stage2[0].branch[0].weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_compile_makes_one_graph_of_the_whole_network() -> None:
-    """More than one was compiled block by block, and not at all from the ninth block on."""
+    """With several graphs, blocks were compiled one by one, and not at all from the ninth block on."""
     counter = CompileCounter()
     model = build_model(replace(SMALL, depths=(6, 6)), 10)
     model.compile(backend=counter)

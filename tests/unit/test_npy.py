@@ -1,4 +1,4 @@
-"""Course files of arrays: every usual form gives the same prepared data; what is wrong is named by its file."""
+"""Course files of arrays: every common form gives the same prepared data, and errors name the file."""
 
 import pickle
 from collections.abc import Callable
@@ -93,17 +93,17 @@ WRONG_ARRAYS: dict[str, tuple[str, np.ndarray, str]] = {
     "float labels": ("train_labels", np.zeros(8), "train_labels.* is float64"),
     "label too large": ("val_labels", np.array([0, 1, 2, 4]), "val_labels.* label 4, outside the 4 classes"),
     "negative label": ("train_labels", np.arange(8) % 4 - 1, "train_labels.* label -1"),
-    "labels with gaps": ("train_labels", np.arange(8) * 50, "go up to 350; give their --classes"),
+    "labels with gaps": ("train_labels", np.arange(8) * 50, "go up to 350; give the ids with --classes"),
     "not one-hot": ("train_labels", np.ones((8, 4), int), "train_labels.* not one-hot"),
     "another one-hot width": ("val_labels", np.eye(5, dtype=int)[:4], "val_labels.* one-hot for 5 classes"),
     "strings": ("train_labels", np.array(["cat"] * 8), "train_labels.* is <U3"),
-    "objects": ("val_labels", np.array([{}] * 4), "val_labels.* is not a whole .npy file"),
+    "objects": ("val_labels", np.array([{}] * 4), "val_labels.* is not a valid .npy file"),
 }
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("mistake", WRONG_ARRAYS)
-def test_a_wrong_array_is_refused_by_name(tmp_path: Path, mistake: str) -> None:
+def test_an_invalid_array_is_refused_by_name(tmp_path: Path, mistake: str) -> None:
     role, array, sentence = WRONG_ARRAYS[mistake]
     with pytest.raises(UserError, match=sentence):
         npy.prepare_npy(arrays_in(tmp_path / "npy", **{role: array}), tmp_path / "out", None)
@@ -121,15 +121,15 @@ WRONG_FILES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("mistake", WRONG_FILES)
-def test_a_file_that_is_no_array_is_refused_by_name(tmp_path: Path, mistake: str) -> None:
+def test_a_file_that_is_not_an_array_is_refused_by_name(tmp_path: Path, mistake: str) -> None:
     files = arrays_in(tmp_path / "npy")
     WRONG_FILES[mistake](files["val_images"])
-    with pytest.raises(UserError, match=r"val_images.npy is not a whole .npy file"):
+    with pytest.raises(UserError, match=r"val_images.npy is not a valid .npy file"):
         npy.prepare_npy(files, tmp_path / "out", None)
 
 
 @pytest.mark.parametrize("text", ["", "a\nb\na\nc\n", "a\nb\n"])
-def test_wrong_class_files_are_refused(tmp_path: Path, text: str) -> None:
+def test_invalid_class_files_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "ids.txt").write_text(text)
     with pytest.raises(UserError, match="--classes"):
         npy.prepare_npy(arrays_in(tmp_path / "npy"), tmp_path / "out", tmp_path / "ids.txt")
@@ -183,6 +183,6 @@ def test_unclear_names_are_listed(tmp_path: Path, case: str) -> None:
 
 def test_a_folder_of_arrays_is_a_source(tmp_path: Path) -> None:
     arrays_in(tmp_path / "npy")
-    (tmp_path / "npy/wnids.txt").write_text("n1\nn2\nn3\nn4")  # nobody says that it is in label order
+    (tmp_path / "npy/wnids.txt").write_text("n1\nn2\nn3\nn4")  # not used, because it may not be in label order
     manifest = prepare(tmp_path / "npy", tmp_path / "out")
     assert [entry["id"] for entry in manifest["classes"]] == ["0", "1", "2", "3"]

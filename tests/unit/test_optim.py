@@ -1,4 +1,4 @@
-"""Schedules are functions of the step; decay spares norms and biases."""
+"""Schedules are functions of the step, and weight decay skips norms and biases."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ MODEL = ModelConfig(block="basic", widths=(8,), depths=(1,), width=1.0, se_ratio
 
 
 def fill_gradients(model: torch.nn.Module, seed: int, scale: float = 1.0) -> None:
-    """Random gradients in the memory layout of the weights, as autograd gives them; fused kernels assume it."""
+    """Set random gradients in the memory layout of the weights, as autograd does and fused kernels assume."""
     torch.manual_seed(seed)
     for parameter in model.parameters():
         parameter.grad = scale * torch.randn_like(parameter)
@@ -29,7 +29,7 @@ def test_warm_up_rises_linearly_to_the_peak() -> None:
 
 
 @pytest.mark.parametrize("schedule, half", [("cosine", 0.5), ("linear", 0.5)])
-def test_after_the_warm_up_it_falls_to_zero(schedule: str, half: float) -> None:
+def test_after_the_warm_up_the_learning_rate_falls_to_zero(schedule: str, half: float) -> None:
     config = replace(COSINE, schedule=schedule)
     assert lr_scale(20, config, **STEPS) == pytest.approx(1)
     assert lr_scale(60, config, **STEPS) == pytest.approx(half)
@@ -55,7 +55,7 @@ def test_only_weights_with_more_than_one_dimension_decay() -> None:
 
 
 @pytest.mark.parametrize("name, kind", [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
-def test_the_optimizer_is_the_one_asked_for(name: str, kind: type) -> None:
+def test_the_optimizer_is_the_configured_one(name: str, kind: type) -> None:
     optimizer = build_optimizer(build_model(MODEL, 10), OptimConfig(name=name, momentum=0.8, betas=(0.8, 0.9)))
     assert isinstance(optimizer, kind)
     group = optimizer.param_groups[0]
@@ -82,7 +82,7 @@ def test_a_skipped_step_leaves_no_trace_even_if_it_is_the_first(name: str) -> No
     assert not torch.equal(train([1.0, -0.5]), train([1.0]))
 
 
-def test_muon_takes_the_filters_behind_the_stem_and_sgd_the_rest() -> None:
+def test_muon_takes_the_filters_after_the_stem_and_sgd_the_rest() -> None:
     model = build_model(replace(MODEL, block="inverted", head_width=16), 10)
     names = {parameter: name for name, parameter in model.named_parameters()}
     muon, decayed, spared = parameter_groups(model, OptimConfig(name="muon", lr=0.05, sgd_lr=0.2, weight_decay=0.1))
@@ -103,7 +103,7 @@ def test_muon_takes_the_filters_behind_the_stem_and_sgd_the_rest() -> None:
 
 
 @pytest.mark.parametrize("shape", [(16, 8, 3, 3), (64, 8, 1, 1), (16, 16, 1, 1)])
-def test_muon_moves_all_directions_of_a_filter_bank_alike(shape: tuple[int, ...]) -> None:
+def test_muon_moves_all_directions_of_a_filter_bank_equally(shape: tuple[int, ...]) -> None:
     updates = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
     found = orthogonalised([1000 * updates[0], updates[1]])
     rows, columns = updates[0].flatten(1).shape
@@ -117,7 +117,7 @@ def test_muon_moves_all_directions_of_a_filter_bank_alike(shape: tuple[int, ...]
 
 
 @pytest.mark.parametrize("shape", [(24, 16), (16, 40)])
-def test_muon_is_torchs_on_matrices(shape: tuple[int, int]) -> None:
+def test_muon_matches_torchs_muon_on_matrices(shape: tuple[int, int]) -> None:
     """torch.optim.Muon iterates in bf16, so it agrees to about two digits."""
     start = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     filters, matrix = nn.Parameter(start[:, :, None, None].clone()), nn.Parameter(start.clone())
@@ -147,7 +147,7 @@ def test_muon_without_orthogonal_groups_is_sgd() -> None:
         torch.testing.assert_close(one, other)
 
 
-def test_muon_decays_all_weights_but_those_of_norms_and_biases() -> None:
+def test_muon_decays_all_weights_except_norms_and_biases() -> None:
     model = build_model(MODEL, 10)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     config = OptimConfig(name="muon", lr=0.5, sgd_lr=0.2, weight_decay=0.1)

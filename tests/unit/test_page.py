@@ -1,4 +1,4 @@
-"""The report of runs as one HTML page: what it says, and what it says where something is missing."""
+"""The HTML report of runs: its content, and its errors if something is missing or damaged."""
 
 import json
 import os
@@ -18,10 +18,10 @@ from tinyimnet.run.lock import LEASE
 from tinyimnet.run.metrics import RESULTS
 from tinyimnet.run.record import Record, read_record
 
-# ---- what it says -------------------------------------------------------------------------------------------
+# ---- content ------------------------------------------------------------------------------------------------
 
 
-def test_texts_of_a_run_never_become_html(tmp_path: Path) -> None:
+def test_text_from_a_run_is_escaped(tmp_path: Path) -> None:
     run = folder(tmp_path / "<img src=x>&'\"")
     (run / "evaluation").mkdir()
     header = "class,name,images,correct,top1_percent,most_often_taken_for\n"
@@ -57,7 +57,7 @@ def test_training_time_counts_steps_and_evaluations(tmp_path: Path) -> None:
     assert read_record(folder(tmp_path / "run")).training_seconds == pytest.approx(200 * 0.020 + 2 * 1.0)
 
 
-def test_a_key_figure_that_is_not_known_has_no_tile(tmp_path: Path) -> None:
+def test_an_unknown_key_figure_has_no_tile(tmp_path: Path) -> None:
     text = page(folder(tmp_path / "run"))
     assert "<dt>EMA top-1</dt><dd>20.00 %</dd><dd>best 20.00 %</dd>" in text and "<dt>MACs</dt>" not in text
 
@@ -88,18 +88,18 @@ def test_a_run_whose_lock_is_not_renewed_was_killed(tmp_path: Path) -> None:
     assert "killed</b>" in page(run)
 
 
-def test_a_stopped_run_goes_on_from_its_newest_checkpoint(tmp_path: Path) -> None:
+def test_a_stopped_run_is_shown_with_the_checkpoint_that_it_resumes_from(tmp_path: Path) -> None:
     run = folder(tmp_path / "run")
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / "step_00000150.pt").touch()
-    assert "stopped</b>, at step 200; the same command goes on from step 150" in page(run)
+    assert "stopped</b>, at step 200; rerun the same command to resume from step 150" in page(run)
 
 
 # ---- several runs -------------------------------------------------------------------------------------------
 
 
 def seed(tmp_path: Path, number: int, lr: float, top1: tuple[float, ...] = (1.0,)) -> Record:
-    """A finished run of a recipe."""
+    """Make a finished run of a recipe."""
     config = Config(run=RunConfig(seed=number), optim=OptimConfig(lr=lr))
     run = folder(tmp_path / f"net-seed{number}", top1, config=config)
     (run / "DONE").write_text(json.dumps({"val/ema_top1": top1[-1]}))
@@ -111,13 +111,13 @@ def three_seeds(tmp_path: Path) -> list[Record]:
     return [seed(tmp_path, i, 0.1, top1) for i, top1 in enumerate(tops)]
 
 
-def test_the_curve_of_seeds_is_their_mean_at_steps_of_all(tmp_path: Path) -> None:
+def test_the_curve_over_seeds_is_their_mean_at_common_steps(tmp_path: Path) -> None:
     [group] = several_runs.groups_of_seeds(three_seeds(tmp_path))
     curve = group.spread("val/ema_top1", 0)
     assert (curve.steps, curve.values) == ([100, 200], [11.0, 25.0])
 
 
-def test_the_band_of_seeds_is_their_range(tmp_path: Path) -> None:
+def test_the_band_over_seeds_is_their_range(tmp_path: Path) -> None:
     [group] = several_runs.groups_of_seeds(three_seeds(tmp_path))
     curve = group.spread("val/ema_top1", 0)
     assert (curve.low, curve.high) == ([10.0, 20.0], [12.0, 30.0])
@@ -130,32 +130,32 @@ def test_the_results_of_seeds_have_mean_deviation_and_range(tmp_path: Path) -> N
     assert f"<td>{RESULTS['val/ema_top1']}</td>{row}" in text
 
 
-def test_seeds_are_called_what_their_names_have_in_common(tmp_path: Path) -> None:
-    assert "net: 3 of 3 seeds are finished" in several_runs.page(three_seeds(tmp_path))
+def test_a_group_of_seeds_has_the_common_part_of_their_names(tmp_path: Path) -> None:
+    assert "net: 3 of 3 seeds finished" in several_runs.page(three_seeds(tmp_path))
 
 
-def test_runs_of_two_recipes_are_no_seeds(tmp_path: Path) -> None:
+def test_runs_of_two_recipes_are_not_grouped_as_seeds(tmp_path: Path) -> None:
     text = several_runs.page([seed(tmp_path, i, lr) for i, lr in enumerate((0.1, 0.2))])
     assert 'id="seeds"' not in text
 
 
-def test_what_configurations_differ_in_is_in_view(tmp_path: Path) -> None:
+def test_differences_between_configurations_are_not_folded(tmp_path: Path) -> None:
     text = several_runs.page([seed(tmp_path, i, 0.1 + i) for i in range(2)])
-    in_view = text.partition("What differs")[2].partition("<details>")[0]
+    in_view = text.partition("Differences")[2].partition("<details>")[0]
     assert "<td>optim.lr</td><td>0.1</td><td>1.1</td>" in in_view and "optim.momentum" not in in_view
 
 
-def test_a_run_that_is_named_twice_is_one(tmp_path: Path) -> None:
+def test_a_run_that_is_named_twice_counts_once(tmp_path: Path) -> None:
     run = folder(tmp_path / "run")
     assert "<h1>run</h1>" in page(run, f"{run}/", "--out", tmp_path / "page.html")
 
 
-def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+def test_runs_with_the_same_name_are_distinguished_by_their_folders(tmp_path: Path) -> None:
     runs = [folder(tmp_path / place / "b" / "net") for place in ("a", "c")]
     assert "<p>a/b/net, c/b/net<br>" in page(*runs, "--out", tmp_path / "page.html")
 
 
-# ---- mistakes -----------------------------------------------------------------------------------------------
+# ---- user errors --------------------------------------------------------------------------------------------
 
 
 def no_run(run: Path) -> None:
@@ -191,19 +191,19 @@ def damaged_picture(run: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "sentence"),
     [
-        (no_run, "is not a run folder: it has no config.yaml; name one, such as runs/smoke."),
+        (no_run, "is not a run folder: it has no config.yaml; name a run folder such as runs/smoke."),
         (
             no_metrics,
-            r"has no line in metrics.jsonl yet; the first one comes after run.log_every \(50\) steps",
+            r"has no line in metrics.jsonl yet; wait for the first one, .* after run.log_every \(50\) steps",
         ),
         (damaged_configuration, "config.yaml is damaged"),
         (damaged_info, "run_info.json is damaged .*restore it or delete it."),
-        (damaged_table, "per_class.csv is damaged .*write it again: python -m tinyimnet evaluate"),
-        (damaged_results, "results.json is damaged .*write it again: python -m tinyimnet evaluate"),
+        (damaged_table, "per_class.csv is damaged .*recreate it with: .* evaluate"),
+        (damaged_results, "results.json is damaged .*recreate it with: .* evaluate"),
         (damaged_picture, "augmented.png is damaged .*delete it."),
     ],
 )
-def test_a_folder_without_what_it_takes_is_named(tmp_path: Path, harm: Callable[[Path], None], sentence: str) -> None:
+def test_a_missing_or_damaged_file_is_named(tmp_path: Path, harm: Callable[[Path], None], sentence: str) -> None:
     run = folder(tmp_path / "run")
     harm(run)
     with pytest.raises(UserError, match=sentence):

@@ -8,14 +8,14 @@ from PIL import Image
 from tinyimnet.evaluation import pictures
 
 
-def grid(path: Path, titles: list[str], **options) -> np.ndarray:
+def grid(path: Path, titles: list[str], **options: int) -> np.ndarray:
     images = np.zeros((len(titles), 32, 32, 3), dtype=np.uint8)
     pictures.image_grid(images, titles, path, **options)
     with Image.open(path) as picture:
         return np.asarray(picture)
 
 
-def test_images_fill_rows_of_so_many_columns(tmp_path: Path) -> None:
+def test_images_fill_rows_of_the_given_number_of_columns(tmp_path: Path) -> None:
     one_row, two_rows = (grid(tmp_path / f"{n}.png", ["cat"] * n, columns=4) for n in (4, 5))
     assert one_row.shape[1] == two_rows.shape[1]
     assert one_row.shape[0] < two_rows.shape[0] < 2 * one_row.shape[0] + 1

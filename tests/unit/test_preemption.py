@@ -1,4 +1,4 @@
-"""Requests to stop set a flag; the loop acts on it."""
+"""A stop request sets a flag, on which the training loop acts."""
 
 import os
 import signal
@@ -15,13 +15,13 @@ class OneProcess:
     num_processes = 1
 
 
-def test_without_an_end_of_the_job_there_is_no_deadline() -> None:
+def test_without_a_job_end_time_there_is_no_deadline() -> None:
     assert slurm.end_of_job({}) == slurm.end_of_job({"SLURM_JOB_END_TIME": ""}) == float("inf")
     assert slurm.end_of_job({"SLURM_JOB_END_TIME": "1700000000"}) == 1.7e9
 
 
 @pytest.mark.parametrize("number", preemption.SIGNALS, ids=lambda number: number.name)
-def test_a_signal_is_a_request_and_nothing_more(number: signal.Signals, tmp_path: Path) -> None:
+def test_a_signal_only_sets_the_stop_request(number: signal.Signals, tmp_path: Path) -> None:
     stop = StopRequest(tmp_path)
     stop.install()
     assert stop.agreed(OneProcess()) == ""
@@ -43,10 +43,10 @@ def test_a_second_ctrl_c_leaves_at_once_unless_it_is_an_echo_of_the_first(tmp_pa
     assert left == [130]
 
 
-def test_a_stop_file_is_a_request(tmp_path: Path, monkeypatch) -> None:
+def test_a_stop_file_is_a_stop_request(tmp_path: Path, monkeypatch) -> None:
     stop = StopRequest(tmp_path)
     now = time.monotonic()
-    monkeypatch.setattr(preemption.time, "monotonic", lambda: now + 2)  # it looks once a second
+    monkeypatch.setattr(preemption.time, "monotonic", lambda: now + 2)  # it checks once per second
     assert stop.agreed(OneProcess()) == ""
     (tmp_path / "STOP").touch()
     monkeypatch.setattr(preemption.time, "monotonic", lambda: now + 4)
@@ -56,9 +56,9 @@ def test_a_stop_file_is_a_request(tmp_path: Path, monkeypatch) -> None:
 @pytest.mark.parametrize(
     "reason, again",
     [("SIGINT", False), ("a STOP file in the run folder", False), ("SIGTERM", True), ("SIGUSR1", True),
-     ("SIGUSR2", True), ("SIGHUP", True), ("the end of the launcher", True), ("the end of the job's time", True)],
+     ("SIGUSR2", True), ("SIGHUP", True), ("the exit of the launcher", True), ("the job's time limit", True)],
 )  # fmt: skip
-def test_what_a_person_asks_for_is_not_started_again(reason: str, again: bool) -> None:
+def test_a_stop_by_a_person_is_not_requeued(reason: str, again: bool) -> None:
     assert preemption.wants_requeue(reason) == again
 
 
@@ -76,13 +76,13 @@ def test_a_parent_that_set_a_launchers_variable_is_a_launcher(variable: str) -> 
     assert launcher.launcher_pid({"PATH": "/bin"}) == 0
 
 
-def test_a_shell_within_a_step_of_srun_is_no_launcher(monkeypatch) -> None:
+def test_a_shell_in_an_srun_step_is_not_a_launcher(monkeypatch) -> None:
     monkeypatch.setattr(launcher, "launcher_environment", lambda: {"SLURM_PROCID": "0"})
     assert launcher.launcher_pid({"SLURM_PROCID": "0"}) == 0
 
 
-def test_the_end_of_the_launcher_is_a_request(tmp_path: Path, monkeypatch) -> None:
+def test_the_exit_of_the_launcher_is_a_stop_request(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     stop = StopRequest(tmp_path)
     monkeypatch.setattr(preemption.os, "getppid", lambda: 1)
-    assert stop.agreed(OneProcess()) == "the end of the launcher"
+    assert stop.agreed(OneProcess()) == "the exit of the launcher"

@@ -1,4 +1,4 @@
-"""What is wrong with a node is said in a sentence that names it. The real thing: tests/cluster/test_sbatch.py."""
+"""Preflight reports each problem in a sentence that names the node; tests/cluster runs it on a real Slurm."""
 
 from pathlib import Path
 from typing import Any
@@ -7,18 +7,20 @@ import pytest
 import torch
 
 from tinyimnet import cli, errors
+from tinyimnet.console import command
 from tinyimnet.distributed import preflight
 from tinyimnet.distributed.preflight import problems
 
 GOOD: dict[str, Any] = {
     "host": "n1", "local_rank": 0, "cores": 8, "code": "abc", "config": "a: 1\nb: 2\n",
-    "versions": {"python": "3.11.2", "torch": "2.13.0"}, "device": "NVIDIA H100", "gpus": 8, "job_gpus": 8, "usable": True, "gpu_free": 70 << 30,
+    "versions": {"python": "3.11.2", "torch": "2.13.0"}, "device": "NVIDIA H100",
+    "gpus": 8, "job_gpus": 8, "usable": True, "gpu_free": 70 << 30,
     "run_dir": "/runs/a", "disk": 1 << 40, "needs": 32e6, "clock": 1000.0, "sees_run": True,
 }  # fmt: skip
 
 
 def second(**changes: Any) -> list[str]:
-    """What is wrong where rank 1, on n2, differs in these facts."""
+    """Return the problems if rank 1, on n2, differs in these facts."""
     return problems([GOOD, {**GOOD, "host": "n2", **changes}])
 
 
@@ -26,34 +28,34 @@ def test_equal_nodes_are_fine() -> None:
     assert second(clock=1005.0) == []
 
 
-def test_outside_slurm_nobody_says_how_many_gpus_a_job_has() -> None:
+def test_outside_slurm_the_gpu_count_of_a_job_is_unknown() -> None:
     assert second(job_gpus=0) == []
 
 
 @pytest.mark.parametrize(
     "changes, sentence",
     [
-        ({"code": "def"}, "has other code than node n1 (def, not abc)"),
-        ({"config": "a: 1\nb: 3\n"}, "has another configuration than node n1 (b: 2; b: 3)"),
+        ({"code": "def"}, "has different code from node n1 (def, not abc)"),
+        ({"config": "a: 1\nb: 3\n"}, "has a different configuration from node n1 (b: 2; b: 3)"),
         (
             {"versions": {"python": "3.11.2", "torch": "2.12.0"}},
-            "has other versions than node n1 (torch 2.12.0, not 2.13.0)",
+            "has different versions from node n1 (torch 2.12.0, not 2.13.0)",
         ),
         (
             {"device": "EPYC, AVX2", "gpus": 0},
-            "has another device than node n1 (EPYC, AVX2, not NVIDIA H100)",
+            "has a different device from node n1 (EPYC, AVX2, not NVIDIA H100)",
         ),
         ({"sees_run": False}, "does not see the run folder /runs/a of node n1"),
-        ({"disk": 5e6}, "has 5 MB free for /runs/a, and two checkpoints need 32"),
-        ({"local_rank": 8}, "sees 8 GPUs and is process 8 of its node"),
-        ({"job_gpus": 2}, "sees 8 GPUs and its job has 2 of that node"),
+        ({"disk": 5e6}, "has 5 MB free for /runs/a, but two checkpoints need 32"),
+        ({"local_rank": 8}, "sees 8 GPUs but has local rank 8"),
+        ({"job_gpus": 2}, "sees 8 GPUs but its job has 2 on that node"),
         ({"usable": False}, "has 8 GPUs that torch 2.13.0 for CUDA"),
-        ({"gpu_free": 1 << 30}, "has 1.1 GB free on GPU 0, and a run needs 4.3"),
-        ({"clock": 1045.0}, "the clock of node n2 (rank 1) is +45 s off that of node n1"),
+        ({"gpu_free": 1 << 30}, "has 1.1 GB free on GPU 0, but a run needs 4.3"),
+        ({"clock": 1045.0}, "the clock of node n2 (rank 1) differs by +45 s from that of node n1"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_what_is_wrong_names_the_node(changes: dict, sentence: str) -> None:
+def test_each_problem_names_the_node(changes: dict, sentence: str) -> None:
     (found,) = second(**changes)
     assert "node n2 (rank 1)" in found and sentence in found
 
@@ -62,7 +64,7 @@ def test_what_is_wrong_names_the_node(changes: dict, sentence: str) -> None:
     "available, capability, works", [(False, (9, 0), False), (True, (7, 0), False), (True, (9, 0), True)]
 )
 def test_a_driver_or_a_gpu_that_is_too_old_for_this_torch_is_noticed(available, capability, works, monkeypatch) -> None:
-    """As NVML and CUDA answer then; no GPU was at hand."""
+    """The answers of NVML and CUDA are imitated, because no GPU was available."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90a", "sm_90", "compute_90"])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
@@ -77,24 +79,25 @@ def test_a_wrong_sum_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
             return torch.cat([torch.tensor([False]), flag])
 
     monkeypatch.setattr(preflight.torch.distributed, "all_reduce", lambda numbers: numbers.add_(1.0))
-    with pytest.raises(preflight.UserError, match="gave a wrong sum on node n2; leave it out"):
+    with pytest.raises(preflight.UserError, match="gave a wrong sum on node n2; exclude it"):
         preflight.measure(Two(), [GOOD, {**GOOD, "host": "n2"}])  # type: ignore[arg-type]
 
 
-def test_by_hand_on_one_process(tiny_data: Path, capsys) -> None:
+def test_preflight_by_hand_on_one_process(tiny_data: Path, capsys) -> None:
     assert cli.main(["preflight", f"--data.root={tiny_data}"]) == 0
     output = capsys.readouterr().out
-    assert "free for the run" in output and "passed in" in output
+    assert "free disk space" in output and "passed in" in output
 
 
-def test_without_data_it_says_how_to_make_them(tmp_path: Path, capsys) -> None:
+def test_without_data_it_says_how_to_prepare_them(tmp_path: Path, capsys) -> None:
     assert errors.run(cli.main, ["preflight", f"--data.root={tmp_path}"]) == 2
     assert capsys.readouterr().err == (
-        f"error: data.root {tmp_path} holds no prepared data set; run `python -m tinyimnet prepare SOURCE --out {tmp_path}`.\n"
+        f"error: data.root {tmp_path} holds no prepared data set; "
+        f"run `{command('prepare', 'SOURCE', '--out', tmp_path)}`.\n"
     )
 
 
-def test_without_the_soft_labels_too(tiny_data: Path, tmp_path: Path, capsys) -> None:
+def test_without_soft_labels_it_says_how_to_write_them(tiny_data: Path, tmp_path: Path, capsys) -> None:
     soft_labels = f"--data.soft_labels={tmp_path / 'none'}"
     assert errors.run(cli.main, ["preflight", f"--data.root={tiny_data}", soft_labels]) == 2
-    assert "none does not exist; write it with `python -m tinyimnet soft-labels`" in capsys.readouterr().err
+    assert "none does not exist; write it with `" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The one reader of run folders: it takes what is there, names what is damaged, and has one word for the state."""
+"""The reader of run folders: it reads what exists, names damaged files, and gives the state in one word."""
 
 import json
 import os
@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from helpers.run_folders import attempt, logged, sent
-from launch import runs, status
+from tinyimnet import cli
 from tinyimnet.errors import UserError
+from tinyimnet.launch import runs
 from tinyimnet.run.metrics import STEP
 from tinyimnet.run.record import read_object, read_record, with_metrics
 
@@ -21,7 +22,7 @@ def copy_of_finished(finished_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished_run, tmp_path / "copy"))
 
 
-def test_a_finished_run_tells_all_about_itself(finished_run: Path) -> None:
+def test_the_record_of_a_finished_run_is_complete(finished_run: Path) -> None:
     run, done = read_record(finished_run), json.loads((finished_run / "DONE").read_text())
     assert (run.name, run.damaged, run.state()) == ("run", (), "finished")
     assert (run.step, run.total_steps, run.steps_per_epoch) == (12, 12, 6)
@@ -32,7 +33,7 @@ def test_a_finished_run_tells_all_about_itself(finished_run: Path) -> None:
     assert run.starts() == [] and len(run.attempts) == 1
 
 
-def test_a_folder_that_is_not_there_says_nothing(tmp_path: Path) -> None:
+def test_the_record_of_a_missing_folder_is_empty(tmp_path: Path) -> None:
     run = read_record(tmp_path / "none")
     assert (run.lines, run.attempts, run.info, run.step, run.total_steps) == ([], [], {}, None, 0)
     assert (run.url, run.wandb_id, run.state()) == ("", "", "new")
@@ -60,37 +61,37 @@ def test_a_damaged_configuration_is_named_and_the_lines_are_read(copy_of_finishe
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
-def test_a_file_that_may_not_be_read_is_named(copy_of_finished: Path) -> None:
+def test_an_unreadable_file_is_named(copy_of_finished: Path) -> None:
     (copy_of_finished / "metrics.jsonl").chmod(0)
     run = read_record(copy_of_finished)
     assert run.damaged == (
-        f"{copy_of_finished / 'metrics.jsonl'} cannot be read (Permission denied); mend its permissions.",
+        f"{copy_of_finished / 'metrics.jsonl'} cannot be read (Permission denied); fix its permissions.",
     )
 
 
-def test_lines_without_a_step_and_values_that_are_no_numbers_are_left_out(make_run) -> None:
+def test_lines_without_a_step_and_non_numeric_values_are_left_out(make_run) -> None:
     lines = [logged(10), {"train/loss": 3.0}, {STEP: None}, {STEP: 20, "train/loss": "nan", "train/lr": 0.5}]
     run = read_record(make_run("a", metrics__jsonl=lines))
     assert run.lines == [logged(10), {STEP: 20, "train/lr": 0.5}]
 
 
-def test_a_run_without_a_line_has_nothing_to_show(make_run) -> None:
-    with pytest.raises(UserError, match="a has no line in metrics.jsonl yet; the first one comes after run.log_every"):
+def test_a_run_without_a_metrics_line_is_refused(make_run) -> None:
+    with pytest.raises(UserError, match="a has no line in metrics.jsonl yet; wait for the first one"):
         with_metrics(make_run("a", "run: {log_every: 50}\n"))
 
 
-def test_time_that_was_replayed_counts_once(make_run) -> None:
+def test_replayed_time_counts_once(make_run) -> None:
     lines = [logged(10, **{"perf/step_ms": 500}), logged(20, **{"perf/step_ms": 1000, "perf/eval_s": 3})]
     run = read_record(make_run("a", metrics__jsonl=lines, attempts__jsonl=[attempt(), attempt(step=10)]))
     assert run.training_seconds == 10 * 0.5 + 10 * 1 + 3
 
 
-def test_of_attempts_that_began_at_one_step_the_last_is_marked(make_run) -> None:
+def test_of_attempts_from_the_same_step_only_the_last_is_marked(make_run) -> None:
     begun = [attempt(), attempt(step=100), attempt(step=100), attempt(step=300)]
     assert read_record(make_run("a", attempts__jsonl=begun)).starts() == [(100, 3), (300, 4)]
 
 
-def test_a_recipe_is_the_configuration_without_the_seed_and_the_place(make_run) -> None:
+def test_a_recipe_is_the_configuration_without_the_seed_and_the_paths(make_run) -> None:
     text = "run: {{dir: {0}, seed: {1}}}\ndata: {{root: {0}}}\noptim: {{lr: {2}}}\n"
     one, other, slower = (make_run(name, text.format(name, seed, lr))
                           for name, seed, lr in (("a", 0, 0.1), ("b", 1, 0.1), ("c", 0, 0.05)))  # fmt: skip
@@ -104,15 +105,15 @@ AFTER_A_RESTART = ENDED_BY_AN_ERROR + "2026-11-25 INFO rank 0 of 1 is process 8 
 CRASHED = "2026-11-24 INFO rank 0 of 1 is process 7 on n1\n2026-11-24 ERROR rank 0 failed\nTraceback\n"
 STATES: dict[str, tuple[dict[str, object], str]] = {
     "not begun": ({}, "new"),
-    "to its end": ({"DONE": {}, "LOCK": {}}, "finished"),
-    "in the midst of it": ({"LOCK": {}, "REQUEUE": ""}, "running"),
-    "gone without a word": ({"LOCK": "old"}, "killed"),
-    "a mistake": ({"ERROR": "no disk"}, "failed"),
+    "done": ({"DONE": {}, "LOCK": {}}, "finished"),
+    "training": ({"LOCK": {}, "REQUEUE": ""}, "running"),
+    "lock not renewed": ({"LOCK": "old"}, "killed"),
+    "a user error": ({"ERROR": "no disk"}, "failed"),
     "an error in the log": ({"log": ENDED_BY_AN_ERROR}, "failed"),
     "a crash in the log": ({"log": CRASHED}, "failed"),
     "an error of an earlier attempt": ({"log": AFTER_A_RESTART}, "stopped"),
-    "by its scheduler": ({"REQUEUE": "{}"}, "stopped"),
-    "by a person": ({"STOP": ""}, "stopped"),
+    "stopped by its scheduler": ({"REQUEUE": "{}"}, "stopped"),
+    "stopped by a person": ({"STOP": ""}, "stopped"),
     "between two attempts": ({"metrics__jsonl": [logged(10)]}, "stopped"),
 }  # fmt: skip
 
@@ -132,11 +133,11 @@ def run_and_state(request, make_run: Callable[..., Path]) -> tuple[Path, str]:
     return run, word
 
 
-def test_the_folder_says_the_state_and_launch_status_says_the_same(run_and_state, slurm, capsys) -> None:
+def test_status_shows_the_same_state_as_the_run_folder(run_and_state, slurm, capsys) -> None:
     run, word = run_and_state
     assert read_record(run).state() == word
     assert runs.state_of(read_record(run), runs.live_jobs(), {}) == word
-    status.main([str(run)])
+    cli.main(["status", str(run)])
     assert capsys.readouterr().out.split(" a ")[1].split()[0] == word
 
 
@@ -145,13 +146,13 @@ def test_the_state_in_words_says_what_comes_next(run_and_state) -> None:
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / "step_00001000.pt").touch()
     words = read_record(run).state_in_words()
-    going_on = "the same command goes on from step 1,000" in words
+    going_on = "rerun the same command to resume from step 1,000" in words
     assert going_on == (word in ("killed", "failed", "stopped")), words
-    assert words.startswith("by its scheduler ") == (word == "stopped" and (run / "REQUEUE").exists())
-    assert ("logs/rank_0.log says why" in words) == (word == "failed")
+    assert words.startswith("by the scheduler ") == (word == "stopped" and (run / "REQUEUE").exists())
+    assert ("see logs/rank_0.log" in words) == (word == "failed")
 
 
-def test_a_run_that_was_submitted_and_has_not_begun_is_unknown_to_status(make_run, slurm) -> None:
+def test_status_shows_a_submitted_run_that_has_not_started_as_unknown(make_run, slurm) -> None:
     run = read_record(make_run("a", config=None, job__json=sent("7")))
     assert (run.state(), runs.state_of(run, {}, {})) == ("new", "unknown")
 

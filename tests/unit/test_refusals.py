@@ -1,4 +1,4 @@
-"""What is wrong with the data or in a run folder is one sentence and exit code 2, and the folder is as it was."""
+"""A problem with the data, the run folder or the environment is one sentence and exit code 2; the run is unchanged."""
 
 import hashlib
 import json
@@ -25,9 +25,9 @@ from tinyimnet.training import optim
 ARGUMENTS = {
     "--train.device_batch_size=5": "train.device_batch_size is 5 and must divide the 32 images",
     "--run.dir=/dev/null/run": "run.dir /dev/null/run cannot be written",
-    "--optim.lr=0.3": "holds a run with another configuration .*optim.lr: 0.1 -> 0.3",
-    "--train.epochs=1": "holds a run with another configuration .*train.epochs: 2 -> 1",
-    "--run.seed=7": "holds a run with another configuration .*run.seed: 0 -> 7",
+    "--optim.lr=0.3": "was started with a different configuration .*optim.lr: 0.1 -> 0.3",
+    "--train.epochs=1": "was started with a different configuration .*train.epochs: 2 -> 1",
+    "--run.seed=7": "was started with a different configuration .*run.seed: 0 -> 7",
 }
 
 
@@ -35,16 +35,16 @@ ARGUMENTS = {
 def begun_once(tmp_path_factory, tiny_data: Path) -> Path:
     """A run that was stopped in its second epoch."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(optim, "ema_decay_at", optim.ema_decay_at)  # put back at the end
+        patch.setattr(optim, "ema_decay_at", optim.ema_decay_at)  # restored at the end
         at_step(9, lambda: os.kill(os.getpid(), signal.SIGTERM))
         run = train_here(tiny_data, tmp_path_factory.mktemp("begun") / "run")
-    (run / "STOP").touch()  # a start that is refused does not take it away either
+    (run / "STOP").touch()  # a refused start must not remove it either
     return run
 
 
 @pytest.fixture
 def begun(begun_once: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
+    """A copy of that run."""
     return Path(shutil.copytree(begun_once, tmp_path / "begun"))
 
 
@@ -53,7 +53,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def assert_refused(arguments: list[str], pattern: str, run: Path, capsys: pytest.CaptureFixture) -> None:
-    """train.py ends with 2 and a sentence, and `run` is as it was."""
+    """Assert that train.py exits with 2 and one sentence, and leaves `run` unchanged."""
     before = contents(run)
     assert errors.run(train.main, arguments) == 2
     error = capsys.readouterr().err
@@ -68,11 +68,11 @@ def assert_sentence(line: str, pattern: str) -> None:
 
 
 @pytest.mark.parametrize("argument", ARGUMENTS)
-def test_what_does_not_fit_the_run_is_refused(argument: str, begun: Path, tiny_data: Path, capsys) -> None:
+def test_options_that_do_not_fit_the_run_are_refused(argument: str, begun: Path, tiny_data: Path, capsys) -> None:
     assert_refused([*small_run(tiny_data, begun), argument], ARGUMENTS[argument], begun, capsys)
 
 
-def test_a_mistake_of_the_parser_leaves_the_run_alone(begun: Path, tmp_path: Path, capsys) -> None:
+def test_a_parser_error_leaves_the_run_unchanged(begun: Path, tmp_path: Path, capsys) -> None:
     (tmp_path / "bad.yaml").write_text("optim: {lr: fast}")
     arguments = ["--config", str(tmp_path / "bad.yaml"), f"--run.dir={begun}"]
     assert_refused(arguments, "optim.lr is 'fast' and must be of type float", begun, capsys)
@@ -87,14 +87,14 @@ def manifest(root: Path, **changes: object) -> None:
 
 
 def array(root: Path, name: str, values: np.ndarray, **options: bool) -> None:
-    """Put another array into a prepared folder, with the digest that belongs to it."""
+    """Replace an array of a prepared folder, with the matching digest."""
     np.save(root / name, values, **options)
     digests = json.loads((root / "manifest.json").read_text())["sha256"]
     manifest(root, sha256={**digests, name: hashlib.sha256((root / name).read_bytes()).hexdigest()})
 
 
 class Code:
-    """Pickled, it ends the test where it is loaded."""
+    """An object that ends the test process when it is unpickled."""
 
     def __reduce__(self):
         return os._exit, (99,)
@@ -103,13 +103,16 @@ class Code:
 LABELS = np.zeros(200, np.int64)
 DATA: dict[str, tuple[Callable[[Path], object], str]] = {
     "array missing": (lambda root: (root / "train_images.npy").unlink(), "train_images.npy is missing"),
-    "array truncated": (lambda root: os.truncate(root / "val_images.npy", 5000), "val_images.npy differs from its manifest"),
+    "array truncated": (
+        lambda root: os.truncate(root / "val_images.npy", 5000),
+        "val_images.npy differs from its manifest",
+    ),
     "array empty": (lambda root: os.truncate(root / "val_labels.npy", 0), "val_labels.npy differs from its manifest"),
     "array altered": (lambda root: flip_a_bit(root / "train_labels.npy"), "train_labels.npy differs from its manifest"),
-    "no array": (lambda root: resave(root, b"not an array"), "train_labels.npy is not a whole .npy file"),
+    "no array": (lambda root: resave(root, b"not an array"), "train_labels.npy is not a valid .npy file"),
     "array of objects with code": (
         lambda root: array(root, "train_labels.npy", np.array([Code()] * 200), allow_pickle=True),
-        "train_labels.npy is not a whole .npy file",
+        "train_labels.npy is not a valid .npy file",
     ),
     "float images": (
         lambda root: array(root, "val_images.npy", np.zeros((200, 64, 64, 3))),
@@ -121,7 +124,10 @@ DATA: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "fewer labels": (lambda root: array(root, "val_labels.npy", LABELS[:9]), "labels are int64 .* for each of the 200"),
     "float labels": (lambda root: array(root, "val_labels.npy", LABELS / 2), "labels are float64"),
-    "label too large": (lambda root: array(root, "val_labels.npy", LABELS + 200), "label 200 is outside the 200 classes"),
+    "label too large": (
+        lambda root: array(root, "val_labels.npy", LABELS + 200),
+        "label 200 is outside the 200 classes",
+    ),
     "negative label": (lambda root: array(root, "train_labels.npy", LABELS - 1), "label -1 is outside the 200 classes"),
     "no validation images": (
         lambda root: [array(root, f"val_{kind}.npy", np.zeros((0, *shape), dtype))
@@ -165,10 +171,10 @@ def test_in_the_data(case: str, begun: Path, tiny_data: Path, tmp_path: Path, ca
 
 
 def test_other_data_than_those_the_run_began_with(begun: Path, tmp_path: Path, capsys) -> None:
-    """Also where they have as many images of the same classes: in another order they are other steps."""
+    """Also with as many images of the same classes, because a different order gives different steps."""
     other = tmp_path / "other"
     synthetic.prepare_synthetic(other, train_per_class=1, val_per_class=1, test_per_class=1, seed=1)
-    pattern = "data.root holds other data than the run was trained on.*; give those that it began with"
+    pattern = "data.root or data.soft_labels holds different data than the run was trained on.*; restore"
     assert_refused(small_run(other, begun), pattern, begun, capsys)
 
 
@@ -190,7 +196,7 @@ def with_digest(path: Path, content: bytes) -> None:
 
 
 def edited(edit: Callable[[dict], object]) -> Callable[[Path], None]:
-    """Change what is in a checkpoint, digest included."""
+    """Return a function that edits a checkpoint and updates its digest."""
 
     def damage(path: Path) -> None:
         state = torch.load(path, weights_only=True)
@@ -241,11 +247,16 @@ RUN: dict[str, tuple[Callable[[Path], object], str]] = {
     "configuration malformed": (lambda run: (run / "config.yaml").write_text("a: ["), "config.yaml is damaged"),
     "configuration that is text": (lambda run: (run / "config.yaml").write_text("hello"), "config.yaml is damaged"),
     "configuration with another network": (lambda run: configuration(run, model__widths=[8, 8]), "model.widths"),
-    "configuration with an unknown key": (lambda run: configuration(run, model__colour="red"), "model.colour: red -> None"),
-    "configuration without a section": (lambda run: (run / "config.yaml").write_text("run: {}"), "another configuration"),
+    "configuration with an unknown key": (
+        lambda run: configuration(run, model__colour="red"),
+        "model.colour: red -> None",
+    ),
+    "configuration without a section": (lambda run: (run / "config.yaml").write_text("run: {}"), "different config"),
     "finished, shorter, without checkpoints": (
-        lambda run: (shutil.rmtree(run / "checkpoints"), (run / "DONE").write_text("{}"), configuration(run, train__epochs=1)),
-        "is finished and has no checkpoint from which a longer run could go on",
+        lambda run: (
+            shutil.rmtree(run / "checkpoints"), (run / "DONE").write_text("{}"), configuration(run, train__epochs=1),
+        ),
+        "is finished and has no checkpoint from which to extend it",
     ),
     "DONE that is empty": (lambda run: (run / "DONE").write_text(""), "DONE is damaged"),
 }  # fmt: skip
@@ -272,15 +283,15 @@ SRUN = {
     "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
 }  # fmt: skip
 ENVIRONMENTS: dict[str, tuple[dict[str, str | None], str]] = {
-    "MASTER_ADDR unset": ({**GROUP, "MASTER_ADDR": None}, "MASTER_ADDR is not set and WORLD_SIZE is 2"),
-    "MASTER_ADDR empty": ({**GROUP, "MASTER_ADDR": ""}, "MASTER_ADDR is not set and WORLD_SIZE is 2"),
+    "MASTER_ADDR unset": ({**GROUP, "MASTER_ADDR": None}, "MASTER_ADDR is not set but WORLD_SIZE is 2"),
+    "MASTER_ADDR empty": ({**GROUP, "MASTER_ADDR": ""}, "MASTER_ADDR is not set but WORLD_SIZE is 2"),
     "MASTER_PORT unset": ({**GROUP, "MASTER_PORT": None}, "MASTER_PORT is '' and must be a number"),
     "MASTER_PORT a word": ({**GROUP, "MASTER_PORT": "http"}, "MASTER_PORT is 'http' and must be a number"),
-    "MASTER_PORT too large": ({**GROUP, "MASTER_PORT": "70000"}, "MASTER_PORT 70000, which is impossible"),
+    "MASTER_PORT too large": ({**GROUP, "MASTER_PORT": "70000"}, "MASTER_PORT 70000, but .* MASTER_PORT at most 65535"),
     "WORLD_SIZE unset": ({**GROUP, "WORLD_SIZE": None}, "WORLD_SIZE is '' and must be a number"),
     "WORLD_SIZE negative": ({**GROUP, "WORLD_SIZE": "-2"}, "WORLD_SIZE is '-2' and must be a number"),
     "RANK a word": ({**GROUP, "RANK": "first"}, "RANK is 'first' and must be a number"),
-    "RANK beyond the world": ({**GROUP, "RANK": "2"}, "RANK is 2, WORLD_SIZE 2 .* is impossible"),
+    "RANK beyond the world": ({**GROUP, "RANK": "2"}, "RANK is 2, WORLD_SIZE 2 .* RANK must be below WORLD_SIZE"),
     "LOCAL_RANK unset": ({**GROUP, "LOCAL_RANK": None}, "LOCAL_RANK is '' and must be a number"),
     "srun with a strange node list": ({**SRUN, "SLURM_STEP_NODELIST": "["}, r"SLURM_STEP_NODELIST is '\['"),
     "srun with strange tasks": (

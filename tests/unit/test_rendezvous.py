@@ -1,4 +1,4 @@
-"""One process meets nobody; who is missing is named with its node."""
+"""A single process waits for nobody; missing ranks are named with their nodes."""
 
 import socket
 
@@ -8,7 +8,7 @@ from tinyimnet.distributed import rendezvous
 from tinyimnet.distributed.rendezvous import Rendezvous
 
 
-def test_one_process_meets_nobody() -> None:
+def test_a_single_process_waits_for_nobody() -> None:
     alone = Rendezvous(environ={})
     assert (alone.rank, alone.world_size, alone.store, alone.hosts) == (0, 1, None, [socket.gethostname()])
     assert alone.on_all_ranks("x", lambda: 7) == 7

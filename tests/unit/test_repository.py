@@ -1,4 +1,4 @@
-"""The shape of the code and of the tests that the README promises."""
+"""The structure of the code and of the tests that the README describes."""
 
 import ast
 import re
@@ -12,13 +12,13 @@ from tinyimnet.files import read_lines
 from tinyimnet.run.metrics import METRICS, STEP
 
 PACKAGE = sorted((REPO / "tinyimnet").rglob("*.py"))
-CODE = [*PACKAGE, *sorted((REPO / "launch").glob("*.py")), REPO / "train.py"]
+CODE = [*PACKAGE, REPO / "train.py"]
 TESTS = sorted((REPO / "tests").rglob("test_*.py"))
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
-# Imports go one way: a folder, or a module beside the folders, may import those in earlier rows and itself.
+# Imports go one way: a folder, or a top-level module, may import itself and those in earlier rows.
 LAYERS = [
     {"errors", "files"},
-    {"config", "console"},
+    {"config", "console", "cli"},
     {"config_cli"},
     {"distributed"},
     {"data"},
@@ -26,16 +26,16 @@ LAYERS = [
     {"run"},
     {"evaluation"},
     {"tracking"},
-    {"training"},
     {"report"},
-    {"commands", "train"},
-    {"cli"},
+    {"training"},
+    {"train"},
+    {"launch", "commands"},
     {"__main__"},
 ]
 
 
 def named(path: Path) -> str:
-    """tinyimnet/run/lock.py -> tinyimnet.run.lock."""
+    """Return the name of a module: tinyimnet/run/lock.py -> tinyimnet.run.lock."""
     return ".".join(path.relative_to(REPO).with_suffix("").parts).removesuffix(".__init__")
 
 
@@ -43,7 +43,7 @@ MODULES = {named(path): path for path in CODE}
 
 
 def imported(path: Path, *, at_once: bool = False) -> Iterator[str]:
-    """Modules that a file imports by their full names, also inside functions unless only those `at_once` count."""
+    """Yield the full names of the modules that a file imports; with `at_once`, only those outside functions."""
     tree = ast.parse(path.read_text())
     for node in tree.body if at_once else ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -57,7 +57,7 @@ def imported(path: Path, *, at_once: bool = False) -> Iterator[str]:
 
 
 def all_imported(module: str, seen: set[str]) -> set[str]:
-    """What is imported once `module` is: modules of ours, and the roots of others as we name them."""
+    """Return what an import of `module` loads: our modules, and the top-level names of other packages."""
     if module not in MODULES:
         return seen | {module.partition(".")[0]}
     if module not in seen:
@@ -68,7 +68,7 @@ def all_imported(module: str, seen: set[str]) -> set[str]:
 
 
 def part_of(module: str) -> str:
-    """The folder, or the module beside the folders: tinyimnet.run.lock -> run."""
+    """Return the folder or the top-level module: tinyimnet.run.lock -> run."""
     return module.split(".")[1]
 
 
@@ -85,7 +85,7 @@ def test_imports_go_one_way(path: Path) -> None:
             assert other == mine or layer[other] < layer[mine], f"{named(path)} imports {name}"
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
+def test_there_are_no_import_cycles() -> None:
     done: set[str] = set()
 
     def visit(module: str, way: tuple[str, ...]) -> None:
@@ -100,31 +100,32 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
         visit(module, ())
 
 
-def test_a_folder_says_what_it_is_and_passes_nothing_on() -> None:
+def test_an_init_file_has_a_docstring_and_exports_nothing() -> None:
     folders = [path for path in PACKAGE if path.stem == "__init__"]
     assert len(folders) == 1 + len({path.parent for path in PACKAGE} - {REPO / "tinyimnet"})
     for path in folders:
-        (docstring,) = ast.parse(path.read_text()).body  # and nothing else
+        docstring, *others = ast.parse(path.read_text()).body
+        assert len(others) == (path.parent.name == "tinyimnet")  # __version__
         assert isinstance(docstring, ast.Expr) and len(docstring.value.value) > 20, path  # type: ignore[attr-defined]
 
 
-def test_only_what_the_linter_is_told_of_speaks_to_wandb() -> None:
+def test_only_the_modules_that_the_linter_exempts_import_wandb() -> None:
     told = re.search(r'"tinyimnet/tracking/\{([\w,]+)\}\.py" = \["TID251"\]', (REPO / "pyproject.toml").read_text())
     assert told
     users = {named(path) for path in CODE if any(re.match(r"wandb\b", name) for name in imported(path))}
     assert users == {f"tinyimnet.tracking.{name}" for name in told[1].split(",")}
 
 
-def test_only_launch_speaks_to_submitit() -> None:
+def test_only_launch_imports_submitit() -> None:
     users = {path.parent.name for path in CODE if "submitit" in imported(path)}
     assert users == {"launch"}
 
 
-def test_the_package_knows_nothing_of_what_starts_it() -> None:
-    assert not [path for path in PACKAGE if any(re.match(r"launch\b", name) for name in imported(path))]
+def test_the_training_does_not_import_launch() -> None:
+    assert not {name for name in all_imported("tinyimnet.train", set()) if name.startswith("tinyimnet.launch")}
 
 
-def test_who_knows_accelerate() -> None:
+def test_only_these_modules_import_accelerate() -> None:
     users = {named(path) for path in CODE if any(re.match(r"accelerate\b", name) for name in imported(path))}
     assert users == {
         "tinyimnet.train", "tinyimnet.distributed.preemption", "tinyimnet.distributed.preflight",
@@ -135,11 +136,13 @@ def test_who_knows_accelerate() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["launch.requeue", "launch.status", "launch.cancel", "launch.logs", "launch.seeds", "tinyimnet.run.record",
-     "tinyimnet.cli", "tinyimnet.data.prepare"],
+    [
+        *(f"tinyimnet.launch.{name}" for name in ("requeue", "status", "cancel", "logs", "seeds")),
+        "tinyimnet.run.record", "tinyimnet.cli", "tinyimnet.data.prepare",
+    ],
 )  # fmt: skip
-def test_what_has_to_start_at_once_imports_no_torch(module: str) -> None:
-    """process/test_imports.py looks at a real process."""
+def test_modules_that_must_start_fast_do_not_import_torch(module: str) -> None:
+    """process/test_imports.py checks a real process."""
     heavy = {"torch", "accelerate", "submitit", "wandb", "matplotlib", "safetensors"}
     assert not all_imported(module, set()) & heavy
 
@@ -148,7 +151,7 @@ def test_what_has_to_start_at_once_imports_no_torch(module: str) -> None:
 
 
 @pytest.mark.parametrize("path", CODE, ids=named)
-def test_files_and_functions_stay_readable(path: Path) -> None:
+def test_files_and_functions_stay_short(path: Path) -> None:
     source = path.read_text()
     assert source.count("\n") <= 310
     for node in ast.walk(ast.parse(source)):
@@ -156,7 +159,7 @@ def test_files_and_functions_stay_readable(path: Path) -> None:
             assert (node.end_lineno or 0) - node.lineno <= 65, node.name
 
 
-def test_the_script_at_the_top_only_starts_the_program() -> None:
+def test_train_py_only_starts_the_program() -> None:
     assert (REPO / "train.py").read_text().count("\n") < 25
 
 
@@ -175,14 +178,14 @@ def test_test_names_fit_on_a_line() -> None:
     assert [f"{path.name}::{name}" for path in TESTS for name in functions(path) if len(name) > 70] == []
 
 
-def test_test_names_and_files_are_not_there_twice() -> None:
+def test_test_names_and_files_are_unique() -> None:
     names = [path.name for path in TESTS]
     assert sorted(set(names)) == sorted(names)
     for path in TESTS:
         assert len(set(functions(path))) == len(functions(path)), path.name
 
 
-def test_test_files_stay_readable() -> None:
+def test_test_files_stay_short() -> None:
     for path in TESTS:
         if path.parent.name in ("unit", "process"):
             assert path.read_text().count("\n") <= 350, path.name
@@ -198,7 +201,7 @@ def test_unit_tests_start_no_processes(path: Path) -> None:
         assert not re.findall(rf"{starts}|helpers\.rendezvous|helpers\.program import .*\b(python|launch)\b", source)
 
 
-def test_the_tests_that_the_pages_name_exist() -> None:
+def test_tests_that_the_pages_name_exist() -> None:
     found = [name for page in PAGES for name in re.findall(r"([\w/]*test_\w+\.py)::(test_\w+)", page.read_text())]
     assert len(found) > 20
     for file, name in found:
@@ -209,13 +212,13 @@ def test_the_tests_that_the_pages_name_exist() -> None:
 # ---- pages ------------------------------------------------------------------------------------------------------
 
 
-def test_every_link_leads_somewhere() -> None:
+def test_every_local_link_has_a_target() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_charts_know_every_metric_that_is_logged_and_no_other(finished_run: Path) -> None:
+def test_the_table_of_metrics_has_exactly_the_logged_metrics(finished_run: Path) -> None:
     logged = {key for line in read_lines(finished_run / "metrics.jsonl") for key in line}
     known = [metric.key for metric in METRICS]
     assert len(set(known)) == len(known)

@@ -1,4 +1,4 @@
-"""What becomes of a Slurm job whose training has ended. The real thing: tests/cluster."""
+"""Whether a Slurm job is requeued after its training has ended; tests/cluster runs the real Slurm."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from helpers.run_folders import attempt
-from launch.requeue import decide
 from tinyimnet import errors, train
 from tinyimnet.config import RunConfig
+from tinyimnet.launch.requeue import decide
 
 RUNNING = {"JobState": "RUNNING", "PreemptTime": "None"}
 PREEMPTED = {"JobState": "RUNNING", "PreemptTime": "2026-11-24T17:10:14"}
@@ -25,33 +25,33 @@ def mark(run: RunConfig, attempt: tuple = ("123", 2), steps: int = 10) -> None:
     (Path(run.dir) / "REQUEUE").write_text(json.dumps(marker))
 
 
-def test_a_run_that_was_stopped_and_got_on_is_requeued(run: RunConfig) -> None:
+def test_a_stopped_run_that_made_progress_is_requeued(run: RunConfig) -> None:
     mark(run)
     assert decide(run, 0, RUNNING, ATTEMPT_3) == (
         True,
         0,
-        "stopped by SIGUSR1 and saved; requeued for attempt 4",
+        "stopped by SIGUSR1, checkpoint saved; requeued as attempt 4",
     )
 
 
-def test_so_is_one_of_an_array(run: RunConfig) -> None:
+def test_a_stopped_run_of_an_array_is_requeued(run: RunConfig) -> None:
     mark(run, ("99_1", 0))
     environ = {"SLURM_JOB_ID": "101", "SLURM_ARRAY_JOB_ID": "99", "SLURM_ARRAY_TASK_ID": "1"}
     assert decide(run, 0, RUNNING, environ).requeue
 
 
-def test_a_preempted_one_is_requeued_whatever_it_did(run: RunConfig) -> None:
-    assert decide(run, 143, PREEMPTED, ATTEMPT_3) == (True, 0, "preempted; requeued for attempt 4")
+def test_a_preempted_run_is_requeued_even_without_progress(run: RunConfig) -> None:
+    assert decide(run, 143, PREEMPTED, ATTEMPT_3) == (True, 0, "preempted; requeued as attempt 4")
 
 
-def test_a_finished_one_is_not(run: RunConfig) -> None:
+def test_a_finished_run_is_not_requeued(run: RunConfig) -> None:
     mark(run)
     (Path(run.dir) / "DONE").touch()
     assert decide(run, 0, PREEMPTED, ATTEMPT_3) == (False, 0, "finished in attempt 3")
 
 
 def past(run: RunConfig, *starts: tuple[str, int, int], saved: int = 0) -> None:
-    """Leave starts of the run, (job, restart, step), and a newest checkpoint."""
+    """Write attempts of the run, as (job, restart, step), and a newest checkpoint."""
     lines = [json.dumps(attempt(job, restart=restart, step=step)) for job, restart, step in starts]
     (Path(run.dir) / "attempts.jsonl").write_text("\n".join(lines) + "\n")
     (Path(run.dir) / "checkpoints").mkdir()
@@ -59,11 +59,11 @@ def past(run: RunConfig, *starts: tuple[str, int, int], saved: int = 0) -> None:
         (Path(run.dir) / "checkpoints" / f"step_{step:08d}.pt").touch()
 
 
-def test_one_that_lost_a_process_after_a_new_checkpoint_is_requeued(run: RunConfig) -> None:
+def test_a_run_that_lost_a_process_after_a_new_checkpoint_is_requeued(run: RunConfig) -> None:
     past(run, ("123", 0, 0), ("123", 2, 100), saved=140)
     again, exit_code, sentence = decide(run, 137, RUNNING, ATTEMPT_3)
     assert (again, exit_code) == (True, 0)
-    assert sentence == "ended with exit code 137, with step 140 saved; requeued for attempt 4"
+    assert sentence == "ended with exit code 137, newest checkpoint at step 140; requeued as attempt 4"
 
 
 NOTHING_NEW: dict[str, tuple[list, int, bool]] = {
@@ -84,15 +84,13 @@ def test_two_failures_without_a_new_checkpoint_are_forgiven(
     assert decide(run, 1, RUNNING, ATTEMPT_3).requeue == again
 
 
-def test_not_for_three(run: RunConfig) -> None:
+def test_three_failures_without_a_new_checkpoint_end_the_job(run: RunConfig) -> None:
     past(run, ("123", 0, 50), ("123", 3, 100), saved=100)
     assert decide(run, 1, RUNNING, {**ATTEMPT_3, "SLURM_RESTART_COUNT": "2"}).requeue
     assert not decide(run, 1, RUNNING, {**ATTEMPT_3, "SLURM_RESTART_COUNT": "3"}).requeue
 
 
-def test_a_refusal_before_the_start_is_requeued_a_later_mistake_is_not(
-    run: RunConfig,
-) -> None:
+def test_a_user_error_is_requeued_only_before_the_attempt_starts(run: RunConfig) -> None:
     past(run, ("123", 1, 0), saved=100)
     assert decide(run, errors.USER_ERROR, RUNNING, ATTEMPT_3).requeue
     with (Path(run.dir) / "attempts.jsonl").open("a") as attempts:
@@ -101,20 +99,20 @@ def test_a_refusal_before_the_start_is_requeued_a_later_mistake_is_not(
 
 
 @pytest.mark.parametrize("file", ["STOP", "ERROR"])
-def test_what_a_person_asked_for_or_has_to_mend_is_not_requeued(file: str, run: RunConfig) -> None:
-    """Killed while it waits for W&B, or stuck until it is killed, a process has the exit code of a signal."""
+def test_a_stop_or_error_file_prevents_a_requeue(file: str, run: RunConfig) -> None:
+    """A process that is killed while it waits for W&B, or while it hangs, has the exit code of a signal."""
     past(run, ("123", 2, 0), saved=100)
     assert decide(run, 137, RUNNING, ATTEMPT_3).requeue
     (Path(run.dir) / file).touch()
     assert not decide(run, 137, RUNNING, ATTEMPT_3).requeue
 
 
-def test_a_second_ctrl_c_is_obeyed(run: RunConfig) -> None:
+def test_a_second_ctrl_c_is_not_requeued(run: RunConfig) -> None:
     past(run, ("123", 2, 0), saved=100)
     assert not decide(run, 130, RUNNING, ATTEMPT_3).requeue
 
 
-def test_a_run_that_diverges_leaves_the_marker(arguments, tmp_path: Path, monkeypatch) -> None:
+def test_a_run_that_diverges_leaves_an_error_file(arguments, tmp_path: Path, monkeypatch) -> None:
     keys = {"optim__lr": 1e30, "train__max_skipped_steps": 1, "run__log_every": 1, "run__save_every": 1}
     monkeypatch.setenv("SLURM_JOB_ID", "123")
     assert errors.run(train.main, arguments(**keys)) == 2
@@ -125,20 +123,20 @@ def test_a_run_that_diverges_leaves_the_marker(arguments, tmp_path: Path, monkey
     assert decide(run, 137, RUNNING, first).requeue
 
 
-def test_an_attempt_that_slurm_took_for_lost_does_not_end_the_one_after_it(run: RunConfig) -> None:
+def test_an_attempt_that_slurm_declared_lost_does_not_end_the_next_one(run: RunConfig) -> None:
     past(run, ("123", 2, 0), saved=100)
     mark(run)
     again, exit_code, sentence = decide(run, 1, {**RUNNING, "Restarts": "3"}, ATTEMPT_3)
-    assert (again, exit_code) == (False, 1) and "a later attempt of this job has begun" in sentence
+    assert (again, exit_code) == (False, 1) and "a later attempt of this job has started" in sentence
     assert decide(run, 1, {**RUNNING, "Restarts": "2"}, ATTEMPT_3).requeue
 
 
-def test_without_an_answer_of_slurm_a_failure_is_not_requeued(run: RunConfig) -> None:
+def test_without_an_answer_from_slurm_a_failure_is_not_requeued(run: RunConfig) -> None:
     past(run, ("123", 2, 0), saved=100)
     assert not decide(run, 137, {}, ATTEMPT_3).requeue
 
 
-def test_a_line_that_a_power_failure_cut_hides_no_other(run: RunConfig) -> None:
+def test_a_line_cut_off_by_a_power_failure_hides_no_other(run: RunConfig) -> None:
     past(run, ("123", 0, 0), ("123", 2, 100), saved=140)
     attempts = Path(run.dir) / "attempts.jsonl"
     first, last = attempts.read_text().splitlines()
@@ -146,7 +144,7 @@ def test_a_line_that_a_power_failure_cut_hides_no_other(run: RunConfig) -> None:
     assert decide(run, 1, RUNNING, ATTEMPT_3).requeue
 
 
-def test_a_finished_run_that_crashed_when_it_left_is_finished(run: RunConfig) -> None:
+def test_a_finished_run_that_crashed_at_exit_is_finished(run: RunConfig) -> None:
     past(run, ("123", 2, 0), saved=100)
     (Path(run.dir) / "DONE").touch()
     assert decide(run, 134, RUNNING, ATTEMPT_3) == (False, 0, "finished in attempt 3")
@@ -157,43 +155,43 @@ def test_outside_slurm_nothing_is_requeued(run: RunConfig) -> None:
     assert not decide(run, 1, {}, {}).requeue
 
 
-def test_an_error_is_not_and_keeps_its_exit_code(run: RunConfig) -> None:
+def test_a_user_error_is_not_requeued_and_keeps_its_exit_code(run: RunConfig) -> None:
     assert decide(run, 2, RUNNING, ATTEMPT_3) == (False, 2, "ended with exit code 2; not requeued")
 
 
-def test_an_error_after_an_attempt_that_was_requeued_is_not(run: RunConfig) -> None:
+def test_an_error_after_a_requeued_attempt_is_not_requeued(run: RunConfig) -> None:
     mark(run, ("123", 1))
     assert not decide(run, 1, RUNNING, ATTEMPT_3).requeue
 
 
 @pytest.mark.parametrize("job", [RUNNING, PREEMPTED], ids=["running", "preempted"])
-def test_a_person_who_stopped_it_is_obeyed(job: dict[str, str], run: RunConfig) -> None:
+def test_a_run_stopped_by_a_person_is_not_requeued(job: dict[str, str], run: RunConfig) -> None:
     (Path(run.dir) / "STOP").touch()
-    assert decide(run, 0, job, ATTEMPT_3) == (False, 0, "stopped by a person; not requeued")
+    assert decide(run, 0, job, ATTEMPT_3) == (False, 0, "stopped by the user; not requeued")
 
 
-def test_a_cancelled_one_stays_cancelled(run: RunConfig) -> None:
+def test_a_cancelled_job_stays_cancelled(run: RunConfig) -> None:
     mark(run)
     assert not decide(run, 0, {"JobState": "CANCELLED", "PreemptTime": "None"}, ATTEMPT_3).requeue
 
 
-def test_an_attempt_without_a_step_is_the_last(run: RunConfig) -> None:
+def test_an_attempt_without_a_step_ends_the_job(run: RunConfig) -> None:
     mark(run, steps=0)
     again, exit_code, sentence = decide(run, 0, RUNNING, ATTEMPT_3)
-    assert (again, exit_code) == (False, 1) and "without one step done in attempt 3" in sentence
+    assert (again, exit_code) == (False, 1) and "but attempt 3 completed no step" in sentence
 
 
 def test_attempts_are_limited(run: RunConfig) -> None:
     mark(run, ("123", 4))
     again, exit_code, sentence = decide(run, 0, RUNNING, {**ATTEMPT_3, "SLURM_RESTART_COUNT": "4"})
-    assert (again, exit_code) == (False, 1) and "attempt 5 of run.max_attempts 5" in sentence
+    assert (again, exit_code) == (False, 1) and "after attempt 5 (run.max_attempts is 5)" in sentence
 
 
-def test_a_half_written_marker_is_none(run: RunConfig) -> None:
+def test_a_half_written_marker_is_ignored(run: RunConfig) -> None:
     (Path(run.dir) / "REQUEUE").write_text('{"reason": "SIG')
     assert not decide(run, 0, RUNNING, ATTEMPT_3).requeue
 
 
-def test_one_begun_late_in_an_attempt_may_have_no_step(run: RunConfig) -> None:
+def test_a_run_begun_late_in_an_attempt_may_have_no_step(run: RunConfig) -> None:
     mark(run, steps=0)
     assert decide(run, 0, RUNNING, ATTEMPT_3, begun_late=True).requeue

@@ -1,4 +1,4 @@
-"""What a finished run leaves for others: its best weights, and a model card whose program works."""
+"""What a finished run provides: its best weights, and a model card whose example works."""
 
 import json
 import shutil
@@ -11,14 +11,14 @@ from tinyimnet.files import read_lines
 from tinyimnet.run.metrics import STEP
 
 
-def test_the_model_card_says_how_good_it_is_and_its_program_works(
+def test_the_model_card_has_the_results_and_its_example_works(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card, results = (
         (finished_run / "MODEL_CARD.md").read_text(),
         json.loads((finished_run / "DONE").read_text()),
     )
-    assert f"| final.safetensors, moving average of the weights | 12 | {results['val/ema_top1']:.2f} %" in card
+    assert f"| final.safetensors, EMA weights | 12 | {results['val/ema_top1']:.2f} %" in card
     assert f"{results['ece']:.2f} %" in card and "| **optim.lr** | **0.1** |" in card
     for name in ("final", "best"):
         shutil.copy(finished_run / f"{name}.safetensors", tmp_path)

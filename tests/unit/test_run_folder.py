@@ -1,4 +1,4 @@
-"""What is listed in a run folder, whatever a crash left there: attempts, checkpoints, the configuration, the markers."""
+"""Contents of a run folder, also after a crash: attempts, checkpoints, the configuration and the markers."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ from tinyimnet.run.folder import (
 )
 
 
-def test_attempts_are_read_in_their_order(make_run) -> None:
+def test_attempts_are_read_in_order(make_run) -> None:
     run = make_run("a", attempts__jsonl=[attempt("7", started=5.5), attempt("8", restart=2, step=100)])
     first, second = read_attempts(run)
     assert first == Attempt(5.5, "7", 0, ("n1", "n2"), 4, 0, 5000)
@@ -39,12 +39,12 @@ def test_a_damaged_line_hides_no_other(damaged: str, make_run) -> None:
     assert [(each.job, each.step) for each in read_attempts(run)] == [("7", 0), ("8", 100)]
 
 
-def test_a_line_from_before_there_was_a_digest_of_the_code_is_read(make_run) -> None:
+def test_a_line_without_a_digest_of_the_code_is_read(make_run) -> None:
     run = make_run("a", attempts__jsonl=[attempt(), attempt() | {"code": "abc"}])
     assert [each.code for each in read_attempts(run)] == ["", "abc"]
 
 
-def test_a_run_that_has_not_begun_has_no_attempts_and_no_checkpoints(tmp_path: Path) -> None:
+def test_a_run_that_has_not_started_has_no_attempts_and_no_checkpoints(tmp_path: Path) -> None:
     assert read_attempts(tmp_path) == [] and checkpoint_steps(tmp_path / "checkpoints") == []
     assert newest_step(tmp_path) == 0
 
@@ -86,6 +86,6 @@ def test_a_configuration_that_cannot_be_read_is_named(content: str | None, sente
 
 
 def test_a_folder_that_cannot_be_written_is_named_with_the_reason(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"run.dir .* cannot be written \(No space left on device\); mend that"), \
+    with pytest.raises(UserError, match=r"run.dir .* cannot be written \(No space left on device\); fix that"), \
             writable(tmp_path):  # fmt: skip
         raise OSError(28, "No space left on device")

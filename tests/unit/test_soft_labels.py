@@ -1,4 +1,4 @@
-"""Targets that another network gave: for the right images, by the chosen weight, the same in every attempt of a run."""
+"""Soft labels from teacher networks: for the right images, with the chosen weight, the same in all attempts."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -38,13 +38,13 @@ def teachers(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> list
 
 @pytest.fixture
 def written(teachers: list[Path], tiny_data: Path, tmp_path: Path) -> Path:
-    """What `soft-labels` writes."""
+    """The file that `soft-labels` writes."""
     out = tmp_path / "made" / "soft_labels.safetensors"
     assert cli.main(["soft-labels", *map(str, teachers), "--data", str(tiny_data), "--out", str(out)]) == 0
     return out
 
 
-def test_the_command_writes_what_the_teachers_say_on_average(
+def test_the_command_writes_the_mean_prediction_of_the_teachers(
     written: Path, teachers: list[Path], dataset: Dataset
 ) -> None:
     said = soft_labels.add(dataset, written).soft_labels
@@ -55,18 +55,16 @@ def test_the_command_writes_what_the_teachers_say_on_average(
     np.testing.assert_allclose(said, expected, rtol=1e-3, atol=1e-7)
 
 
-def test_a_place_that_cannot_be_written_is_named_before_the_work(
+def test_an_output_that_cannot_be_written_is_named_before_the_work(
     teachers: list[Path], tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(analysis, "log_probabilities", None)
     with pytest.raises(UserError, match="--out .*5.* cannot be written .*; choose another file"):
-        out = teachers[0] / "5"  # in a file
+        out = teachers[0] / "5"  # inside a file
         cli.main(["soft-labels", str(teachers[0]), "--data", str(tiny_data), "--out", str(out)])
 
 
-def test_a_target_is_a_mean_of_the_labels_and_of_what_the_teachers_said(
-    dataset: Dataset,
-) -> None:
+def test_a_target_is_a_weighted_mean_of_labels_and_soft_labels(dataset: Dataset) -> None:
     said = np.random.default_rng(0).dirichlet(np.ones(200), len(dataset.labels["train"])).astype(np.float16)
     config = Config(run=RunConfig(seed=3), augment=MIXING, train=TrainConfig(epochs=1, global_batch_size=64))
     cpu = torch.device("cpu")
@@ -85,7 +83,7 @@ def test_a_target_is_a_mean_of_the_labels_and_of_what_the_teachers_said(
     np.testing.assert_allclose(source.load(unmixed, slice(0, 64), 0)[1], of_own, rtol=1e-4, atol=1e-6)
 
 
-def test_images_held_out_for_tuning_take_theirs_with_them(dataset: Dataset) -> None:
+def test_the_tuning_split_keeps_soft_labels_with_their_images(dataset: Dataset) -> None:
     images = np.repeat(dataset.images["train"], 4, axis=0)
     images[:, 0, 0, 0] = np.arange(800) % 256
     numbered = np.arange(800, dtype=np.float16)[:, None]
@@ -115,15 +113,13 @@ def _of_other_images(file: Path, dataset: Dataset) -> None:
 
 MISTAKES = {
     "soft_labels.safetensors does not exist; write it with": _missing,
-    "soft_labels.safetensors is damaged or not one of ours": _damaged,
-    "is about other images than those of data.root .* 0123456789ab, not": _of_other_images,
+    "soft_labels.safetensors is damaged or not a soft-label file": _damaged,
+    "was computed for different data than data.root .* 0123456789ab, not": _of_other_images,
 }
 
 
 @pytest.mark.parametrize("sentence", MISTAKES)
-def test_a_file_that_cannot_serve_is_one_sentence(
-    sentence: str, written: Path, tiny_data: Path, dataset: Dataset
-) -> None:
+def test_an_unusable_file_is_a_user_error(sentence: str, written: Path, tiny_data: Path, dataset: Dataset) -> None:
     MISTAKES[sentence](written, dataset)
     with pytest.raises(UserError, match=f"^data.soft_labels .*{sentence}"):
         loading.ready_dataset(DataConfig(root=str(tiny_data), soft_labels=str(written)), Rendezvous(environ={}))
@@ -142,15 +138,15 @@ def test_inspect_shows_the_targets_of_the_training(
     assert titles == [f"1.00 {dataset.names[3]}"] * 8
 
 
-def test_a_run_goes_on_with_the_soft_labels_that_it_began_with(
+def test_a_run_resumes_only_with_the_soft_labels_it_started_with(
     written: Path, arguments, dataset: Dataset, tmp_path: Path
 ) -> None:
     options = arguments(data__soft_labels=written, train__epochs=1)
     assert train.main(options) == 0
     card = (tmp_path / "run" / "MODEL_CARD.md").read_text()
-    assert "and, beside their labels, on what other networks say of them (soft_labels.safetensors)" in card
+    assert "with their labels and with soft labels of other networks (soft_labels.safetensors)" in card
     soft_labels.write(written, np.full((200, 200), 1 / 200), dataset, ["another teacher"])
-    with pytest.raises(UserError, match="other data than the run was trained on"):
+    with pytest.raises(UserError, match="different data than the run was trained on"):
         train.main([*options, "--train.epochs=2"])
     with pytest.raises(UserError, match=r"data.soft_labels: .*soft_labels.safetensors -> "):
         train.main([*options, "--data.soft_labels="])

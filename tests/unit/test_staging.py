@@ -1,4 +1,4 @@
-"""The arrays are copied once for each node, verified, and leave nothing behind."""
+"""Staging copies the arrays once per node, verifies them, and leaves nothing behind."""
 
 import shutil
 import threading
@@ -15,7 +15,7 @@ def names(place: Path) -> list[str]:
     return sorted(path.name for path in place.iterdir())
 
 
-def test_the_copy_is_gone_after_it_was_opened_and_can_still_be_read(tiny_data: Path, tmp_path: Path) -> None:
+def test_the_copy_is_deleted_once_open_and_can_still_be_read(tiny_data: Path, tmp_path: Path) -> None:
     with staging.staged(tiny_data, str(tmp_path), "a") as copy:
         assert copy.parent == tmp_path
         dataset = open_dataset(copy)
@@ -23,7 +23,7 @@ def test_the_copy_is_gone_after_it_was_opened_and_can_still_be_read(tiny_data: P
     assert (dataset.images["train"] == open_dataset(tiny_data).images["train"]).all()
 
 
-def test_processes_of_one_node_copy_once_and_wait_for_it(tiny_data: Path, tmp_path: Path, monkeypatch) -> None:
+def test_processes_of_one_node_share_one_copy(tiny_data: Path, tmp_path: Path, monkeypatch) -> None:
     copies, copy = [], staging._copy
     monkeypatch.setattr(staging, "_copy", lambda *paths: (copies.append(1), copy(*paths)))
     all_opened = threading.Barrier(4)
@@ -42,7 +42,7 @@ def test_processes_of_one_node_copy_once_and_wait_for_it(tiny_data: Path, tmp_pa
     assert names(tmp_path) == []
 
 
-def test_a_variable_names_the_folder(tiny_data: Path, tmp_path: Path, monkeypatch) -> None:
+def test_the_folder_can_be_an_environment_variable(tiny_data: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path))
     with staging.staged(tiny_data, "$SLURM_TMPDIR", "a") as copy:
         assert copy.parent == tmp_path
@@ -61,7 +61,7 @@ def test_damaged_data_is_named(tiny_data: Path, tmp_path: Path) -> None:
     assert names(tmp_path) == ["data"]
 
 
-def test_a_folder_that_is_not_there_is_named(tiny_data: Path, tmp_path: Path) -> None:
+def test_a_missing_folder_is_named(tiny_data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data.stage /no/where cannot hold the data on this node \(No such file"), \
             staging.staged(tiny_data, "/no/where", "a"):  # fmt: skip
         pass

@@ -1,4 +1,4 @@
-"""launch.status: where each run is, how far, how fast and how good; one word on its state."""
+"""`tinyimnet status`: nodes, progress, speed, accuracy and a one-word state of each run."""
 
 import json
 import os
@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from helpers.run_folders import attempt, logged, sent
-from launch import status
+from tinyimnet import cli
+from tinyimnet.launch import status
 from tinyimnet.run.metrics import STEP
 from tinyimnet.run.record import read_record
 
@@ -20,21 +21,21 @@ def ema(step: int, top1: float) -> dict:
 
 
 def states(tmp_path: Path, capsys: pytest.CaptureFixture) -> dict[str, str]:
-    """{run: state} as the table of tmp_path/runs shows it."""
-    assert status.main([str(tmp_path / "runs")]) == 0
+    """Return {run: state} from the table of tmp_path/runs."""
+    assert cli.main(["status", str(tmp_path / "runs")]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     names = {path.name for path in (tmp_path / "runs").iterdir()}
     return {row[0]: row[1] for row in rows if row and row[0] in names}
 
 
 def state(path: Path, capsys: pytest.CaptureFixture) -> str:
-    """The state of a run as the table shows it."""
+    """Return the state of a run from the table."""
     return row(path, capsys).split()[1]
 
 
 def row(path: Path, capsys: pytest.CaptureFixture) -> str:
-    """The line of a run in the table, with single spaces."""
-    assert status.main([str(path)]) == 0
+    """Return the row of a run from the table, with single spaces."""
+    assert cli.main(["status", str(path)]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     return next(line for line in lines if line.startswith(path.name))
 
@@ -42,7 +43,7 @@ def row(path: Path, capsys: pytest.CaptureFixture) -> str:
 # ---- status: the state --------------------------------------------------------------------------------------
 
 
-def test_without_slurm_the_folder_says_the_state(slurm, make_run, tmp_path, capsys) -> None:
+def test_without_slurm_the_state_comes_from_the_folder(slurm, make_run, tmp_path, capsys) -> None:
     make_run("finished", DONE={}, LOCK={}, attempts__jsonl=[attempt()])
     make_run("running", LOCK={}, REQUEUE="", attempts__jsonl=[attempt()])
     make_run("stopped", REQUEUE="", attempts__jsonl=[attempt()])
@@ -60,7 +61,7 @@ def test_without_slurm_the_folder_says_the_state(slurm, make_run, tmp_path, caps
     }
 
 
-def test_slurm_says_the_state_of_its_jobs_array_ids_too(slurm, make_run, tmp_path, capsys) -> None:
+def test_slurm_gives_the_state_of_its_jobs_and_array_elements(slurm, make_run, tmp_path, capsys) -> None:
     slurm.answer("squeue", "12_0|RUNNING|gpu-[1-2]", "12_1|PENDING|(Resources)", "12_10|CONFIGURING|gpu-3")
     slurm.answer("sacct", "12_2|CANCELLED by 1000", "12_3|NODE_FAIL", "12_4|COMPLETED", "13|PREEMPTED")
     for job in ("12_0", "12_1", "12_10", "12_2", "12_3", "12_4", "13"):
@@ -76,18 +77,18 @@ def test_slurm_says_the_state_of_its_jobs_array_ids_too(slurm, make_run, tmp_pat
     }
 
 
-def test_a_job_that_waits_again_is_requeued(slurm, make_run, capsys) -> None:
+def test_a_pending_job_that_has_an_attempt_is_requeued(slurm, make_run, capsys) -> None:
     slurm.answer("squeue", "12|PENDING|(BeginTime)")
     run = make_run("a", job__json=sent("12"), attempts__jsonl=[attempt("12")])
     assert row(run, capsys) == "a requeued (BeginTime) 1 0 / 5,000 (0 %) - - -"
 
 
-def test_finished_wins_over_slurm(slurm, make_run, tmp_path, capsys) -> None:
+def test_a_finished_run_is_finished_whatever_slurm_says(slurm, make_run, tmp_path, capsys) -> None:
     slurm.answer("squeue", "12|RUNNING|n1", "14|RUNNING|n2")
     slurm.answer("sacct", "13|FAILED")
     make_run("a", DONE={}, job__json=sent("12"))
     make_run("b", DONE={}, job__json=sent("13"))
-    make_run("c", job__json=sent("14"))  # for its sake Slurm is asked
+    make_run("c", job__json=sent("14"))  # makes `status` call squeue
     assert states(tmp_path, capsys) == {"a": "finished", "b": "finished", "c": "running"}
 
 
@@ -111,13 +112,13 @@ def test_the_later_of_submission_and_attempt_counts(slurm, make_run, capsys) -> 
     assert (state(by_hand, capsys), state(sent_again, capsys)) == ("running", "pending")
 
 
-def test_a_job_of_submitit_on_this_machine_is_not_looked_for_in_slurm(slurm, make_run, capsys) -> None:
+def test_a_local_submitit_job_is_not_looked_up_in_slurm(slurm, make_run, capsys) -> None:
     slurm.answer("squeue", "12|PENDING|(Priority)")
     assert state(make_run("a", job__json={**sent("12"), "cluster": "local"}, LOCK={}), capsys) == "running"
     assert slurm.calls("squeue") == []
 
 
-def test_many_runs_are_one_call_of_squeue_and_one_of_sacct(slurm, make_run, tmp_path, capsys) -> None:
+def test_many_runs_take_one_call_of_squeue_and_one_of_sacct(slurm, make_run, tmp_path, capsys) -> None:
     slurm.answer("squeue", *[f"5_{i}|RUNNING|n{i}" for i in range(10)])
     slurm.answer("sacct", "6_0|TIMEOUT")
     for i in range(10):
@@ -128,10 +129,10 @@ def test_many_runs_are_one_call_of_squeue_and_one_of_sacct(slurm, make_run, tmp_
     assert slurm.calls("sacct") == ["-X -n -P -o JobID,State -j " + ",".join(f"6_{i}" for i in range(10))]
 
 
-def test_a_squeue_that_fails_is_named_and_the_folder_decides(slurm, make_run, capsys) -> None:
+def test_if_squeue_fails_it_is_named_and_the_folder_decides(slurm, make_run, capsys) -> None:
     slurm.answer("squeue", code=1)
     run = make_run("a", job__json=sent("12"), LOCK={})
-    assert status.main([str(run)]) == 0
+    assert cli.main(["status", str(run)]) == 0
     output = " ".join(capsys.readouterr().out.split())
     assert "running" in output
     assert "squeue failed (squeue: error: slurm is away)" in output
@@ -140,14 +141,14 @@ def test_a_squeue_that_fails_is_named_and_the_folder_decides(slurm, make_run, ca
 # ---- status: the other columns ------------------------------------------------------------------------------
 
 
-def test_a_row_has_what_the_files_say(slurm, make_run, capsys) -> None:
+def test_a_row_has_the_values_of_the_files(slurm, make_run, capsys) -> None:
     attempts = [attempt("12", started=1000), attempt("12", started=2000, step=1000)]
     metrics = [logged(50), ema(1000, 44.5), ema(1200, 43.25), logged(1234)]
     run = make_run("a", attempts__jsonl=attempts, metrics__jsonl=metrics)
     assert row(run, capsys) == "a stopped n1, n2 2 1,234 / 5,000 (24 %) 1,234 43.25 / 44.50 -"
 
 
-def test_the_time_left_is_at_the_pace_of_this_attempt(make_run) -> None:
+def test_the_time_left_follows_from_the_speed_of_this_attempt(make_run) -> None:
     run = read_record(
         make_run(
             "a",
@@ -158,13 +159,13 @@ def test_the_time_left_is_at_the_pace_of_this_attempt(make_run) -> None:
     assert status.seconds_left(run, now=5100) == 3500 * 100 / 500
 
 
-def test_before_the_first_step_the_time_left_is_from_images_a_second(make_run) -> None:
+def test_before_the_first_step_it_follows_from_images_per_second(make_run) -> None:
     metrics = [{STEP: 1000, "perf/images_per_s": 200.0}]
     run = read_record(make_run("a", attempts__jsonl=[attempt(step=1000)], metrics__jsonl=metrics))
     assert status.seconds_left(run, now=5100) == 4000 * 100 / 200
 
 
-def test_the_time_left_counts_the_pixels_of_the_steps_to_come(make_run) -> None:
+def test_the_time_left_counts_the_pixels_of_the_remaining_steps(make_run) -> None:
     config = "{train: {global_batch_size: 100}, augment: {start_resolution: 32, full_resolution_from: 0.5}}"
     files = {
         "attempts__jsonl": [attempt(started=5000)],
@@ -176,7 +177,7 @@ def test_the_time_left_counts_the_pixels_of_the_steps_to_come(make_run) -> None:
     assert status.seconds_left(run, now=4000) == 100 / 200 * rest / 32**2
 
 
-def test_the_time_left_is_hours_minutes_seconds(slurm, make_run, capsys, monkeypatch) -> None:
+def test_the_time_left_is_shown_as_hours_minutes_seconds(slurm, make_run, capsys, monkeypatch) -> None:
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now)
     attempts = [attempt(started=now - 1000, step=0)]
@@ -187,18 +188,18 @@ def test_the_time_left_is_hours_minutes_seconds(slurm, make_run, capsys, monkeyp
 @pytest.mark.parametrize(
     "attempts", [[attempt(nodes=("n1",))], [attempt(nodes=tuple(f"node{i:03}" for i in range(64)))]]
 )
-def test_the_url_is_whole_and_on_one_line(slurm, make_run, capsys, attempts) -> None:
+def test_the_url_is_complete_and_on_one_line(slurm, make_run, capsys, attempts) -> None:
     run = make_run("a", wandb_run__json={"id": "ab12cd34", "url": URL}, attempts__jsonl=attempts)
-    status.main([str(run)])
+    cli.main(["status", str(run)])
     assert any(URL in line for line in capsys.readouterr().out.splitlines())
 
 
-def test_without_urls_there_is_no_word_of_wandb(slurm, make_run, capsys) -> None:
-    status.main([str(make_run("a", wandb_run__json={"id": "ab12cd34"}))])
+def test_without_urls_wandb_is_not_mentioned(slurm, make_run, capsys) -> None:
+    cli.main(["status", str(make_run("a", wandb_run__json={"id": "ab12cd34"}))])
     assert "W&B" not in capsys.readouterr().out
 
 
-# What is in the folder, and the line of the run behind its name.
+# Files of the run folder, and the row of the run after its name.
 DAMAGE: dict[str, tuple[dict[str, str], str]] = {
     "half lines": (
         {
@@ -233,14 +234,14 @@ def test_what_a_crash_leaves_behind_hides_nothing_else(files, expected, slurm, m
     assert row(make_run("a", **files), capsys) == f"a {expected}"
 
 
-def test_runs_of_the_same_name_are_told_apart(slurm, make_run, capsys) -> None:
-    status.main([str(make_run("x/a")), str(make_run("y/a"))])
+def test_runs_with_the_same_name_are_distinguished(slurm, make_run, capsys) -> None:
+    cli.main(["status", str(make_run("x/a")), str(make_run("y/a"))])
     output = capsys.readouterr().out
     assert "x/a" in output and "y/a" in output
 
 
-def test_without_a_name_status_shows_the_runs_of_the_site(make_run, tmp_path, capsys, monkeypatch) -> None:
+def test_without_arguments_status_shows_the_runs_of_the_site(make_run, tmp_path, capsys, monkeypatch) -> None:
     make_run("only_here")
     monkeypatch.setenv("RUNS_ROOT", str(tmp_path / "runs"))
-    assert status.main([]) == 0
+    assert cli.main(["status"]) == 0
     assert "only_here" in capsys.readouterr().out

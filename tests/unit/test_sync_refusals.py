@@ -1,4 +1,4 @@
-"""python -m tinyimnet sync: what it refuses before it speaks to W&B."""
+"""tinyimnet sync: errors before any request to W&B."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from tinyimnet.run.lock import RunLock
 
 
 def tracked(parent: Path, name: str, mode: str = "offline") -> Path:
-    """The folder of a run whose rows go to W&B."""
+    """Make the folder of a run that is tracked on W&B."""
     folder = parent / name
     folder.mkdir()
     (folder / "wandb_run.json").write_text(json.dumps({"id": name, "mode": mode}))
@@ -19,7 +19,7 @@ def tracked(parent: Path, name: str, mode: str = "offline") -> Path:
 
 
 def refused(*arguments: object) -> str:
-    """The sentence with which the command ends."""
+    """Return the error message of the command."""
     with pytest.raises(UserError) as error:
         cli.main(["sync", *map(str, arguments)])
     return str(error.value)
@@ -34,23 +34,23 @@ def test_each_run_that_cannot_be_sent_is_named(tmp_path: Path) -> None:
     assert f"{tmp_path / 'one'} has no" in sentence and f"{tmp_path / 'two'} has no" in sentence
 
 
-def test_without_a_run_that_could_be_sent_it_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_run_to_send_it_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUNS_ROOT", str(tmp_path))
-    assert refused() == f"no run in {tmp_path}; name run folders."
+    assert refused() == f"no tracked run in {tmp_path}; name the run folders to upload."
     with RunLock(tracked(tmp_path, "busy")) as lock:
         lock.acquire()
-        assert refused() == f"each of the 1 runs in {tmp_path} is being trained; name run folders."
+        assert refused() == f"all runs in {tmp_path} are still training (found 1); name the run folders to upload."
 
 
 @pytest.mark.parametrize(
     ("mode", "why"),
-    [("online", "sends its rows itself; wait for its end"), ("offline", "follow it with --live")],
+    [("online", "uploads its own rows; wait for it to end"), ("offline", "follow it with --live")],
 )
 def test_a_run_in_training_is_refused_with_what_to_do(mode: str, why: str, tmp_path: Path) -> None:
     run = tracked(tmp_path, "busy", mode)
     with RunLock(run) as lock:
         lock.acquire()
-        assert f"{run} is being trained" in refused(run) and why in refused(run)
+        assert f"{run} is still training" in refused(run) and why in refused(run)
 
 
 def test_live_follows_one_run(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The embedded data set: drawn the same every time, told by shape and pattern alone, in the prepared form."""
+"""The synthetic data set: deterministic, with classes that differ in shape and pattern alone, in the prepared form."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def val() -> tuple[np.ndarray, np.ndarray]:
 
 
 def nearest_mean_accuracy(train: tuple, val: tuple) -> float:
-    """Share of the val rows (N, D) whose nearest class mean of the train rows is that of their label."""
+    """Return the share of val rows (N, D) whose nearest class mean of the train rows is that of their label."""
     means = np.stack([train[0][train[1] == label].mean(axis=0) for label in range(N_CLASSES)])
     score = val[0] @ means.T - 0.5 * (means**2).sum(axis=1)
     return float((score.argmax(axis=1) == val[1]).mean())
@@ -36,10 +36,10 @@ def test_200_classes_with_ids_in_label_order():
     assert list(ids) == sorted(set(ids)) and len(set(ids)) == len(set(names)) == N_CLASSES
 
 
-def test_an_image_depends_on_seed_place_and_label_only(train):
+def test_an_image_depends_on_seed_index_and_label_only(train):
     images, labels = train
     assert images.shape == (len(labels), 64, 64, 3) and images.dtype == np.uint8
-    n = synthetic.CHUNK + 5  # a whole chunk and a part of one
+    n = synthetic.CHUNK + 5  # one whole chunk and a part of the next
     np.testing.assert_array_equal(synthetic.draw(labels[:n], seed=1), images[:n])
     others = labels[:n].copy()
     others[1::2] = (others[1::2] + 37) % N_CLASSES
@@ -55,7 +55,7 @@ def test_chunk_size_does_not_change_what_is_rendered(train):
     np.testing.assert_array_equal(np.concatenate(parts), synthetic._render(labels, uniforms))
 
 
-def test_colours_do_not_tell_the_class(train, val):
+def test_colours_do_not_reveal_the_class(train, val):
     mean_colour = [(images.mean(axis=(1, 2)), labels) for images, labels in (train, val)]
     assert nearest_mean_accuracy(*mean_colour) < 3 / N_CLASSES
     pixels = [
@@ -72,14 +72,14 @@ def test_every_two_classes_look_different_even_mirrored():
     for others in (rows, mirrored):
         difference = np.stack([((row - others) ** 2).sum(axis=1) for row in rows])
         np.fill_diagonal(difference, np.inf)
-        assert difference.min() > 3  # as many pixels from black to white
+        assert difference.min() > 3  # equivalent to three pixels that change from black to white
 
 
 def test_prepared_folder_opens_and_its_splits_share_no_image(tmp_path):
     out = tmp_path / "synthetic"
     manifest = synthetic.prepare_synthetic(out, train_per_class=2, val_per_class=1, test_per_class=1, seed=5)
     data = open_dataset(out)
-    assert manifest["origin"] == "drawn by tinyimnet.synthetic, seed 5"
+    assert manifest["origin"] == "tinyimnet.data.synthetic, seed 5"
     assert list(zip(data.classes, data.names, strict=True)) == synthetic.CLASSES
     assert {split: len(images) for split, images in data.images.items()} == {
         "train": 400,

@@ -1,4 +1,4 @@
-"""The parts of a step add up to the step, and what is in none of them is waiting."""
+"""The parts of a step add up to the step, and the rest is waiting time."""
 
 from functools import partial
 
@@ -13,7 +13,7 @@ from tinyimnet.training.timing import StepClock
 
 
 class Clock:
-    """Stands in for time.perf_counter: it is as late as a test says."""
+    """A fake time.perf_counter that a test advances."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -32,7 +32,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_parts_and_waiting_are_those_of_a_mean_step(clock: Clock) -> None:
+def test_parts_and_waiting_are_means_over_steps(clock: Clock) -> None:
     steps = StepClock(torch.device("cpu"))
     for data, forward, wait in ((0.02, 0.04, 0.03), (0.04, 0.06, 0.05)):
         with steps.part("data"):
@@ -48,7 +48,7 @@ def test_parts_and_waiting_are_those_of_a_mean_step(clock: Clock) -> None:
     })  # fmt: skip
 
 
-def test_a_part_in_several_pieces_is_their_sum(clock: Clock) -> None:
+def test_a_part_measured_in_pieces_is_their_sum(clock: Clock) -> None:
     steps = StepClock(torch.device("cpu"))
     for _ in range(3):  # micro-batches
         with steps.part("data"):
@@ -57,7 +57,7 @@ def test_a_part_in_several_pieces_is_their_sum(clock: Clock) -> None:
     assert steps.read(global_batch_size=1)["perf/data_ms"] == pytest.approx(30)
 
 
-def test_after_a_restart_nothing_of_before_counts(clock: Clock) -> None:
+def test_a_restart_discards_earlier_measurements(clock: Clock) -> None:
     steps = StepClock(torch.device("cpu"))
     with steps.part("optimizer"):
         clock.passes(0.05)

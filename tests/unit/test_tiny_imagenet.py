@@ -1,4 +1,4 @@
-"""The official layout, as archive or folder, gives checked arrays, or one sentence and nothing."""
+"""The official layout, as archive or folder, gives verified arrays, or one sentence and no output."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from tinyimnet.errors import UserError
 
 @pytest.fixture(autouse=True, scope="module")
 def decoded_in_this_process() -> Iterator[None]:
-    """No processes here; process/test_prepare.py has the real ones."""
+    """Decode in this process; process/test_prepare.py uses worker processes."""
 
     def threads(_workers: int, _context: object, _start: object, arguments: tuple) -> ThreadPoolExecutor:
         tiny_imagenet._source = arguments[0]
@@ -49,11 +49,11 @@ def prepared(tree: Path) -> Path:
 
 @pytest.fixture
 def root(tree: Path, tmp_path: Path) -> Path:
-    """A copy of the tree to spoil."""
+    """A copy of the tree to damage."""
     return shutil.copytree(tree, tmp_path / tree.name)
 
 
-# What is prepared from the official layout.
+# Preparation of the official layout.
 
 
 def test_arrays_are_what_pillow_decodes(tree: Path, prepared: Path) -> None:
@@ -110,7 +110,7 @@ def test_zip_and_folder_give_the_same_arrays(tree: Path, prepared: Path, tmp_pat
     assert set(manifest["sha256"]) == {path.name for path in (tmp_path / "out").glob("*.npy")}
 
 
-def test_a_folder_around_the_official_one_does_too(tree: Path, prepared: Path, tmp_path: Path) -> None:
+def test_a_folder_around_the_official_one_gives_the_same_arrays(tree: Path, prepared: Path, tmp_path: Path) -> None:
     (tmp_path / "around").mkdir()
     (tmp_path / "around/inner").symlink_to(tree)
     manifest = prepare(tmp_path / "around", tmp_path / "out")
@@ -131,13 +131,13 @@ def test_lists_of_classes_and_names_may_be_absent(root: Path, tmp_path: Path) ->
     assert classes == [{"id": wnid, "name": wnid} for wnid in sorted(WNIDS)]
 
 
-def test_only_whole_folders_with_usual_permissions_appear(prepared: Path) -> None:
+def test_only_complete_folders_with_default_permissions_appear(prepared: Path) -> None:
     assert left_behind(prepared) == ["prepared"]
     assert not (prepared / "lock").exists()
     assert prepared.stat().st_mode == prepared.parent.joinpath("tiny-imagenet-200").stat().st_mode
 
 
-# Damaged sources: one sentence that names the culprit, and nothing left.
+# Damaged sources: one sentence that names the file, and no output.
 
 
 def annotate(root: Path, line: str) -> None:
@@ -149,7 +149,7 @@ TREE_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated JPEG": (lambda r: truncate(r / "train/n02/images/n02_1.JPEG"), r"n02_1\.JPEG is damaged"),
     "another format": (
         lambda r: Image.new("RGB", (64, 64)).save(r / "val/images/val_1.JPEG", "GIF"),
-        r"val_1\.JPEG is damaged or no JPEG",
+        r"val_1\.JPEG is damaged or neither JPEG nor PNG",
     ),
     "no JPEG": (lambda r: (r / "val/images/val_1.JPEG").write_text("hello"), r"val_1\.JPEG is damaged"),
     "wrong size": (
@@ -163,10 +163,10 @@ TREE_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda r: (r / "val/images/val_7.JPEG").write_bytes(image(1)),
         "val_7.JPEG has no line",
     ),
-    "annotation without image": (lambda r: (r / "val/images/val_3.JPEG").unlink(), "val_3.JPEG is no image"),
+    "annotation without image": (lambda r: (r / "val/images/val_3.JPEG").unlink(), "val_3.JPEG has .* but no image"),
     "name that leads out": (
         lambda r: annotate(r, "../../train/n01/images/n01_0.JPEG\tn01"),
-        r"\.\./train/n01/images/n01_0\.JPEG is no image",
+        r"\.\./train/n01/images/n01_0\.JPEG has .* but no image",
     ),
     "no annotations": (lambda r: (r / "val/val_annotations.txt").unlink(), "lacks val/val_annotations.txt"),
     "annotations not text": (
@@ -180,7 +180,7 @@ TREE_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         "no image in val/images",
     ),
     "no train images": (lambda r: [shutil.rmtree(r / "train" / w) for w in WNIDS], "no image in train"),
-    "no train folder": (lambda r: shutil.rmtree(r / "train"), "holds no data set"),
+    "no train folder": (lambda r: shutil.rmtree(r / "train"), "contains no data set"),
 }
 
 
@@ -213,13 +213,13 @@ def add_member(archive: Path, name: str) -> None:
 
 
 ZIP_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "truncated": (truncate, "is not a whole zip archive"),
-    "no zip": (lambda z: z.write_text("<html>404</html>"), "is not a whole zip archive"),
+    "truncated": (truncate, "is not a valid zip archive"),
+    "no zip": (lambda z: z.write_text("<html>404</html>"), "is not a valid zip archive"),
     "flipped bit": (flip_bit, r"val_2\.JPEG cannot be read"),
     "encrypted": (encrypt, "is encrypted"),
     "leads out": (lambda z: add_member(z, "tiny-imagenet-200/../../x"), r"\.\./\.\./x' outside"),
     "absolute": (lambda z: add_member(z, "/etc/x"), "'/etc/x' outside"),
-    "two data sets": (lambda z: add_member(z, "other/train/n01/x.JPEG"), "holds no data set"),
+    "two data sets": (lambda z: add_member(z, "other/train/n01/x.JPEG"), "contains no data set"),
 }
 
 
@@ -233,6 +233,6 @@ def test_a_damaged_archive_is_refused_and_nothing_left(root: Path, tmp_path: Pat
     assert left_behind(tmp_path / "out") == []
 
 
-def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_source_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"missing.zip does not exist"):
         prepare(tmp_path / "missing.zip", tmp_path / "out")

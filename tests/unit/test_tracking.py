@@ -1,4 +1,4 @@
-"""metrics.jsonl is the truth, whatever becomes of W&B."""
+"""metrics.jsonl is the authoritative record, whatever happens to W&B."""
 
 import json
 import os
@@ -18,7 +18,7 @@ def tracker(folder: Path, *, at: int = 0, rank: int = 0, attempt: int = 1) -> Tr
     return made
 
 
-def test_one_line_a_step_in_the_fields_terms(tmp_path: Path) -> None:
+def test_one_line_per_step_with_the_usual_metric_names(tmp_path: Path) -> None:
     log = tracker(tmp_path, attempt=2)
     log.log(10, {"train/loss": 5.0})
     log.log(20, {"train/loss": 4.0, "val/top1": 1.5})
@@ -29,7 +29,7 @@ def test_one_line_a_step_in_the_fields_terms(tmp_path: Path) -> None:
     ]
 
 
-def test_replayed_steps_replace_and_never_repeat(tmp_path: Path) -> None:
+def test_replayed_steps_replace_their_earlier_lines(tmp_path: Path) -> None:
     first = tracker(tmp_path)
     for step in (10, 20, 30):
         first.log(step, {"train/loss": float(step)})
@@ -46,12 +46,12 @@ def test_a_flush_puts_the_lines_on_disk(tmp_path: Path, monkeypatch) -> None:
     synced: list[str] = []
     monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.readlink(f"/proc/self/fd/{number}")))
     log.log(10, {"train/loss": 5.0})
-    assert synced == []  # a line does not wait for the disk
+    assert synced == []  # logging does not wait for the disk
     log.flush()
     assert synced == [str(tmp_path / "metrics.jsonl")]
 
 
-def test_half_a_line_after_a_crash_is_dropped(tmp_path: Path) -> None:
+def test_a_partial_line_after_a_crash_is_dropped(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(json.dumps({STEP: 10}) + '\n{"trainer/glo')
     tracker(tmp_path, at=20).close(0)
     assert (tmp_path / "metrics.jsonl").read_text() == json.dumps({STEP: 10}) + "\n"
@@ -65,7 +65,7 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_id_is_that_of_the_environment_then_of_the_folder_then_new(tmp_path: Path, monkeypatch) -> None:
+def test_the_id_comes_from_the_environment_then_the_folder_or_is_new(tmp_path: Path, monkeypatch) -> None:
     first = run_id(tmp_path)
     assert first and run_id(tmp_path) == first
     monkeypatch.setenv("WANDB_RUN_ID", "given")

@@ -1,4 +1,4 @@
-"""The loop: resume is bitwise, accumulation is the same step, bad steps are skipped, and it learns."""
+"""The training loop: bit-identical resume, equivalent accumulation, skipped non-finite steps, and learning."""
 
 import json
 import os
@@ -29,7 +29,7 @@ from tinyimnet.training.trainer import Trainer
 
 @pytest.fixture
 def trainer(arguments, tmp_path: Path):
-    """A function that builds the Trainer of a small run, on one process."""
+    """Return a function that builds the Trainer of a small run on one process."""
 
     def make(**overrides: object) -> Trainer:
         settings = config_cli.load(arguments(**overrides))
@@ -56,9 +56,7 @@ def trainer(arguments, tmp_path: Path):
 
 @pytest.mark.parametrize("precision, optimizer", [("fp32", "sgd"), ("bf16", "sgd"), ("fp32", "muon")])
 @pytest.mark.parametrize("stop_at", [3, 6, 7])  # in an epoch, at its end, after it
-def test_a_resumed_run_equals_one_that_was_never_touched(
-    precision, optimizer, stop_at, trainer, tmp_path, monkeypatch
-) -> None:
+def test_a_resumed_run_equals_an_undisturbed_run(precision, optimizer, stop_at, trainer, tmp_path, monkeypatch) -> None:
     overrides = {**EVERYTHING, "train__precision": precision, "optim__name": optimizer}
     whole = trainer(**overrides, run__dir=tmp_path / "whole")
     assert whole.fit() == ""
@@ -66,7 +64,7 @@ def test_a_resumed_run_equals_one_that_was_never_touched(
     first = trainer(**overrides, run__dir=tmp_path / "parts")
     monkeypatch.setattr(first.stop, "agreed", lambda _: "a test" if first.step == stop_at else "")
     assert first.fit() == "a test"
-    torch.rand(7)  # whatever the process drew meanwhile
+    torch.rand(7)  # random numbers drawn meanwhile do not matter
     second = trainer(**overrides, run__dir=tmp_path / "parts")
     assert second.fit() == ""
 
@@ -79,16 +77,16 @@ def test_a_resumed_run_equals_one_that_was_never_touched(
 
 
 @pytest.mark.long
-def test_on_all_cores_too_a_resumed_run_equals_the_other(trainer, tmp_path, monkeypatch) -> None:
-    """Elsewhere a test has one thread."""
+def test_a_resumed_run_equals_an_undisturbed_run_on_all_cores(trainer, tmp_path, monkeypatch) -> None:
+    """The other tests use one thread."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     try:
-        test_a_resumed_run_equals_one_that_was_never_touched("fp32", "sgd", 7, trainer, tmp_path, monkeypatch)
+        test_a_resumed_run_equals_an_undisturbed_run("fp32", "sgd", 7, trainer, tmp_path, monkeypatch)
     finally:
         torch.set_num_threads(1)
 
 
-def test_a_run_that_is_killed_replays_what_came_after_its_last_checkpoint(trainer, tmp_path, monkeypatch) -> None:
+def test_a_killed_run_replays_the_steps_after_its_last_checkpoint(trainer, tmp_path, monkeypatch) -> None:
     whole = trainer(**EVERYTHING, run__dir=tmp_path / "whole")
     whole.fit()
     first = trainer(**EVERYTHING, run__dir=tmp_path / "parts")
@@ -109,7 +107,7 @@ def test_a_run_that_is_killed_replays_what_came_after_its_last_checkpoint(traine
 
 
 def test_after_damaged_checkpoints_new_ones_of_earlier_steps_are_kept(trainer, tmp_path, monkeypatch, caplog) -> None:
-    """The newest two steps stay, and the damaged ones were the newest: each new one was removed as it was written."""
+    """Only the newest two steps are kept; as long as the damaged ones counted as newest, each new one was removed."""
 
     def stop_at(step: int) -> Trainer:
         made = trainer(run__save_every=2)
@@ -131,7 +129,7 @@ def test_after_damaged_checkpoints_new_ones_of_earlier_steps_are_kept(trainer, t
     ]
 
 
-def test_what_differs_between_ranks_is_averaged_for_another_number_of_them(trainer, tmp_path: Path) -> None:
+def test_per_rank_state_is_averaged_for_a_different_number_of_ranks(trainer, tmp_path: Path) -> None:
     made = trainer()
     made.train_step()
     saved, _ = made.state.snapshot()
@@ -149,7 +147,7 @@ def test_a_resumed_run_knows_the_best_so_far(trainer) -> None:
     assert trainer().state.best_top1 == 99.0
 
 
-def test_a_snapshot_does_not_change_while_the_training_goes_on(trainer) -> None:
+def test_a_snapshot_does_not_change_while_the_training_continues(trainer) -> None:
     made = trainer()
     made.train_step()
     snapshot, _ = made.state.snapshot()
@@ -159,7 +157,7 @@ def test_a_snapshot_does_not_change_while_the_training_goes_on(trainer) -> None:
 
 
 def test_accumulation_takes_the_same_step(trainer, tmp_path: Path) -> None:
-    """With BatchNorm in eval mode, whose batch statistics belong to a forward pass, only float order differs."""
+    """BatchNorm is in eval mode, because its batch statistics belong to a forward pass; only float order differs."""
     weights = []
     for name, device_batch_size in (("one", 0), ("four", 8)):
         made = trainer(train__device_batch_size=device_batch_size, train__precision="fp32", run__dir=tmp_path / name)
@@ -199,13 +197,13 @@ def test_too_many_skipped_steps_end_the_run_and_keep_the_checkpoint(trainer, tmp
     made.bare.classifier.register_forward_hook(lambda _m, _x, y: y * float("nan"))
     made.train_step()
     made.train_step()
-    with pytest.raises(UserError, match="not finite in 2 steps in a row up to step 3 .*optim.lr"):
+    with pytest.raises(UserError, match="not finite in 2 consecutive steps up to step 3 .*optim.lr"):
         made.train_metrics()
     assert equal(kept, checkpoint.load_newest(tmp_path / "run" / "checkpoints"))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
-def test_a_whitened_stem_stays_as_it_is(optimizer: str, trainer) -> None:
+def test_a_whitened_stem_does_not_change(optimizer: str, trainer) -> None:
     made = trainer(model__whiten_stem=True, optim__name=optimizer)
     stem, ema = made.bare.stem[0].weight, made.ema.module.stem[0].weight
     before, other = stem.clone(), made.bare.classifier[2].weight.clone()
@@ -231,7 +229,7 @@ def test_evaluation_leaves_training_as_it_was(trainer) -> None:
     assert set(first) == {f"val/{kind}{name}" for kind in ("", "ema_") for name in ("top1", "top5", "loss")}
 
 
-def test_evaluation_is_at_the_resolution_of_the_last_step_in_the_end_64(trainer, monkeypatch) -> None:
+def test_evaluation_uses_the_resolution_of_the_last_step(trainer, monkeypatch) -> None:
     made = trainer(augment__start_resolution=32, augment__full_resolution_from=1.0)
     sizes = []
     monkeypatch.setattr(made.evaluator, "measure", lambda *_, resolution: sizes.append(resolution) or {})
@@ -257,8 +255,8 @@ def test_it_overfits_a_few_images(precision: str, trainer) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_network_is_compiled_in_its_steps_whatever_a_start_does_with_it(precision, trainer, tmp_path: Path) -> None:
-    """torch compiles no function again that it met while operations were counted, without a word."""
+def test_a_network_is_compiled_in_its_first_step_and_not_at_the_start(precision, trainer, tmp_path: Path) -> None:
+    """torch silently never compiles a function that it first met while operations were counted."""
     made, counter = trainer(train__precision=precision), CompileCounter()
     made.bare.compile(backend=counter)
     outcome.started(tmp_path, made)

@@ -1,6 +1,6 @@
 """What an element of slurm/sweep.sbatch does when a trial has ended, and the files of configs/sweep.
 
-The real agent: tests/wandb. The real Slurm: tests/cluster.
+tests/wandb runs the real agent, tests/cluster the real Slurm.
 """
 
 import json
@@ -13,9 +13,9 @@ import yaml
 
 from helpers.program import REPO
 from helpers.run_folders import attempt
-from launch import requeue, trial
 from tinyimnet import config_cli
 from tinyimnet.errors import UserError
+from tinyimnet.launch import requeue, trial
 
 RUNNING = "JobState=RUNNING PreemptTime=None"
 PREEMPTED = "JobState=RUNNING PreemptTime=2026-11-24T17:10:14"
@@ -25,7 +25,7 @@ SUPERSEDED = "JobState=RUNNING PreemptTime=None Restarts=1"
 
 @pytest.fixture
 def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """`trial --ended` of a trial that left these files in its folder, in job 7_0 in its first attempt."""
+    """Return a function that ends a trial, whose folder has these files, in the first attempt of job 7_0."""
 
     def scontrol(*arguments: str) -> subprocess.CompletedProcess[str]:
         with (tmp_path / "asked").open("a") as asked:
@@ -58,21 +58,21 @@ def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     ("left", "exit_code"),
     [
         ((0, RUNNING, "", "DONE"), 0),
-        ((None, PREEMPTED, "", "DONE"), 0),  # killed after its end
+        ((None, PREEMPTED, "", "DONE"), 0),  # killed after it had finished
         ((1, RUNNING), 1),  # its own error
-        ((0, RUNNING, "", "STOP"), 0),  # by a person
+        ((0, RUNNING, "", "STOP"), 0),  # stopped by a person
         ((0, PREEMPTED, "", "STOP"), 0),  # the same, at the moment of a preemption
-        ((0, RUNNING, "SIGTERM"), 0),  # by its agent
+        ((0, RUNNING, "SIGTERM"), 0),  # stopped by its agent
         ((None, RUNNING, "SIGTERM"), 0),  # the same, killed while it waited for W&B
     ],
 )
-def test_a_trial_that_is_over_makes_room_for_the_next(left, exit_code, end, tmp_path: Path) -> None:
+def test_a_trial_that_has_ended_makes_room_for_the_next(left, exit_code, end, tmp_path: Path) -> None:
     assert end(*left) == exit_code
     assert not (tmp_path / "trial").exists()
     assert "requeue" not in (tmp_path / "asked").read_text()
 
 
-def test_a_trial_that_its_agent_stopped_is_marked_as_stopped_for_good(end, tmp_path: Path) -> None:
+def test_a_trial_stopped_by_its_agent_is_marked_as_stopped_for_good(end, tmp_path: Path) -> None:
     end(0, RUNNING, "SIGTERM")
     assert (tmp_path / "run" / "STOP").exists() and not (tmp_path / "run" / "REQUEUE").exists()
 
@@ -81,11 +81,11 @@ def test_a_trial_that_its_agent_stopped_is_marked_as_stopped_for_good(end, tmp_p
     "left",
     [
         (0, RUNNING, "SIGUSR1"),
-        (0, RUNNING, "the end of the job's time"),
-        (0, RUNNING, "the end of the launcher"),
+        (0, RUNNING, "the job's time limit"),
+        (0, RUNNING, "the exit of the launcher"),
         (0, PREEMPTED, "SIGTERM"),
         (None, PREEMPTED),
-        (0, "", "SIGTERM"),  # Slurm does not answer: rather a trial too long than one lost
+        (0, "", "SIGTERM"),  # Slurm does not answer: rather continue a trial too long than lose one
     ],
 )
 def test_a_trial_whose_job_ends_is_kept_and_the_job_requeued(left, end, tmp_path: Path) -> None:
@@ -94,20 +94,20 @@ def test_a_trial_whose_job_ends_is_kept_and_the_job_requeued(left, end, tmp_path
     assert (tmp_path / "asked").read_text().splitlines()[-1] == "requeue 7_0"
 
 
-def test_a_trial_begun_just_before_the_end_need_not_have_got_on(end, tmp_path: Path) -> None:
-    assert end(0, RUNNING, "the end of the job's time", steps=0) == 0
+def test_a_trial_begun_just_before_the_end_needs_no_progress(end, tmp_path: Path) -> None:
+    assert end(0, RUNNING, "the job's time limit", steps=0) == 0
     assert (tmp_path / "asked").read_text().splitlines()[-1] == "requeue 7_0"
 
 
-def test_but_one_that_had_a_whole_attempt_need(end, tmp_path: Path, capsys) -> None:
-    assert end(0, RUNNING, "the end of the job's time", steps=0, begun=-1) == 1
-    assert "without one step done" in capsys.readouterr().out
+def test_a_trial_without_progress_in_a_whole_attempt_ends_the_job(end, tmp_path: Path, capsys) -> None:
+    assert end(0, RUNNING, "the job's time limit", steps=0, begun=-1) == 1
+    assert "completed no step" in capsys.readouterr().out
     assert "requeue" not in (tmp_path / "asked").read_text()
 
 
-def test_a_trial_has_the_attempts_that_its_sweep_gives_it(end, tmp_path: Path, capsys) -> None:
+def test_a_trial_has_the_number_of_attempts_that_its_sweep_sets(end, tmp_path: Path, capsys) -> None:
     assert end(0, RUNNING, "SIGUSR1", arguments=["--run.max_attempts=1"]) == 1
-    assert "not requeued after attempt 1 of run.max_attempts 1" in capsys.readouterr().out
+    assert "not requeued after attempt 1 (run.max_attempts is 1)" in capsys.readouterr().out
 
 
 def test_a_killed_trial_with_a_new_checkpoint_is_kept_and_requeued(end, tmp_path: Path) -> None:
@@ -120,14 +120,14 @@ def test_a_killed_trial_with_a_new_checkpoint_is_kept_and_requeued(end, tmp_path
 
 
 @pytest.mark.parametrize(("job", "comes_back"), [(PREEMPTED, True), (RUNNING, False)])
-def test_an_element_without_a_trial_comes_back_only_if_preempted(job, comes_back, end, tmp_path: Path) -> None:
+def test_an_element_without_a_trial_is_requeued_only_if_preempted(job, comes_back, end, tmp_path: Path) -> None:
     (tmp_path / "job").write_text(job)
     assert trial.main(["--none", "3"]) == (0 if comes_back else 3)
     assert ("requeue 7_0" in (tmp_path / "asked").read_text()) == comes_back
 
 
 @pytest.mark.parametrize("left", [(2, SUPERSEDED), (0, SUPERSEDED, "", "STOP"), (0, SUPERSEDED, "SIGTERM")])
-def test_an_attempt_taken_for_lost_leaves_the_trial_to_the_next_one(left, end, tmp_path: Path) -> None:
+def test_an_attempt_declared_lost_leaves_the_trial_to_the_next_one(left, end, tmp_path: Path) -> None:
     end(*left)
     assert (tmp_path / "trial").exists()
     assert "requeue" not in (tmp_path / "asked").read_text()
@@ -140,8 +140,8 @@ def test_a_trial_that_was_killed_or_cancelled_is_kept_and_the_job_ends(left, end
     assert "requeue" not in (tmp_path / "asked").read_text()
 
 
-def test_a_person_who_starts_a_trial_is_told_who_does() -> None:
-    with pytest.raises(UserError, match="`wandb agent` starts trials"):
+def test_starting_a_trial_by_hand_points_to_wandb_agent() -> None:
+    with pytest.raises(UserError, match="start trials with `wandb agent`"):
         trial.main([])
 
 
@@ -149,11 +149,11 @@ def test_a_person_who_starts_a_trial_is_told_who_does() -> None:
 
 
 @pytest.mark.parametrize("file", sorted((REPO / "configs/sweep").glob("*.yaml")), ids=lambda file: file.name)
-def test_every_value_of_a_sweep_file_is_one_that_the_program_takes(file: Path, monkeypatch) -> None:
+def test_every_value_of_a_sweep_file_is_valid(file: Path, monkeypatch) -> None:
     monkeypatch.chdir(REPO)
     sweep = yaml.safe_load(file.read_text())
     command = sweep["command"]
-    assert command[:4] == ["${env}", "${interpreter}", "-m", "launch.trial"] and command[-1] == "${args}"
+    assert command[:4] == ["${env}", "${interpreter}", "-m", "tinyimnet.launch.trial"] and command[-1] == "${args}"
     assert file.relative_to(REPO).as_posix() in file.read_text().partition("\nprogram:")[0]
     for key, parameter in sweep["parameters"].items():
         values = parameter.get("values") or [

@@ -1,4 +1,4 @@
-"""The images that are held out for tuning: fixed, the same share of each class, and apart from the rest."""
+"""The images held out for tuning: fixed, the same share of each class, and disjoint from the rest."""
 
 from dataclasses import replace
 from pathlib import Path

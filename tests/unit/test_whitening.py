@@ -21,7 +21,7 @@ def test_responses_to_patches_are_uncorrelated_and_of_unit_variance() -> None:
     second_moment = responses @ responses.T / responses.shape[1]
     variances = second_moment.diagonal()
     assert (variances <= 1.001).all() and variances[0] > 0.99
-    assert (variances.diff() <= 1e-6).all()  # by falling variance of the component: v / (v + EPSILON)
+    assert (variances.diff() <= 1e-6).all()  # sorted by falling variance v of the component: v / (v + EPSILON)
     torch.testing.assert_close(second_moment, variances.diag(), atol=1e-3, rtol=0)
 
 
@@ -37,7 +37,7 @@ def test_a_stem_gets_the_first_filters_and_their_negatives_and_is_frozen() -> No
     assert not stem.weight.requires_grad
 
 
-def test_filters_beyond_those_there_are_stay_as_they_were_drawn() -> None:
+def test_channels_without_a_whitening_filter_keep_their_initial_weights() -> None:
     filters, stem = whitening_filters(images()), nn.Conv2d(3, 64, 3)
     drawn = stem.weight.detach().clone()
     freeze_stem(stem.weight, filters)

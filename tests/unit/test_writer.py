@@ -1,4 +1,4 @@
-"""The prepared folder appears whole or not at all, and no other folder is touched."""
+"""A prepared folder appears atomically, and no other folder is touched."""
 
 import errno
 import fcntl
@@ -44,7 +44,7 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["file"]
 
 
-def test_the_slower_of_two_processes_is_told(tmp_path: Path) -> None:
+def test_the_slower_of_two_processes_gets_an_error(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(UserError, match="is already prepared"), new_folder(out, 0):
         out.mkdir()
@@ -68,7 +68,7 @@ def test_too_little_disk_is_noticed_before_writing(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_disk_that_fills_up_is_told_and_nothing_left(tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_is_reported_and_nothing_is_left(tmp_path: Path) -> None:
     told = pytest.raises(UserError, match="No space left on device")
     with told, new_folder(tmp_path / "out", 0) as folder, open("/dev/full", "w") as full:
         (folder / "train_images.npy").touch()
@@ -92,8 +92,8 @@ def test_the_folder_of_a_live_builder_is_kept(tmp_path: Path) -> None:
         assert (live / "lock").exists()
 
 
-def test_without_locks_it_prepares_and_removes_no_folder_in_the_making(tmp_path: Path, monkeypatch) -> None:
-    """Lustre without the mount option flock answers so."""
+def test_without_locks_it_prepares_and_removes_no_unfinished_folder(tmp_path: Path, monkeypatch) -> None:
+    """As on Lustre that is mounted without the option flock."""
 
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))

@@ -1,4 +1,4 @@
-"""The view and the report on W&B, made by the real packages against the test server."""
+"""The W&B view and report, created by the real packages on the test server."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from tinyimnet.files import read_lines
 from tinyimnet.run.metrics import RESULTS, STEP, by_chart
 from tinyimnet.tracking import dashboard
 
-pytest.importorskip("wandb_workspaces", reason="requirements-dashboard.txt")
+pytest.importorskip("wandb_workspaces", reason="needs the extra tinyimnet[dashboard]")
 PROJECT = "tiny-imagenet-1m"
 
 
@@ -49,18 +49,18 @@ def runs(trained: Path, tmp_path: Path, wandb_server: Any) -> list[str]:
 
 
 def command(*arguments: str) -> int:
-    """What `python -m tinyimnet dashboard` calls."""
+    """Run `tinyimnet dashboard` in this process."""
     return cli.main(["dashboard", *arguments])
 
 
 def only(server: Any, kind: str) -> Any:
-    """The one view of a kind: project-view, or runs, which is a report."""
+    """Return the only view of a kind: project-view, or runs for a report."""
     (view,) = (view for view in server.views if view.type == kind)
     return view
 
 
 def values(spec: Any, key: str) -> list[Any]:
-    """What stands under a key, at any depth of a spec."""
+    """Return all values of a key, at any depth of a spec."""
     if isinstance(spec, list):
         return [found for item in spec for found in values(item, key)]
     if not isinstance(spec, dict):
@@ -69,14 +69,14 @@ def values(spec: Any, key: str) -> list[Any]:
     return here + [found for item in spec.values() for found in values(item, key)]
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the package's own, of pydantic
-def test_what_is_drawn_is_what_a_run_writes(trained: Path) -> None:
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of wandb_workspaces itself, about pydantic
+def test_panels_show_exactly_what_a_run_logs(trained: Path) -> None:
     logged = {key for line in read_lines(trained / "metrics.jsonl") for key in line}
     results = json.loads((trained / "DONE").read_text()).keys()
     plots = [panel for panels in dashboard.all_panels().values() for panel in panels if hasattr(panel, "y")]
     drawn = {key for plot in plots for key in plot.y}
     columns = {column.removeprefix("summary:") for column in dashboard.COLUMNS if column.startswith("summary:")}
-    assert drawn - logged == {"perf/gpu_memory_gb"}, "a panel without a metric"  # on a GPU only
+    assert drawn - logged == {"perf/gpu_memory_gb"}, "a panel without a metric"  # this one is logged only on a GPU
     assert logged - drawn == {STEP, "epoch"}, "a metric that no panel shows"
     assert columns <= logged and RESULTS.keys() <= results
 
@@ -90,13 +90,13 @@ def test_the_view_has_all_charts_over_the_global_step(runs: list[str], wandb_ser
     assert list(sections) == [
         *dict.fromkeys(m[0].group for m in by_chart().values()),
         "Seeds",
-        "Pictures",
-        "Runs",
+        "Media",
+        "Run comparer",
     ]
     charts = {panel["config"]["chartTitle"]: panel["config"]["metrics"] for name in sections for panel in sections[name]
-              if name not in ("Seeds", "Pictures", "Runs")}  # fmt: skip
+              if name not in ("Seeds", "Media", "Run comparer")}  # fmt: skip
     assert charts == {title: [metric.key for metric in metrics] for title, metrics in by_chart().items()}
-    assert [len(sections[name]) for name in ("Seeds", "Pictures", "Runs")] == [2, len(dashboard.PICTURES), 1]
+    assert [len(sections[name]) for name in ("Seeds", "Media", "Run comparer")] == [2, len(dashboard.PICTURES), 1]
     axes = values([workspace["settings"], workspace["panelBankConfig"]], "xAxis")
     assert len(axes) > len(charts) and set(axes) == {STEP}
     grouped = [panel["config"]["groupArea"] for panel in sections["Seeds"] if panel["config"]["groupBy"] == "group"]
@@ -105,7 +105,7 @@ def test_the_view_has_all_charts_over_the_global_step(runs: list[str], wandb_ser
     assert capsys.readouterr().out.startswith(f"view: {address}")
 
 
-def test_given_again_it_renews_the_view_and_the_report(runs: list[str], wandb_server: Any, capsys) -> None:
+def test_a_second_call_updates_the_view_and_the_report(runs: list[str], wandb_server: Any, capsys) -> None:
     command(*runs)
     first = {view.type: view.node for view in wandb_server.views}, capsys.readouterr().out
     command(*runs)
@@ -120,7 +120,7 @@ def test_other_runs_get_a_report_of_their_own(runs: list[str], wandb_server: Any
     assert reports == ["W&B runs id-of-0, id-of-1", "W&B runs id-of-0"]
 
 
-def test_a_report_shows_its_runs_only_and_in_what_they_differ(runs: list[str], wandb_server: Any) -> None:
+def test_a_report_shows_only_its_runs_and_how_they_differ(runs: list[str], wandb_server: Any) -> None:
     command(*runs)
     report = only(wandb_server, "runs")
     assert report.display_name == "Tiny ImageNet 1M: tiny-seed0, tiny-seed1"
@@ -141,7 +141,7 @@ def test_a_report_shows_its_runs_only_and_in_what_they_differ(runs: list[str], w
 
 
 def test_a_project_that_does_not_exist_is_named(runs: list[str], wandb_server: Any) -> None:
-    with pytest.raises(UserError, match="Project other does not exist under entity lab; choose --project"):
+    with pytest.raises(UserError, match="Project other does not exist under entity lab; check --project"):
         command(*runs, "--project", "other")
 
 
@@ -149,40 +149,37 @@ def test_a_run_that_was_not_sent_is_named_and_nothing_is_saved(runs: list[str], 
     Path(runs[1], "wandb_run.json").write_text('{"id": "offline"}')
     with pytest.raises(
         UserError,
-        match="no run offline of tiny-seed1 in lab/tiny-imagenet-1m.* python -m tinyimnet sync .*tiny-seed1",
+        match="no run offline .tiny-seed1. in lab/tiny-imagenet-1m.*tinyimnet sync .*tiny-seed1",
     ):
         command(*runs)
     assert wandb_server.views == []
 
 
-def test_a_wrong_key_is_one_sentence(runs: list[str], wandb_server: Any, monkeypatch) -> None:
+def test_an_invalid_key_is_one_sentence(runs: list[str], wandb_server: Any, monkeypatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
-    with pytest.raises(UserError, match="W&B failed .*invalid API key.*look at .*WANDB_API_KEY"):
+    with pytest.raises(UserError, match="W&B request failed .*invalid API key.*check .*WANDB_API_KEY"):
         command(*runs)
 
 
-def test_without_a_key_it_does_not_ask_on_a_terminal(wandb_server: Any, monkeypatch) -> None:
+def test_without_a_key_it_does_not_prompt_on_a_terminal(wandb_server: Any, monkeypatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY")
     mine, terminal = pty.openpty()
-    done = subprocess.run(
-        [sys.executable, "-m", "tinyimnet", "dashboard"], cwd=REPO, timeout=60, stdin=terminal, stdout=terminal, stderr=terminal
-    )  # fmt: skip
+    arguments = [sys.executable, "-m", "tinyimnet", "dashboard"]
+    done = subprocess.run(arguments, cwd=REPO, timeout=60, stdin=terminal, stdout=terminal, stderr=terminal)
     os.close(terminal)
     assert done.returncode == 2
-    assert b"error: W&B failed (No API key configured" in os.read(mine, 4096)
+    assert b"error: W&B request failed (No API key configured" in os.read(mine, 4096)
 
 
 @pytest.mark.parametrize("what", ["reset", "hang", 500])
-def test_a_server_that_is_broken_is_one_sentence(
-    what: str | int, runs: list[str], wandb_server: Any, monkeypatch
-) -> None:
-    monkeypatch.setenv("WANDB_HTTP_TIMEOUT", "2")  # of each request; 19 by default
+def test_a_broken_server_is_one_sentence(what: str | int, runs: list[str], wandb_server: Any, monkeypatch) -> None:
+    monkeypatch.setenv("WANDB_HTTP_TIMEOUT", "2")  # per request; the default is 19
     wandb_server.break_with(what)
-    with pytest.raises(UserError, match="W&B failed .*look at the network"):
+    with pytest.raises(UserError, match="W&B request failed .*check the network"):
         command(*runs)
 
 
-def test_the_whole_command_takes_a_bounded_time(runs: list[str], wandb_server: Any, monkeypatch) -> None:
+def test_the_command_takes_a_bounded_time(runs: list[str], wandb_server: Any, monkeypatch) -> None:
     monkeypatch.setattr(command_line, "ANSWER", 4)  # before the client's own 19 s
     wandb_server.break_with("hang")
     start = time.monotonic()

@@ -1,4 +1,4 @@
-"""W&B follows the run folder, offline here, and is read back with the client's own reader."""
+"""The mirror of a run folder on W&B, here offline, read back with the client's own reader."""
 
 import json
 import os
@@ -26,6 +26,7 @@ from helpers.wandb_server.runs import (
     without_a_key,
 )
 from tinyimnet import config as configuration
+from tinyimnet.console import command
 from tinyimnet.run.metrics import STEP
 from tinyimnet.tracking.tracker import LEAVE
 
@@ -34,7 +35,7 @@ SECRET = "planted-4f1c8e"
 
 @pytest.fixture
 def run_dir(tmp_path: Path, monkeypatch) -> Path:
-    """A run folder as a start leaves it, on a machine without a key."""
+    """A run folder as the start of a run leaves it, on a machine without a key."""
     without_a_key(monkeypatch, tmp_path)
     folder = new_folder(tmp_path)
     (folder / "run_info.json").write_text('{"parameters": 998728}')
@@ -42,7 +43,7 @@ def run_dir(tmp_path: Path, monkeypatch) -> Path:
 
 
 def records(run_dir: Path) -> list[dict]:
-    """What was recorded of the attempts of a run, in their order."""
+    """Return the records of all attempts of a run, in order."""
     found = []
     for folder in offline_records(run_dir):
         command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
@@ -52,7 +53,7 @@ def records(run_dir: Path) -> list[dict]:
 
 
 def rows(run_dir: Path) -> list[float]:
-    """Global steps of the rows that were recorded, in their order."""
+    """Return the global steps of the recorded rows, in order."""
     return [line["history"]["item"][STEP] for line in records(run_dir) if line["type"] == "history"]
 
 
@@ -140,12 +141,12 @@ def test_a_job_that_ends_soon_leaves_time_for_its_requeue(run_dir: Path, monkeyp
     tracker.close(0)
     assert 1 < time.monotonic() - started < LEAVE  # and not FINISH + MARGIN, 50 s
     assert process.wait(10) == -signal.SIGKILL
-    assert f"send what is missing: python -m tinyimnet sync {run_dir}" in caplog.text
+    assert f"upload the missing rows with: {command('sync', run_dir)}" in caplog.text
 
 
-def test_an_unreachable_server_costs_a_step_nothing_and_the_end_seconds(run_dir: Path, monkeypatch, capsys) -> None:
+def test_an_unreachable_server_delays_no_step_and_the_end_by_seconds(run_dir: Path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # refused
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # connections are refused
     tracker = start(run_dir)
     log_without_the_mirror(tracker, *range(100))
     started = time.monotonic()

@@ -1,4 +1,4 @@
-"""One W&B run, whatever happens: the mirror against a W&B server, read back with the client's own API."""
+"""The mirror against a W&B server: one W&B run whatever happens, read back with the client's own API."""
 
 import os
 import signal
@@ -30,6 +30,7 @@ from helpers.wandb_server.server import WandbServer
 from tinyimnet import config as configuration
 from tinyimnet import files
 from tinyimnet.config import Config, TrackingConfig
+from tinyimnet.console import command
 from tinyimnet.run.metrics import STEP
 from tinyimnet.tracking.tracker import Tracker
 from tinyimnet.tracking.uploaded import send_lock
@@ -37,7 +38,7 @@ from tinyimnet.tracking.uploaded import send_lock
 
 @pytest.fixture
 def run_dir(tmp_path: Path, wandb_server: WandbServer) -> Path:
-    """A run folder as a start leaves it."""
+    """A run folder as the start of a run leaves it."""
     return new_folder(tmp_path)
 
 
@@ -82,10 +83,8 @@ def test_after_a_sigkill_the_run_has_failed_and_goes_on_as_the_same_one(
     assert (run.state, run.resumed) == ("finished", 1)
 
 
-def test_an_attempt_sends_nothing_before_the_mirror_before_it_has_ended(
-    run_dir: Path, wandb_server: WandbServer
-) -> None:
-    """It outlives a training that was killed, and has its last rows and word to send."""
+def test_an_attempt_sends_nothing_until_the_previous_mirror_has_ended(run_dir: Path, wandb_server: WandbServer) -> None:
+    """The mirror outlives a training that was killed, and still sends its last rows and its exit code."""
     with send_lock(run_dir) as earlier:
         files.lock(earlier)
         tracker = start(run_dir)
@@ -97,14 +96,14 @@ def test_an_attempt_sends_nothing_before_the_mirror_before_it_has_ended(
     assert steps(run) == [1]
 
 
-def test_a_mirror_that_dies_before_the_end_is_told_with_the_way_to_sync(
+def test_a_mirror_that_dies_early_is_reported_with_the_sync_command(
     run_dir: Path, wandb_server: WandbServer, caplog
 ) -> None:
     tracker = start(run_dir)
     on_server(wandb_server, run_dir)
     os.killpg(mirror_of(tracker).process.pid, signal.SIGKILL)
     tracker.close(0)
-    told = f"ended too early (exit code -9); send what is missing: python -m tinyimnet sync {run_dir}"
+    told = f"exited early (exit code -9); upload the missing rows with: {command('sync', run_dir)}"
     assert told in caplog.text
 
 
@@ -158,7 +157,7 @@ def test_with_no_server_at_the_start_it_goes_offline_under_the_same_id(
     started = time.monotonic()
     tracker.close(0)
     assert time.monotonic() - started < FINISH
-    said = f"Recording offline; send it later with: python -m tinyimnet sync {run_dir}"
+    said = f"Recording offline; upload later with: {command('sync', run_dir)}"
     assert said in capsys.readouterr().out
     wandb_server.heal()
     assert python("-m", "tinyimnet", "sync", str(run_dir)).returncode == 0
@@ -183,7 +182,7 @@ def test_alerts_arrive_with_their_level(run_dir: Path, wandb_server: WandbServer
     assert alert["text"] == "No space left on device"
 
 
-def test_every_process_sends_system_metrics_where_that_is_asked_for(run_dir: Path, wandb_server: WandbServer) -> None:
+def test_every_process_sends_system_metrics_if_per_rank_is_set(run_dir: Path, wandb_server: WandbServer) -> None:
     settings = TrackingConfig(per_rank=True, finish_timeout=FINISH)
     (run_dir / "config.yaml").write_text(configuration.dump(Config(tracking=settings)))
     trackers = [Tracker(run_dir, settings, rank=rank) for rank in (0, 1)]

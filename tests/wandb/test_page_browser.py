@@ -1,4 +1,4 @@
-"""The report of real runs in Chromium, as wide as a desktop and as narrow as a phone."""
+"""The HTML report of real runs in Chromium, at the width of a desktop and of a phone."""
 
 import shutil
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ from tinyimnet.run.record import read_record
 
 DESKTOP, PHONE = 1400, 360  # CSS pixels
 SCREENS = [(DESKTOP, False), (DESKTOP, True), (PHONE, False), (PHONE, True)]
-# Parts of the page that are not there to be seen: without a size, or beside the window.
+# Parts of the page that cannot be seen: without a size, or outside the window.
 HIDDEN = """[...document.querySelectorAll("svg polyline, figure, figure img, .tiles div, h2, .card")].filter(part => {
   const box = part.getBoundingClientRect();
   return box.width < 2 || box.right > document.documentElement.clientWidth + 1 && !part.closest(".scroll");
 }).map(part => part.outerHTML.slice(0, 200))"""
-# Pairs of words in one chart that lie on each other.
+# Pairs of words in a chart that overlap.
 OVERLAPS = """[...document.querySelectorAll("figure.chart")].flatMap(figure => {
   const words = [...figure.querySelectorAll("svg text, h3, .at, .legend li")];
   const boxes = words.map(word => word.getBoundingClientRect());
@@ -32,7 +32,7 @@ OVERLAPS = """[...document.querySelectorAll("figure.chart")].flatMap(figure => {
 
 @pytest.fixture(scope="module")
 def run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two attempts, the second from an extension, with its evaluation."""
+    """A run of two attempts, the second of which extends it, with its evaluation."""
     run_dir = tmp_path_factory.mktemp("runs") / "net-seed0"
     for epochs in (2, 3):
         arguments = small_run(tiny_data, run_dir, train__epochs=epochs, run__log_every=1)
@@ -45,13 +45,13 @@ def run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def one(run: Path) -> Path:
-    """Its page."""
+    """The page of that run."""
     return report(run / "report.html", run)
 
 
 @pytest.fixture(scope="module")
 def several(run: Path) -> Path:
-    """The page of three runs, copies under other names; two are seeds of one recipe."""
+    """The page of the run and two copies under other names; two of the three are seeds of one recipe."""
     seed, other = (run.with_name(name) for name in ("net-seed1", "other-network-with-a-long-name"))
     for copy in (seed, other):
         shutil.copytree(run, copy)
@@ -71,14 +71,14 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 def report(out: Path, *runs: Path) -> Path:
-    """Write a page as a person does."""
+    """Write a page with the report command."""
     done = python("-m", "tinyimnet", "report", *map(str, runs), "--out", str(out))
     assert done.returncode == 0, done.stderr
     return out
 
 
 def check_layout(browser: Browser, width: int) -> None:
-    """Nothing is missing, cut off or on top of something else."""
+    """Assert that nothing is missing, cut off or overlapping."""
     assert browser.evaluate("innerWidth") == width  # a phone widens the window to what overflows
     assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert browser.evaluate(HIDDEN) == []
@@ -101,7 +101,7 @@ def test_the_page_of_a_run_fits_the_screen(browser: Browser, one: Path, width: i
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_a_page_is_as_dark_as_the_desktop(browser: Browser, one: Path, dark: bool) -> None:
+def test_a_page_follows_the_dark_mode_of_the_desktop(browser: Browser, one: Path, dark: bool) -> None:
     browser.open(one, width=DESKTOP, dark=dark)
     red = browser.evaluate("getComputedStyle(document.body).backgroundColor.match(/[0-9]+/)[0]")
     assert (int(red) < 128) == dark
@@ -115,9 +115,9 @@ def test_a_page_loads_nothing_but_itself(browser: Browser, name: str, request) -
 
 
 @pytest.mark.parametrize("name", ["one", "several"])
-def test_the_browser_has_nothing_to_complain_of(browser: Browser, name: str, request) -> None:
+def test_the_browser_reports_no_error_or_warning(browser: Browser, name: str, request) -> None:
     browser.open(request.getfixturevalue(name), width=DESKTOP)
-    assert browser.complaints == []  # the policy of the page allows its script
+    assert browser.complaints == []  # the page's content security policy allows its script
 
 
 def test_every_quantity_that_was_logged_has_its_chart(browser: Browser, run: Path, one: Path) -> None:
@@ -141,7 +141,7 @@ def test_the_second_attempt_is_marked_in_each_chart(browser: Browser, one: Path)
 
 
 @pytest.mark.parametrize("width", [DESKTOP, PHONE])
-def test_what_is_folded_opens_and_fits(browser: Browser, one: Path, width: int) -> None:
+def test_folded_parts_open_and_fit(browser: Browser, one: Path, width: int) -> None:
     browser.open(one, width=width)
     browser.evaluate('document.querySelectorAll("details").forEach(part => part.open = true)')
     assert browser.evaluate('[...document.querySelectorAll("td")].filter(cell => cell.offsetHeight).length') > 800
@@ -150,7 +150,7 @@ def test_what_is_folded_opens_and_fits(browser: Browser, one: Path, width: int) 
 
 
 class Pointer:
-    """The mouse over the chart of the loss, in the middle of its plot."""
+    """The mouse pointer and the chart of the loss."""
 
     LOSS = '[...document.querySelectorAll("figure.chart")].find(f => f.querySelector("h3").textContent == "Loss")'
 
@@ -159,11 +159,11 @@ class Pointer:
         self.browser, self.frame = browser, Chart.frame
 
     def text(self) -> str:
-        """What the chart says."""
+        """Return the text of the chart."""
         return self.browser.evaluate(f"{self.LOSS}.innerText")
 
     def come(self) -> None:
-        """Point at the chart."""
+        """Point at the middle of the plot."""
         left, top, width, height = self.browser.evaluate(
             f"(figure => {{ figure.scrollIntoView(); const box = figure.querySelector('svg').getBoundingClientRect();"
             f" return [box.left, box.top, box.width, box.height] }})({self.LOSS})"
@@ -184,7 +184,7 @@ def test_pointing_at_a_chart_shows_the_values_of_a_step(browser: Browser, run: P
     assert f"training {losses[steps.index(9)]:.4g}" in pointer.text()
 
 
-def test_a_chart_shows_its_last_values_again_afterwards(browser: Browser, one: Path) -> None:
+def test_a_chart_shows_its_last_values_after_the_pointer_leaves(browser: Browser, one: Path) -> None:
     pointer = Pointer(browser, one)
     before = pointer.text()
     pointer.come()

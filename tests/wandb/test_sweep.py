@@ -1,6 +1,6 @@
-"""Sweeps as slurm/sweep.sbatch runs them: the real agent of wandb, real trainings, and the W&B server of the tests.
+"""Sweeps as slurm/sweep.sbatch runs them, with the real wandb agent, real trainings and the W&B test server.
 
-Slurm alone is a stand-in: srun starts its command here, scontrol says that nothing happens to the job, squeue nothing.
+Only Slurm is fake: srun runs its command here, scontrol reports a job that is running undisturbed, and squeue fails.
 """
 
 import json
@@ -24,12 +24,12 @@ from tinyimnet.data import writer
 from tinyimnet.files import read_lines
 from tinyimnet.run.metrics import STEP
 
-SHARED = {**SMALL, "model.stem_stride": 2, "train.global_batch_size": 16}  # 0.4 s an epoch
+SHARED = {**SMALL, "model.stem_stride": 2, "train.global_batch_size": 16}  # 0.4 s per epoch
 COMMANDS = {
     "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
     "squeue": "exit 1",
     "scontrol": 'echo "$*" >> "$ELEMENT/scontrol"; echo JobState=RUNNING PreemptTime=None',
-    # The agent asks for work every half second, not every five.
+    # The agent asks for work every 0.5 s instead of every 5 s.
     "wandb": 'exec python -c "from wandb import wandb_agent; wandb_agent.Agent.POLL_INTERVAL = 0.5; '
     'from wandb.cli.cli import cli; cli()" "$@"',
 }
@@ -37,7 +37,7 @@ COMMANDS = {
 
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared folder with 8 classes of one colour each, which a network has learnt after three epochs of 4 steps."""
+    """A prepared data set of 8 single-colour classes, which a network learns in three epochs of 4 steps."""
     root = tmp_path_factory.mktemp("data") / "colours"
     labels = np.arange(64) % 8
     images = np.stack([labels & 1, labels >> 1 & 1, labels >> 2], axis=1).astype(np.uint8)[:, None, None] * 255
@@ -66,15 +66,15 @@ class Site:
             "PATH": f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
             "VIRTUAL_ENV": "active",
             "RUNS_ROOT": str(folder),
-            "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1",  # seconds, not 15
+            "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1",  # seconds; the default is 15
             "OMP_NUM_THREADS": "1",
             "SLURM_ARRAY_JOB_ID": "7",
             "SLURM_CPUS_ON_NODE": "1",
         }
 
     def create(self, file: str, parameters: dict[str, list], **changes: object) -> None:
-        """Create the sweep of a file as its comment says, but over small runs, and some values of these parameters."""
-        # Of 64 images a twentieth would be one for each class: too few to tell trials apart.
+        """Create the sweep of a file as its comment describes, but with small runs and these parameter values."""
+        # The tuning split of 64 images would have one image per class: too few to tell trials apart.
         shared = {**SHARED, "data.root": str(self.data), "data.tune_split": False}
         values = {**{key: [value] for key, value in shared.items()}, **parameters}
         sweep = yaml.safe_load((REPO / "configs/sweep" / file).read_text()) | changes
@@ -98,32 +98,32 @@ class Site:
         )  # fmt: skip
 
     def end(self, element: subprocess.Popen[str]) -> str:
-        """Wait for the end of an element; what it printed."""
+        """Wait until an element has ended, and return its output."""
         try:
             output, _ = element.communicate(timeout=90)
         except subprocess.TimeoutExpired as error:
-            raise AssertionError(f"it goes on: {(error.output or b'').decode()}") from None
+            raise AssertionError(f"the element did not end: {(error.output or b'').decode()}") from None
         assert element.returncode == 0, output
         return output
 
     def processes(self, name: str = "") -> list[int]:
-        """Those that elements started and that are not over; `name`: of their command line."""
+        """Return the ids of running processes of elements whose command line contains `name`."""
         found = []
         for entry in Path("/proc").glob("[0-9]*"):
             try:
                 ours = f"RUNS_ROOT={self.folder}\0" in (entry / "environ").read_text(errors="replace")
                 if ours and name in (entry / "cmdline").read_text(errors="replace").replace("\0", " "):
                     found.append(int(entry.name))
-            except OSError:  # it has ended
+            except OSError:  # the process has ended
                 continue
         return found
 
     def requeues(self, element: int = 0) -> int:
-        """How often an element had itself requeued."""
+        """Return how often an element requeued itself."""
         return (self.folder / f"element{element}" / "scontrol").read_text().count("requeue")
 
     def until_step(self, step: int) -> Path:
-        """Wait until the only trial has logged a step; its folder."""
+        """Wait until the only trial has logged a step, and return its folder."""
 
         def there() -> list[Path]:
             files = self.runs.glob("*/metrics.jsonl")
@@ -144,12 +144,12 @@ def site(wandb_server: WandbServer, tmp_path: Path, colours: Path) -> Iterator[S
 
 
 def trials(server: WandbServer) -> list[StoredRun]:
-    """The trials of the sweep, in the order in which they began."""
+    """Return the trials of the sweep in the order of their start."""
     return server.store.trials(server.sweeps[0])
 
 
 def assert_complete(run: StoredRun, site: Site) -> None:
-    """W&B has each line of the run folder once, and knows that the run has ended."""
+    """Assert that W&B has each line of metrics.jsonl once and that the run is finished."""
     steps = [row[STEP] for row in run.history if STEP in row]
     assert steps == [line[STEP] for line in read_lines(site.runs / run.id / "metrics.jsonl")]
     assert (run.state, run.exit_code) == ("finished", 0)
@@ -167,16 +167,16 @@ def test_two_elements_share_a_grid_and_run_each_trial_once(wandb_server: WandbSe
     assert not list(site.runs.glob(".trial-*"))
 
 
-def test_a_trial_goes_on_under_its_id_after_a_requeue_and_a_lost_node(wandb_server: WandbServer, site: Site) -> None:
+def test_a_trial_resumes_under_its_id_after_a_requeue_and_a_lost_node(wandb_server: WandbServer, site: Site) -> None:
     site.create("lr.yaml", {"train.epochs": [60]})
     first = site.start()
     run_dir = site.until_step(12)
     (agent,) = site.processes("cli() agent")
-    os.kill(agent, signal.SIGUSR1)  # as Slurm does ahead of the end of a job's time
-    assert "stopped by SIGUSR1 and saved; requeued for attempt 2" in site.end(first)
+    os.kill(agent, signal.SIGUSR1)  # as Slurm does before the time limit
+    assert "stopped by SIGUSR1, checkpoint saved; requeued as attempt 2" in site.end(first)
     assert site.requeues() == 1
     (run,) = trials(wandb_server)
-    # Else W&B would give the trial to another agent, too.
+    # Otherwise W&B would give the trial to another agent as well.
     assert (run.state, run.was_preempting) == ("finished", False)
 
     second = site.start(attempt=2)
@@ -187,7 +187,7 @@ def test_a_trial_goes_on_under_its_id_after_a_requeue_and_a_lost_node(wandb_serv
     second.wait()
 
     output = site.end(site.start(attempt=3))
-    assert f"trial {run.id}: finished" in output and "no trial was given out" in output
+    assert f"trial {run.id}: finished" in output and "no trial started" in output
     assert trials(wandb_server) == [run] and run.id == run_dir.name
     assert_complete(run, site)
     attempts = [json.loads(line) for line in (run_dir / "attempts.jsonl").read_text().splitlines()]
@@ -201,7 +201,7 @@ def test_hyperband_ends_a_trial_that_falls_behind_and_the_next_one_runs(wandb_se
         part = {"optim": {"lr": lr}, "train": {"epochs": epochs}}
         (site.folder / f"{name}.yaml").write_text(yaml.safe_dump(part))
     files = [str(site.folder / f"{name}.yaml") for name in parts]
-    # One bracket, after two evaluations: a trial is measured there however far it has come when its rows arrive.
+    # One bracket, after two evaluations: a trial is judged there however far it is when its rows arrive.
     early = {"type": "hyperband", "max_iter": 6, "s": 1, "eta": 3}
     parameters = {"config": files, "optim.lr": [], "train.epochs": []}
     site.create("hyperband.yaml", parameters, method="grid", early_terminate=early)

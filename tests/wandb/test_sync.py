@@ -1,4 +1,4 @@
-"""python -m tinyimnet sync: what offline attempts and lost connections left behind, sent once."""
+"""tinyimnet sync: what offline attempts and lost connections left behind is uploaded exactly once."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from tinyimnet.files import read_lines
 from tinyimnet.run.lock import RunLock
 from tinyimnet.run.metrics import STEP
 
-# A training that is offline, and logs until there is a file RUN/seen.
+# An offline training that logs until the file RUN/seen exists.
 TRAINING = """
 import itertools, sys, time
 from pathlib import Path
@@ -44,12 +44,12 @@ with RunLock(run) as lock:
 
 @pytest.fixture
 def run_dir(tmp_path: Path, wandb_server: WandbServer) -> Path:
-    """A run folder as a start leaves it."""
+    """A run folder as the start of a run leaves it."""
     return new_folder(tmp_path)
 
 
 def attempt(run_dir: Path, steps: range, *, at: int = 0, mode: str = "offline", exit_code: int = 0) -> None:
-    """An attempt of a run that resumes at a step and logs some."""
+    """Run an attempt that resumes at a step and logs these steps."""
     tracker = start(run_dir, at, wandb=mode)
     for step in steps:
         tracker.log(step, {"train/loss": 1 / step})
@@ -61,7 +61,7 @@ def sync(*arguments: Any) -> subprocess.CompletedProcess:
 
 
 def steps(server: WandbServer, run_dir: Path) -> list[float]:
-    """The axis of the rows that the server has, in their order."""
+    """Return the global steps of the rows on the server, in order."""
     return steps_of(server.run(run_id(run_dir)))
 
 
@@ -72,7 +72,7 @@ def only_run(server: WandbServer) -> StoredRun:
 
 @pytest.fixture
 def offline(run_dir: Path, monkeypatch) -> Path:
-    """Two offline attempts, the second one from before the end of the first."""
+    """Two offline attempts, the second of which resumes before the end of the first."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     attempt(run_dir, range(1, 11), exit_code=1)
     attempt(run_dir, range(6, 16), at=5)
@@ -85,18 +85,18 @@ def test_offline_attempts_become_one_run_with_each_row_once_and_in_order(
 ) -> None:
     done = sync(offline)
     assert done.returncode == 0, done.stderr
-    assert "sent 15 of 15 rows; W&B has them all: http" in done.stdout
+    assert "uploaded 15 of 15 rows; W&B now has all of them: http" in done.stdout
     assert steps(wandb_server, offline) == list(range(1, 16))
     run = only_run(wandb_server)
     assert run.state == "finished"
-    assert any(key.startswith("system.") for row in run.events for key in row)  # of the nodes it trained on
+    assert any(key.startswith("system.") for row in run.events for key in row)  # of the nodes on which it trained
 
 
 def test_it_sends_from_an_offline_shell_and_under_the_id_in_wandb_run_id(
     offline: Path, wandb_server: WandbServer, monkeypatch
 ) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")  # as slurm/site.env of a cluster without a network has it
-    monkeypatch.setenv("WANDB_RUN_ID", "another")  # W&B takes the id of a run that was deleted no more
+    monkeypatch.setenv("WANDB_MODE", "offline")  # as in slurm/site.env of a cluster without a network
+    monkeypatch.setenv("WANDB_RUN_ID", "another")  # W&B does not accept the id of a deleted run again
     done = sync(offline)
     assert done.returncode == 0, done.stderr
     assert steps(wandb_server, offline) == list(range(1, 16))
@@ -109,12 +109,12 @@ def test_a_second_sync_sends_nothing(offline: Path, wandb_server: WandbServer) -
     before = (run.resumed, len(run.history))
     again = sync(offline)
     assert (run.resumed, len(run.history)) == before
-    assert again.returncode == 0 and "W&B has all 15 rows already" in again.stdout
+    assert again.returncode == 0 and "W&B already has all 15 rows" in again.stdout
     assert steps(wandb_server, offline) == list(range(1, 16))
 
 
-def test_what_a_sync_that_broke_off_did_not_send_is_sent_by_the_next(offline: Path, wandb_server: WandbServer) -> None:
-    """Half of the rows of a record are there, and no marker beside it says so."""
+def test_rows_missed_by_an_interrupted_sync_are_sent_by_the_next(offline: Path, wandb_server: WandbServer) -> None:
+    """The server has half of the rows of a record, and no marker file says so."""
     sync(offline)
     run = only_run(wandb_server)
     kept = run.lines["wandb-history.jsonl"]
@@ -138,7 +138,7 @@ def test_rows_that_a_lost_connection_left_behind_are_sent(run_dir: Path, wandb_s
 
 
 def finish(run_dir: Path, steps: int) -> None:
-    """Leave what the end of a training leaves."""
+    """Write the files that the end of a training writes."""
     (run_dir / "DONE").write_text(json.dumps({"steps": steps}))
     for name in ("best.safetensors", "final.safetensors", "MODEL_CARD.md"):
         (run_dir / name).write_text(f"of step {steps}")
@@ -151,7 +151,7 @@ def test_a_finished_run_that_is_extended_stays_one_run_with_all_weights(
     attempt(run_dir, range(1, 4), mode="online")
     (run_dir / "DONE").unlink()  # as the start of a longer training does
     attempt(run_dir, range(4, 6), at=3, mode="online", exit_code=1)
-    assert "W&B has all 5 rows already" in sync(run_dir).stdout
+    assert "W&B already has all 5 rows" in sync(run_dir).stdout
     finish(run_dir, 7)
     attempt(run_dir, range(6, 8), at=5, mode="online")
     assert steps(wandb_server, run_dir) == list(range(1, 8))
@@ -160,7 +160,7 @@ def test_a_finished_run_that_is_extended_stays_one_run_with_all_weights(
     assert [version.metadata["steps"] for version in model.versions] == [3, 3, 7, 7]
 
 
-def test_a_run_is_looked_for_where_it_was_made_whoever_sends_it(
+def test_a_run_is_synced_to_the_entity_where_it_was_created(
     run_dir: Path, wandb_server: WandbServer, monkeypatch
 ) -> None:
     monkeypatch.setenv("WANDB_ENTITY", "team")
@@ -168,20 +168,20 @@ def test_a_run_is_looked_for_where_it_was_made_whoever_sends_it(
     monkeypatch.delenv("WANDB_ENTITY")
     (run_dir / "metrics.jsonl").open("a").write(json.dumps({STEP: 4, "train/loss": 0.1}) + "\n")
     done = sync(run_dir)
-    assert done.returncode == 0 and "sent 1 of 4 rows" in done.stdout, done.stderr
+    assert done.returncode == 0 and "uploaded 1 of 4 rows" in done.stdout, done.stderr
     run = only_run(wandb_server)
     assert run.entity == "team" and steps(wandb_server, run_dir) == [1, 2, 3, 4]
 
 
-def test_a_run_that_trains_is_refused(offline: Path) -> None:
+def test_a_run_in_training_is_refused(offline: Path) -> None:
     with RunLock(offline) as lock:
         lock.acquire()
         refused = sync(offline)
     assert refused.returncode == 2
-    assert "is being trained; follow it with --live" in refused.stderr
+    assert "is still training; follow it with --live" in refused.stderr
 
 
-def test_without_names_it_sends_all_that_nobody_trains_and_trials_too(
+def test_without_arguments_it_sends_all_idle_runs_including_trials(
     offline: Path, tmp_path: Path, wandb_server: WandbServer, monkeypatch
 ) -> None:
     monkeypatch.setenv("RUNS_ROOT", str(tmp_path))
@@ -192,12 +192,12 @@ def test_without_names_it_sends_all_that_nobody_trains_and_trials_too(
         lock.acquire()
         done = sync()
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("sent 15 of 15 rows") == 1 and str(busy) not in done.stdout
+    assert done.stdout.count("uploaded 15 of 15 rows") == 1 and str(busy) not in done.stdout
     assert steps(wandb_server, trial) == list(range(1, 16))
     with RunLock(busy) as lock, RunLock(trial) as other:
         lock.acquire(), other.acquire()
         refused = sync()
-    assert refused.returncode == 2 and "each of the 2 runs in" in refused.stderr
+    assert refused.returncode == 2 and "are still training (found 2)" in refused.stderr
 
 
 def test_a_training_that_sends_its_rows_itself_is_left_alone(run_dir: Path) -> None:
@@ -206,15 +206,15 @@ def test_a_training_that_sends_its_rows_itself_is_left_alone(run_dir: Path) -> N
         lock.acquire()
         refused = sync("--live", run_dir)
     assert refused.returncode == 2
-    assert "sends its rows itself" in refused.stderr
+    assert "uploads its own rows" in refused.stderr
 
 
-def test_two_at_once_do_not_send_the_same_rows(offline: Path, wandb_server: WandbServer) -> None:
+def test_two_simultaneous_syncs_do_not_send_the_same_rows(offline: Path, wandb_server: WandbServer) -> None:
     command = [sys.executable, "-m", "tinyimnet", "sync", str(offline)]
     both = [subprocess.Popen(command, cwd=REPO, text=True, stderr=subprocess.PIPE) for _ in range(2)]
     errors = [process.communicate(timeout=60)[1] for process in both]
     assert sorted(process.returncode for process in both) == [0, 2], errors
-    assert "is being sent by another command" in "".join(errors)
+    assert "is already being uploaded" in "".join(errors)
     assert steps(wandb_server, offline) == list(range(1, 16))
 
 
@@ -236,7 +236,7 @@ def test_a_run_that_trains_offline_is_followed_until_its_end(run_dir: Path, wand
 
 
 @pytest.mark.parametrize("fault", ["reset", "hang", 500, 404])
-def test_a_server_that_does_not_take_it_costs_a_bounded_time_and_is_told(
+def test_a_server_that_rejects_rows_is_an_error_in_bounded_time(
     fault: Any, offline: Path, wandb_server: WandbServer
 ) -> None:
     wandb_server.break_with(fault, "file_stream")

@@ -1,6 +1,8 @@
-"""Against a real W&B, for who has a key: what our own server cannot show, that a real one keeps to the same rules.
+"""The tracker against a real W&B server, for those who have a key: it has to follow the rules of the test server.
 
-REAL_WANDB_API_KEY=... python -m pytest tests/wandb/test_wandb_ai.py       REAL_WANDB_BASE_URL=... for a server of one's own
+REAL_WANDB_API_KEY=... python -m pytest tests/wandb/test_wandb_ai.py
+
+REAL_WANDB_BASE_URL selects a self-hosted server.
 """
 
 import os

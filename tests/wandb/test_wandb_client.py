@@ -1,4 +1,4 @@
-"""The unmodified wandb client against the test server: what other tests of W&B rely on."""
+"""The unmodified wandb client against the test server, on which the other W&B tests rely."""
 
 import hashlib
 import http.client
@@ -20,7 +20,7 @@ from helpers.wandb_server.clients import QUICK, end, run_client, start_client, w
 from helpers.wandb_server.records import Artifact, Collection, StoredRun
 from helpers.wandb_server.server import WandbServer
 
-# Start or resume a run and log steps: its arguments are the first one and the one behind the last.
+# Start or resume a run and log steps; the arguments are the first step and the step after the last.
 LOG = f"""
     run = wandb.init(project="t", id="job", resume="allow", settings={QUICK})
     print("resumed", run.resumed, run.starting_step)
@@ -47,13 +47,13 @@ READ = """
 
 
 def first_run(server: WandbServer) -> StoredRun:
-    """The run that a client is about to start."""
+    """Wait for the run that a client starts, and return it."""
     wait_until(lambda: server.store.runs)
     return server.run("job")
 
 
 def steps(run: StoredRun) -> list[int]:
-    """The axis of the rows that arrived."""
+    """Return the global steps of the rows that arrived."""
     return [row["trainer/global_step"] for row in run.history]
 
 
@@ -81,7 +81,7 @@ def test_a_run_arrives_with_config_rows_summary_and_console(wandb_server: WandbS
     assert "wandb-metadata.json" in run.files
 
 
-def test_a_killed_run_goes_on_and_the_api_reads_every_row(wandb_server: WandbServer, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_and_the_api_reads_every_row(wandb_server: WandbServer, tmp_path: Path) -> None:
     process = start_client(tmp_path, LOG + WAIT, 0, 5)
     run = first_run(wandb_server)
     wait_until(lambda: len(run.history) == 5)
@@ -144,7 +144,7 @@ def test_clients_in_shared_mode_write_one_run(wandb_server: WandbServer, tmp_pat
     assert run.state == "finished"
 
 
-def test_an_artifact_comes_back_with_the_same_bytes(wandb_server: WandbServer, tmp_path: Path) -> None:
+def test_an_artifact_is_downloaded_with_the_same_bytes(wandb_server: WandbServer, tmp_path: Path) -> None:
     output = run_client(
         tmp_path,
         """
@@ -176,7 +176,7 @@ def test_an_artifact_comes_back_with_the_same_bytes(wandb_server: WandbServer, t
     assert wandb_server.run("reader").used == [new]
 
 
-def test_an_artifact_with_other_bytes_than_its_manifest_says_is_refused() -> None:
+def test_an_artifact_that_differs_from_its_manifest_is_refused() -> None:
     artifact = Artifact("A1", Collection("lab", "t", "net", "model"), "job", "", None, {}, [])
     artifact.files["w"] = b"damaged"
     artifact.manifest[""] = json.dumps({"contents": {"w": {"digest": "1B2M2Y8AsgTpgAmY7PhCfg=="}}}).encode()
@@ -184,9 +184,7 @@ def test_an_artifact_with_other_bytes_than_its_manifest_says_is_refused() -> Non
         artifact.commit({})
 
 
-def test_the_stop_button_reaches_the_client_and_is_up_in_the_next_attempt(
-    wandb_server: WandbServer, tmp_path: Path
-) -> None:
+def test_the_stop_button_reaches_the_client_and_is_reset_on_resume(wandb_server: WandbServer, tmp_path: Path) -> None:
     script = f"""
         from wandb.sdk.lib.run_stopping import RunStopChecker
         RunStopChecker.__init__.__kwdefaults__["poll_interval"] = 0.5  # else 15 s
@@ -208,7 +206,7 @@ def test_the_stop_button_reaches_the_client_and_is_up_in_the_next_attempt(
     assert (run.stopped, run.state) == (False, "finished")
 
 
-def test_a_run_that_is_preempted_says_so(wandb_server: WandbServer, tmp_path: Path) -> None:
+def test_a_preempted_run_is_marked_as_preempted(wandb_server: WandbServer, tmp_path: Path) -> None:
     run_client(tmp_path, LOG + PREEMPT, 0, 1)
     run = wandb_server.run("job")
     assert (run.state, run.exit_code, run.was_preempting) == ("preempted", 1, True)
@@ -216,7 +214,7 @@ def test_a_run_that_is_preempted_says_so(wandb_server: WandbServer, tmp_path: Pa
     assert (alert["runName"], alert["title"], alert["text"]) == ("job", "title", "text")
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("wandb_workspaces"), reason="needs requirements-dashboard.txt")
+@pytest.mark.skipif(not importlib.util.find_spec("wandb_workspaces"), reason="needs the extra tinyimnet[dashboard]")
 def test_workspaces_and_reports_are_kept(wandb_server: WandbServer, tmp_path: Path) -> None:
     run_client(
         tmp_path,
@@ -254,7 +252,7 @@ def test_rows_arrive_after_faults_in_the_middle_of_a_run(wandb_server: WandbServ
         wait_until(lambda: wandb_server.broken)
         known = len(run.history)
         wandb_server.heal()
-        wait_until(lambda: len(run.history) > known)  # noqa: B023  # it is called in this round
+        wait_until(lambda: len(run.history) > known)  # noqa: B023  # it is called in this iteration
         wandb_server.broken = 0
     (tmp_path / "enough").touch()
     end(process)
@@ -302,6 +300,6 @@ def test_an_unknown_field_is_null_and_reported() -> None:
         assert server.requests == ["New"]
 
 
-def test_the_environment_has_nothing_of_the_person_who_runs_the_tests(wandb_server: WandbServer) -> None:
+def test_the_environment_hides_the_settings_of_the_user(wandb_server: WandbServer) -> None:
     names = {name for name in os.environ if name.startswith("WANDB_")} | {"HOME"}
     assert names == set(wandb_server.environment(Path("home")))

@@ -1,4 +1,4 @@
-"""A real training, killed and started again, on W&B: what a person finds there, read back with wandb's own API."""
+"""A real training, killed and resumed, as a user finds it on W&B; read back with wandb's own API."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from tinyimnet.run.metrics import STEP
 
 SECRET = "planted-4f1c8e"
 SECRETS = ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "MY_PASSWORD", "SLURM_JWT")
-# train.py, killed when it has logged step 10.
+# train.py, killed after it has logged step 10.
 KILLED = """
 import os, sys
 from tinyimnet import errors, train
@@ -36,7 +36,7 @@ errors.run(train.main, sys.argv[1:])
 
 @pytest.fixture
 def run_dir(tmp_path: Path, tiny_data: Path, wandb_server: WandbServer, monkeypatch) -> Path:
-    """A run of 12 steps with secrets in its environment: killed after row 10 and before its save, then finished."""
+    """A 12-step run with secrets in its environment: killed after row 10 and before its save, then finished."""
     for name in SECRETS:
         monkeypatch.setenv(name, SECRET)
     folder = tmp_path / "tiny-seed0"
@@ -60,8 +60,8 @@ def test_a_run_of_two_attempts_is_all_there(run_dir: Path, wandb_server: WandbSe
     no_secret(run_dir, wandb_server)
 
 
-def test_an_offline_run_is_all_there_after_a_sync(tmp_path: Path, tiny_data: Path, wandb_server: WandbServer) -> None:
-    """Its weights and tables were recorded where the home directory could not be written."""
+def test_an_offline_run_is_complete_after_a_sync(tmp_path: Path, tiny_data: Path, wandb_server: WandbServer) -> None:
+    """The home directory was not writable when the weights and tables were recorded."""
     run_dir = tmp_path / "tiny-seed0"
     arguments = small_run(tiny_data, run_dir, run__save_every=2)
     offline = {"WANDB_MODE": "offline", "HOME": "/dev/null"}
@@ -77,7 +77,7 @@ def test_an_offline_run_is_all_there_after_a_sync(tmp_path: Path, tiny_data: Pat
     weights_with_equal_checksums(run_dir, wandb.Api().run(f"lab/tiny-imagenet-1m/{stored.id}"), tmp_path)
 
 
-def test_a_run_that_diverges_alerts_and_failed_with_its_exit_code(
+def test_a_run_that_diverges_alerts_and_fails_with_its_exit_code(
     tmp_path: Path, tiny_data: Path, wandb_server: WandbServer
 ) -> None:
     arguments = small_run(tiny_data, tmp_path / "run", optim__lr=1e12, train__max_skipped_steps=2)
@@ -102,7 +102,7 @@ def test_a_job_that_ends_before_its_first_step_alerts_and_is_preempted(
 def rows_once_and_equal_to_the_file(run_dir: Path, stored: Any) -> None:
     lines = read_lines(run_dir / "metrics.jsonl")
     assert steps(stored) == [2, 4, 6, 8, 10, 12]
-    # What the second attempt replayed has the same values but for its times.
+    # Rows that the second attempt replayed have the same values, except for timings.
     sent = [row for row in stored.history if STEP in row]
     for line, row in zip(lines, sent, strict=True):
         assert {key: row[key] for key in line if not key.startswith("perf/")} == {

@@ -13,13 +13,13 @@ from helpers.wandb_server.sweeps import Sweep, brackets, trials
 
 AGENT = """
     from wandb.wandb_agent import Agent
-    Agent.POLL_INTERVAL = 0.2  # else an agent asks for work every 5 s
+    Agent.POLL_INTERVAL = 0.2  # the default is 5 s between requests for work
     wandb.agent(f"lab/t/{sys.argv[1]}", count=int(sys.argv[2]) or None)
 """
 
 
 def write_trial(folder: Path, script: str, **config: object) -> dict:
-    """Write the program of a sweep; the configuration of the sweep."""
+    """Write the program of a sweep, and return the configuration of the sweep."""
     (folder / "trial.py").write_text("import sys, time, wandb\n" + textwrap.dedent(script))
     command = [sys.executable, "${program}"]
     return {"program": "trial.py", "method": "grid", "command": command, **config}
@@ -32,7 +32,7 @@ def add_sweep(server: WandbServer, config: dict) -> Sweep:
     return sweep
 
 
-def test_agents_share_a_sweep_and_one_can_start_a_second_time(wandb_server: WandbServer, tmp_path: Path) -> None:
+def test_agents_share_a_sweep_that_an_earlier_agent_began(wandb_server: WandbServer, tmp_path: Path) -> None:
     script = f"""
         run = wandb.init(settings={QUICK})
         run.log({{"x": run.config["lr"]}})
@@ -113,6 +113,6 @@ def test_a_random_search_draws_from_each_distribution_up_to_the_cap() -> None:
         next(trials(config | {"method": "bayes"}))
 
 
-def test_hyperband_brackets_are_those_of_the_documentation() -> None:
+def test_hyperband_brackets_match_the_documentation() -> None:
     assert brackets({"min_iter": 3, "eta": 3})[:4] == [3, 9, 27, 81]
     assert brackets({"max_iter": 27, "eta": 3, "s": 2}) == [3, 9]

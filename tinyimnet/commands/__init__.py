@@ -1,5 +1,5 @@
-"""The commands of `python -m tinyimnet COMMAND`: arguments, what is printed, and calls of the packages that do the work.
+"""The commands of `tinyimnet`, one module each: arguments, output, and calls into the packages that do the work.
 
-A module for each command, with `add_arguments(parser)` and `main(args)`; tinyimnet/cli.py lists them; `trained_run`
-is what three of them share. The training is tinyimnet/train.py, and jobs on a cluster are launch/.
+Each has `add_arguments(parser)` and `main(args)`, and its docstring is its help; tinyimnet/cli.py lists them. The
+commands about jobs are in tinyimnet/launch. `trained_run` is shared by three of them.
 """

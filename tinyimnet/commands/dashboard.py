@@ -1,7 +1,9 @@
-"""python -m tinyimnet dashboard [RUN ...] [--project P] [--entity E]: a view of the project on W&B, a report of runs.
+"""Create or update a W&B dashboard of the project and, with runs, a report that compares them.
 
-Given again, the command renews both, so changes made in them by hand are lost: make those in a copy of the view. It needs
-one package more: pip install -r requirements-dashboard.txt
+tinyimnet dashboard
+tinyimnet dashboard runs/tiny1m-seed* --entity my-team
+
+Rerunning overwrites manual changes: make those in a copy. Needs pip install 'wandb-workspaces>=0.4.13,<0.5'.
 """
 
 import argparse
@@ -16,23 +18,25 @@ from tinyimnet.tracking.dashboard import ANSWER, publish, read_run
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders of a report")
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders to compare in a report")
     parser.add_argument("--project", help="W&B project (default: tracking.project of the first RUN)")
-    parser.add_argument("--entity", help="W&B user or team (default: WANDB_ENTITY, else that of the API key)")
+    parser.add_argument("--entity", help="W&B user or team (default: WANDB_ENTITY, else the API key's)")
 
 
 def main(args: argparse.Namespace) -> int:
-    """Make or renew the view and the report and print where they are.
+    """Create or update both and print their addresses.
 
     Raises:
-        UserError: the package is missing, W&B does not have a run, or W&B does not answer or refuses.
+        UserError: the package is missing, W&B lacks a run, refuses or does not answer.
     """
     if not find_spec("wandb_workspaces"):
-        raise UserError("the dashboard needs wandb-workspaces: pip install -r requirements-dashboard.txt.")
+        raise UserError(
+            "the dashboard needs wandb-workspaces; install it: pip install 'wandb-workspaces>=0.4.13,<0.5'."
+        )
     runs = [read_run(path) for path in args.runs]
     project = args.project or (runs[0].config["tracking.project"] if runs else TrackingConfig().project)
-    # In a process of its own: wandb's exit hook waits for a request that hangs (over 80 s), and on a terminal wandb asks
-    # for a key; a child of multiprocessing runs no exit hooks and has no standard input. Leaving the block ends it.
+    # In a child process: wandb's exit hook waits over 80 s for a request that hangs, and on a terminal wandb prompts
+    # for a key. A multiprocessing child runs no exit hooks and has no stdin. Leaving the block kills it.
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         try:
             urls = pool.apply_async(publish, (args.entity, project, runs)).get(ANSWER)

@@ -1,4 +1,8 @@
-"""python -m tinyimnet evaluate RUN: what a network gets right and wrong."""
+"""Measure a trained network: top-1, top-5, loss, calibration, accuracy by class, confusion matrix.
+
+tinyimnet evaluate runs/tiny1m
+tinyimnet evaluate results/tiny1m_cpu.safetensors --data data/tiny-imagenet-200 --tta flip --out evaluation
+"""
 
 import argparse
 from pathlib import Path
@@ -14,14 +18,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder or .safetensors file")
     parser.add_argument("--split", choices=("train", "val"), default="val")
-    parser.add_argument("--tta", choices=("none", "flip"), default="none", help="flip: average the mirrored image in")
-    whose = "prepared folder (default: the run's data.root, split as by its data.tune_split)"
+    parser.add_argument("--tta", choices=("none", "flip"), default="none", help="flip: average with the mirrored image")
+    whose = "prepared folder (default: the run's data.root, with its data.tune_split)"
     parser.add_argument("--data", type=Path, help=whose)
-    parser.add_argument("--out", type=Path, help="folder for the tables and pictures (default: RUN/evaluation)")
+    parser.add_argument("--out", type=Path, help="folder for tables and figures (default: RUN/evaluation)")
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print top-1, top-5, loss and calibration error; write the tables and pictures of RUN/evaluation."""
+    """Print the results; write tables and figures."""
     trained = load_network(args.run)
     dataset, split = dataset_of(trained, args.run, args.data), args.split
     if not args.data and data_config_of(args.run).get("tune_split"):

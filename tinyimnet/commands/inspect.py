@@ -1,4 +1,11 @@
-"""python -m tinyimnet inspect [--augmented] [train.py's options]: look at the data, as they are or as the network sees them."""
+"""Write a PNG grid of images with their classes, raw or as the network sees them.
+
+tinyimnet inspect
+tinyimnet inspect --split val --count 100 --out val.png
+tinyimnet inspect --augmented --step 5 --config tiny1m --augment.cutmix_probability 1
+
+Takes train.py's options too.
+"""
 
 import argparse
 from pathlib import Path
@@ -19,14 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", choices=("train", "val", "test"), default="train")
     parser.add_argument("--count", type=int, default=48, help="images (default: 48)")
     parser.add_argument("--out", type=Path, default=Path("inspect.png"), help="PNG to write (default: inspect.png)")
-    parser.add_argument("--augmented", action="store_true", help="as the network sees a training batch")
+    parser.add_argument("--augmented", action="store_true", help="show an augmented training batch")
     parser.add_argument("--step", type=int, default=0, help="with --augmented: the optimizer step (default: 0)")
-    parser.epilog = "Takes train.py's options too: --config, --data.root, --augment.cutmix_probability 1 ..."
 
 
 def main(args: argparse.Namespace) -> int:
-    """Write a PNG grid of images, from the prepared arrays or as the network sees them."""
-    config = config_cli.load(args.options, prog="python -m tinyimnet inspect")
+    """Write the grid."""
+    config = config_cli.load(args.options, prog="tinyimnet inspect")
     dataset = open_dataset(Path(config.data.root))
     if args.split not in dataset.images:
         raise UserError(f"--split {args.split}: {config.data.root} has no {args.split} images.")

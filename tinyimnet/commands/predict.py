@@ -1,4 +1,8 @@
-"""python -m tinyimnet predict RUN: what a network says of images without labels, as a CSV file."""
+"""Predict the classes of images and write them as CSV: filename,label.
+
+tinyimnet predict runs/tiny1m                                   # the test images of its data set
+tinyimnet predict results/tiny1m_cpu.safetensors --images FOLDER --label name --out labels.csv
+"""
 
 import argparse
 import csv
@@ -13,16 +17,18 @@ from tinyimnet.evaluation import analysis
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder or .safetensors file")
-    parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="of the prepared data")
-    parser.add_argument("--images", type=Path, help="instead of a split: a folder of images or an .npy file")
+    parser.add_argument(
+        "--split", choices=("train", "val", "test"), default="test", help="of the data set (default: test)"
+    )
+    parser.add_argument("--images", type=Path, help="folder of images or .npy file, instead of a split")
     parser.add_argument("--out", type=Path, default=Path("submission.csv"), help="(default: submission.csv)")
-    parser.add_argument("--tta", choices=("none", "flip"), default="none", help="flip: average the mirrored image in")
+    parser.add_argument("--tta", choices=("none", "flip"), default="none", help="flip: average with the mirrored image")
     parser.add_argument("--label", choices=("wnid", "index", "name"), default="wnid", help="(default: wnid)")
     parser.add_argument("--data", type=Path, help="prepared folder (default: the run's data.root)")
 
 
 def main(args: argparse.Namespace) -> int:
-    """Write filename,label, one row an image, in file order."""
+    """Write one row per image, in file order."""
     trained = load_network(args.run)
     if args.images:
         files, images = read_images(args.images)

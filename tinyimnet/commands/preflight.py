@@ -1,7 +1,9 @@
-"""python -m tinyimnet preflight [train.py's options]: check the nodes of a job, without making or reading the data.
+"""Check the nodes of a job: code, versions, devices, clocks, disks, data, network. A run does the same at its start.
 
-srun -N 2 --ntasks-per-node=8 python -m tinyimnet preflight --config configs/tiny1m.yaml
+srun -N 2 --gpus-per-node=8 --ntasks-per-node=8 --cpus-per-task=4 tinyimnet preflight
 accelerate launch --config_file configs/accelerate/node.yaml -m tinyimnet preflight
+
+Takes train.py's options. It does not prepare or read the data.
 """
 
 import argparse
@@ -18,12 +20,12 @@ from tinyimnet.distributed.rendezvous import Rendezvous
 
 
 def add_arguments(_parser: argparse.ArgumentParser) -> None:
-    """No options but train.py's."""
+    """None beyond train.py's."""
 
 
 def main(args: argparse.Namespace) -> int:
-    """Check the nodes and print what they have."""
-    config = config_cli.load(args.options, prog="python -m tinyimnet preflight")
+    """Check and print a table of the ranks."""
+    config = config_cli.load(args.options, prog="tinyimnet preflight")
     launcher.map_environment()
     started = time.monotonic()
     rendezvous = Rendezvous(config.train.timeout)

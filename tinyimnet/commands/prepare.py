@@ -1,4 +1,11 @@
-"""python -m tinyimnet prepare SOURCE: turn a source into the arrays that a run trains on."""
+"""Turn a data set into the arrays that a run reads: decoded once, checksummed, written atomically.
+
+tinyimnet prepare --download                          # Tiny ImageNet: 248 MB, resumes, checks size and sha256
+tinyimnet prepare /path/to/tiny-imagenet-200.zip      # a local copy, or its unpacked folder
+tinyimnet prepare --synthetic                         # a data set drawn by the program: no download
+tinyimnet prepare FOLDER --out data/mine              # your images of 64x64 pixels as .npy files
+tinyimnet prepare --train-images x.npy --train-labels y.npy --val-images xv.npy --val-labels yv.npy --out data/mine
+"""
 
 import argparse
 import os
@@ -15,19 +22,23 @@ from tinyimnet.errors import UserError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("source", nargs="?", type=Path, help="tiny-imagenet-200.zip, its folder, or one of .npy files")
+    parser.add_argument(
+        "source", nargs="?", type=Path, help="tiny-imagenet-200.zip, its unpacked folder, or a folder of .npy files"
+    )
     parser.add_argument(
         "--out", type=Path, help="$DATA_ROOT or data/tiny-imagenet-200; data/synthetic-200 with --synthetic"
     )
     for role in npy.ROLES:
         parser.add_argument(f"--{role.replace('_', '-')}", type=Path, metavar="FILE", help=f"{role} as .npy")
-    parser.add_argument("--classes", type=Path, metavar="FILE", help="with .npy: a class id per line, in label order")
-    parser.add_argument("--download", action="store_true", help="fetch the official archive (248 MB) first")
-    parser.add_argument("--synthetic", action="store_true", help="draw a small data set instead")
+    parser.add_argument(
+        "--classes", type=Path, metavar="FILE", help="with .npy files: one class id per line, in label order"
+    )
+    parser.add_argument("--download", action="store_true", help="download the official archive (248 MB)")
+    parser.add_argument("--synthetic", action="store_true", help="draw a data set of 8,000 images")
 
 
 def main(args: argparse.Namespace) -> int:
-    """Prepare what the arguments ask for and say what there is now; a signal leaves nothing behind."""
+    """Prepare the data and print what was written; a signal leaves no partial files."""
     in_main_thread = threading.current_thread() is threading.main_thread()  # others cannot set handlers
     numbers = (signal.SIGTERM, signal.SIGINT) if in_main_thread else ()
     handlers = {number: signal.signal(number, _stop) for number in numbers}

@@ -1,4 +1,10 @@
-"""python -m tinyimnet summary [train.py's options]: the network of a configuration."""
+"""Print the network of a configuration: parameters, multiply-accumulates and output shape of each stage.
+
+tinyimnet summary --config tiny1m
+tinyimnet summary --config tiny1m --model.block basic --model.depths [3,3,3,3]
+
+Takes train.py's options.
+"""
 
 import argparse
 from pathlib import Path
@@ -10,12 +16,12 @@ from tinyimnet.model.network import build_model, count_parameters, model_summary
 
 
 def add_arguments(_parser: argparse.ArgumentParser) -> None:
-    """No options but train.py's."""
+    """None beyond train.py's."""
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print the network of a configuration, stage by stage, and the share of the parameter budget it uses."""
-    config = config_cli.load(args.options, prog="python -m tinyimnet summary")
+    """Print the table and the share of the parameter budget."""
+    config = config_cli.load(args.options, prog="tinyimnet summary")
     root = Path(config.data.root)
     n_classes = len(open_dataset(root, verify=False).classes) if is_prepared(root) else 200
     resolved = resolve_width(config.model, n_classes)

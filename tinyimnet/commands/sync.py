@@ -1,4 +1,9 @@
-"""python -m tinyimnet sync [RUN ...] [--live]: send to W&B what it does not have yet of runs."""
+"""Upload to W&B what it is missing of runs, then verify that it has every row and the final weights.
+
+tinyimnet sync                              # every run in $RUNS_ROOT or runs/ that is not training
+tinyimnet sync runs/tiny1m
+tinyimnet sync --live runs/tiny1m           # follow a run on a node without internet, from one that has it
+"""
 
 import argparse
 from pathlib import Path
@@ -14,31 +19,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=Path,
         metavar="RUN",
-        help="run folders (default: all in $RUNS_ROOT or runs/ that are tracked on W&B and not training)",
+        help="run folders (default: all runs in $RUNS_ROOT or runs/ that use W&B and are not training)",
     )
     parser.add_argument(
         "--timeout",
         type=int,
         default=600,
         metavar="SECONDS",
-        help="limit for each run (default: 600); none with --live",
+        help="time limit per run (default: 600), no limit with --live",
     )
     parser.add_argument(
         "--live",
         action="store_true",
-        help="follow one run that is training on a node without a network, until it ends",
+        help="follow one run until it ends",
     )
 
 
 def main(args: argparse.Namespace) -> int:
-    """Send each run and print what became of it.
+    """Upload each run and print the outcome.
 
     Raises:
-        UserError: there is nothing to send, a named run is being trained, or W&B does not have every row afterwards.
+        UserError: nothing to upload, a given run is training, or W&B lacks rows afterwards.
     """
     runs = args.runs or sync.at_rest()
     if args.live and len(runs) > 1:
-        raise UserError("--live follows one run; name its folder.")
+        raise UserError("--live follows one run; give its folder.")
     if args.live:
         sync.check(runs[0], live=True)
         sync.bounded(sync.follow, runs[0], None)

@@ -1,4 +1,4 @@
-"""A trained network and the data set of its run, for the commands that look at what it says."""
+"""Load a trained network and the data set of its run, for evaluate, predict and soft-labels."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tinyimnet.run.folder import read_config
 
 
 def load_network(run: Path) -> Trained:
-    """The averaged weights of a run folder or a .safetensors file, on the GPU where there is one."""
+    """The EMA weights of a run folder or .safetensors file, on the GPU if there is one."""
     trained = load_trained(run)
     if torch.cuda.is_available():
         trained.model.to("cuda")
@@ -22,14 +22,20 @@ def load_network(run: Path) -> Trained:
 
 
 def dataset_of(trained: Trained, run: Path, root: Path | None) -> Dataset:
-    """The data set of a run, or the one in `root`, where it has the classes that the network knows."""
+    """The data set in `root`, default: that of the run.
+
+    Raises:
+        UserError: it does not have the classes of the network.
+    """
     root = root or Path(data_config_of(run)["root"])
     dataset = open_dataset(root)
     if dataset.classes != trained.classes:
-        raise UserError(f"{root} has other classes than {trained.origin} was trained on; choose --data.")
+        raise UserError(
+            f"{root} does not have the classes that {trained.origin} was trained on; give the right folder with --data."
+        )
     return dataset
 
 
 def data_config_of(run: Path) -> dict:
-    """The section `data` of the configuration of a run, or of the run beside a file with its weights."""
+    """The section `data` of the configuration of a run, given by its folder or by a weights file in it."""
     return read_config(run.parent if run.is_file() else run)["data"]

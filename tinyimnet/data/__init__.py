@@ -1,6 +1,6 @@
-"""Data: from a source on disk or the network to the augmented batch of a step.
+"""Data: from a source on disk or the network to the augmented batch of a training step.
 
-Sources (tiny_imagenet, npy, synthetic, download) go through `prepare` and `writer` into one prepared form, which `dataset`
-reads; `batches` and `augment` cut it into the batches of a step. What another network says of the images belongs here
-(soft_labels); the networks themselves do not. Reading and writing the prepared form needs no torch.
+`prepare` and `writer` convert every source (tiny_imagenet, npy, synthetic, download) into one prepared format, which
+`dataset` reads. `batches` and `augment` turn it into training batches. Soft labels (soft_labels) are data; the networks
+that produce them are not part of this package. Reading and writing the prepared format needs no torch.
 """

@@ -1,6 +1,6 @@
 """Augmentation of whole batches on the device: crop, flip, normalise, Mixup, CutMix, soft targets.
 
-Nothing here is random: `batches.draw` decides, this module carries it out.
+Nothing here draws random numbers; `batches.draw` makes every random choice.
 """
 
 import torch
@@ -11,22 +11,22 @@ from tinyimnet.data.dataset import IMAGE_SIZE
 
 
 def crop_flip(images: Tensor, index: Tensor, down: Tensor, right: Tensor, flip: Tensor) -> Tensor:
-    """Gather samples with a shifted crop (reflection at the border) and a mirror image where asked.
+    """Gather samples with a shifted crop (reflection padding) and an optional horizontal flip.
 
-    The padding is never built: reflected coordinates go into the gather. Two gathers, of whole pixel rows and then of
-    pixels in a row, take 3.5 ms for 256 images on 2 cores; one two-dimensional gather takes 11.9 ms.
+    The padded images are never built, because the gather uses reflected coordinates. Gathering whole pixel rows and
+    then the pixels of each row takes 3.5 ms for 256 images on 2 cores, against 11.9 ms for a two-dimensional gather.
 
     Args:
         images: (N, S, S, C) uint8.
-        index: (B,) int64 samples.
-        down, right: (B,) int64 offsets of the crop in px.
+        index: (B,) int64 sample indices.
+        down, right: (B,) int64 crop offsets in px.
         flip: (B,) int64, 1 to flip horizontally.
 
     Returns:
         (B, S, S, C) uint8.
     """
     size, channels = images.shape[2], images.shape[3]
-    # Indices of 32 bits: a batch of 256 has a million pixels, and memory is what this takes its time for.
+    # 32-bit indices, because memory traffic dominates: a batch of 256 has a million pixels.
     index, down, right, flip = (t.int() for t in (index, down, right, flip))
     along = torch.arange(size, dtype=torch.int32, device=images.device)
     ys = _reflect(along + down[:, None], size)
@@ -42,9 +42,9 @@ def _reflect(position: Tensor, size: int) -> Tensor:
 
 
 def resize(images: Tensor, resolution: int) -> Tensor:
-    """Shrink (B, S, S, C) uint8 to (B, R, R, C) uint8 with an anti-aliasing filter; the identity at R = S.
+    """Shrink (B, S, S, C) uint8 to (B, R, R, C) uint8 with an anti-aliasing filter; a no-op at R = S.
 
-    On a CPU in integers: 4 ms for 256 images from 64 to 48 px on 2 cores. On a GPU torch has floats only.
+    On a CPU this runs in integers: 4 ms for 256 images from 64 to 48 px on 2 cores. On a GPU torch requires floats.
     """
     if images.shape[1] == resolution:
         return images
@@ -57,15 +57,15 @@ def resize(images: Tensor, resolution: int) -> Tensor:
 
 
 def _shrink(images: Tensor, resolution: int) -> Tensor:
-    # Bicubic, for it keeps edges as sharp as at 64 px: after an epoch at 32 to 56 px top-1 at 64 px is 21.7 %, with
-    # the bilinear filter 12.0 % (docs/experiments.md, trials 8 and 10).
+    # Bicubic keeps edges as sharp as at 64 px: after one epoch at 32 to 56 px, top-1 at 64 px is 21.7 %, against 12.0 %
+    # with the bilinear filter (docs/experiments.md, trials 8 and 10).
     return F.interpolate(images, size=(resolution, resolution), mode="bicubic", antialias=True)
 
 
 class Normalise:
-    """(B, S, S, 3) uint8 -> (B, 3, S, S) float32 with zero mean and unit variance, in channels_last memory.
+    """Normalise (B, S, S, 3) uint8 to (B, 3, S, S) float32 with zero mean and unit variance, in channels_last.
 
-    The statistics are tiled over a pixel row, so that the inner loop is long: 3 wide it takes ten times as long.
+    The statistics are repeated over a pixel row to make the inner loop long; an inner loop of 3 is ten times slower.
     """
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device):
@@ -80,12 +80,12 @@ class Normalise:
 
 
 def weight_map(blend: Tensor, boxes: Tensor, resolution: int) -> Tensor:
-    """Weight of a row's own image at each pixel, (B, 1, R, R) float32.
+    """Weight of each row's own image at each pixel, (B, 1, R, R) float32.
 
     Args:
         blend: (B,) float32 weight outside the box (Mixup).
-        boxes: (B, 4) int64 y0, y1, x0, x1 in a 64x64 image, where the weight is 0 (CutMix).
-        resolution: R, of the images in pixels; below 64 the border of a box is as blurred as theirs.
+        boxes: (B, 4) int64 y0, y1, x0, x1 in a 64x64 image; the weight inside is 0 (CutMix).
+        resolution: R in pixels; below 64 the box borders are shrunk with the same filter as the images.
     """
     along = torch.arange(IMAGE_SIZE, device=boxes.device)
     y0, y1, x0, x1 = boxes[:, :, None].unbind(1)
@@ -96,16 +96,16 @@ def weight_map(blend: Tensor, boxes: Tensor, resolution: int) -> Tensor:
 
 
 def mix(images: Tensor, partners: Tensor, weight: Tensor) -> Tensor:
-    """weight * images + (1 - weight) * partners, (B, C, S, S); of their soft labels (B, K) as well."""
+    """Return weight * images + (1 - weight) * partners, for images (B, C, S, S) or soft labels (B, K)."""
     return torch.lerp(partners, images, weight)
 
 
 def soft_targets(labels: Tensor, partner_labels: Tensor, share: Tensor, n_classes: int, smoothing: float) -> Tensor:
-    """Rows that sum to 1: the two labels by their share of the pixels, `smoothing` of it spread over all classes.
+    """Label-smoothed targets that weight two labels by their share of the pixels; each row sums to 1.
 
     Args:
         labels, partner_labels: (B,) int64.
-        share: (B,) float32 share of the row's own image.
+        share: (B,) float32 share of each row's own image.
         n_classes: K.
         smoothing: label smoothing in [0, 1) (Szegedy et al., arXiv 1512.00567).
 
@@ -113,7 +113,7 @@ def soft_targets(labels: Tensor, partner_labels: Tensor, share: Tensor, n_classe
         (B, K) float32.
     """
     targets = torch.full((len(labels), n_classes), smoothing / n_classes, device=labels.device)
-    # One label after the other: where both are one class, a GPU may add two values of one call in either order.
+    # One call per label: if both labels are the same class, a GPU may add the values of a single call in any order.
     for weight, label in ((share, labels), (1 - share, partner_labels)):
         targets.scatter_add_(1, label[:, None], weight[:, None] * (1 - smoothing))
     return targets

@@ -1,8 +1,8 @@
-"""Which samples a step trains on and how they are augmented: pure functions of (seed, step).
+"""The samples of each step and their augmentation: pure functions of (seed, step).
 
-The draw is made for the *global* batch, on the host, and each process takes its rows of it. So one process sees the
-same images with the same crops and mixing partners as 64, on a CPU and on a GPU, and a resumed run needs no
-generator state. numpy's Philox counter generator is keyed with (seed, purpose, epoch or step).
+The host draws the whole *global* batch, and each process takes its rows. The images, crops and mixing partners are
+therefore the same on 1 process and on 64, on a CPU and on a GPU, and resuming a run needs no generator state. The
+random numbers come from numpy's Philox counter generator, keyed with (seed, purpose, epoch or step).
 """
 
 from dataclasses import dataclass
@@ -18,32 +18,33 @@ from tinyimnet.data.dataset import IMAGE_SIZE, Dataset
 from tinyimnet.data.resolution import step_resolutions, work_left
 from tinyimnet.errors import UserError
 
-_ORDER, _AUGMENT, _MODEL, _FLIP = range(4)  # purposes: streams that never meet
+_ORDER, _AUGMENT, _MODEL, _FLIP = range(4)  # purposes, each an independent stream
 
 
 def generator(*key: int) -> np.random.Generator:
-    """A generator that depends on the integers of `key` alone."""
+    """A generator that depends only on the integers in `key`."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
 def model_seed(seed: int, step: int, row: int) -> int:
-    """Seed for what the network itself draws (DropPath) in the forward pass that starts at a row of the global batch.
+    """Seed for the random numbers of the network (DropPath) in one forward pass.
 
-    Not of the rank: micro-batches of the same size draw the same on any number of processes.
+    `row` is the first row of the micro-batch in the global batch. The seed does not depend on the rank, so
+    micro-batches of the same size draw the same numbers on any number of processes.
     """
     return int(np.random.SeedSequence((seed, _MODEL, step, row)).generate_state(1, np.uint64)[0] >> 1)
 
 
 @lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, n_samples: int) -> np.ndarray:
-    """The permutation of range(n_samples) that epoch `epoch` follows, (n_samples,) int64."""
+    """Sample order of epoch `epoch`: a permutation of range(n_samples), (n_samples,) int64."""
     return generator(seed, _ORDER, epoch).permutation(n_samples)
 
 
 def step_samples(seed: int, step: int, n_samples: int, global_batch_size: int) -> np.ndarray:
     """Sample indices of the global batch of step `step`, (global_batch_size,) int64.
 
-    An epoch has n_samples // global_batch_size steps; the rest of its permutation is left out, another rest each epoch.
+    An epoch has n_samples // global_batch_size steps and drops the rest of its permutation, which differs by epoch.
     """
     epoch, place = divmod(step, n_samples // global_batch_size)
     return epoch_order(seed, epoch, n_samples)[place * global_batch_size :][:global_batch_size]
@@ -55,21 +56,22 @@ def _flipped_first(seed: int, n_samples: int) -> np.ndarray:
 
 
 def flipped(seed: int, epoch: int, samples: np.ndarray, n_samples: int) -> np.ndarray:
-    """1 for each of `samples` that epoch `epoch` flips, (B,) int64: each sample in every other epoch.
+    """Flip flags of `samples` in epoch `epoch`, (B,) int64, 1 to flip.
 
-    A random half is flipped in the first. So two epochs in a row show both sides of every image, which a random choice
-    does for half of them only (alternating flip, Jordan, arXiv 2404.00498).
+    Alternating flip (Jordan, arXiv 2404.00498): the first epoch flips a random half of the samples, and each sample is
+    flipped in every other epoch. Two consecutive epochs show both orientations of every image; independent random flips
+    do so for only half of the images.
     """
     return (_flipped_first(seed, n_samples)[samples] + epoch) % 2
 
 
 def micro_batches(global_batch_size: int, device_batch_size: int, world_size: int, rank: int) -> list[slice]:
-    """The rows of the global batch that `rank` takes, one slice for each forward pass.
+    """Rows of the global batch that `rank` trains on, one slice per forward pass.
 
     Args:
-        global_batch_size: images in an optimizer step over all processes.
-        device_batch_size: most images in one forward pass; 0: no limit.
-        world_size: processes.
+        global_batch_size: images per optimizer step over all processes.
+        device_batch_size: maximum number of images per forward pass; 0: no limit.
+        world_size: number of processes.
         rank: this process.
 
     Raises:
@@ -78,26 +80,26 @@ def micro_batches(global_batch_size: int, device_batch_size: int, world_size: in
     per_rank, rest = divmod(global_batch_size, world_size)
     if rest or not per_rank:
         raise UserError(
-            f"train.global_batch_size is {global_batch_size} and must be a multiple of the {world_size} processes."
+            f"train.global_batch_size is {global_batch_size} and must be divisible by the {world_size} processes."
         )
     size = min(per_rank, device_batch_size or per_rank)
     if per_rank % size:
         raise UserError(
             f"train.device_batch_size is {device_batch_size} and must divide the {per_rank} images "
-            f"that each of the {world_size} processes has in a step."
+            f"that each of the {world_size} processes trains on per step."
         )
     return [slice(start, start + size) for start in range(rank * per_rank, (rank + 1) * per_rank, size)]
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Everything random about a global batch of B images.
+    """All random choices for a global batch of B images.
 
     Attributes:
-        views: (B, 4) int64: sample index, crop offset down and right in px (negative: up, left), 1 to flip horizontally.
-        partners: (B,) int64: row of this batch that is mixed into each row.
-        blend: (B,) float32: Mixup's weight of the row's own image, 1 without Mixup.
-        boxes: (B, 4) int64: CutMix's box y0, y1, x0, x1 (ends excluded), empty without CutMix.
+        views: (B, 4) int64: sample index, crop offset down and right in px (negative: up, left), 1 to flip.
+        partners: (B,) int64: the row of this batch that is mixed into each row.
+        blend: (B,) float32: Mixup weight of each row's own image; 1 without Mixup.
+        boxes: (B, 4) int64: CutMix box y0, y1, x0, x1 (ends excluded); empty without CutMix.
     """
 
     views: np.ndarray
@@ -107,21 +109,21 @@ class Draw:
 
     @property
     def mixed(self) -> bool:
-        """Whether any row has a partner."""
+        """Whether any row is mixed with a partner."""
         return bool((self.blend < 1).any() or self.boxes.any())
 
     def own_share(self) -> np.ndarray:
-        """Share of a row's own image in its pixels, (B,) float32: the weight of its own label."""
+        """Share of each row's pixels that comes from its own image, (B,) float32; also the weight of its label."""
         y0, y1, x0, x1 = self.boxes.T
         box_share = (y1 - y0) * (x1 - x0) / IMAGE_SIZE**2
         return (self.blend * (1 - box_share)).astype(np.float32)
 
 
 def draw(config: AugmentConfig, samples: np.ndarray, flip: np.ndarray, seed: int, step: int, *, mix: bool) -> Draw:
-    """Draw the augmentation of step `step` for the global batch `samples`, of which those with `flip` 1 are flipped.
+    """Draw the augmentation of the global batch `samples` in step `step`; `flip` is 1 for each sample to flip.
 
-    Mixup: Zhang et al., arXiv 1710.09412. CutMix: Yun et al., arXiv 1905.04899; the label's weight is that of the
-    box after it was cut at the border, not of the lambda that was drawn. Both act per image, not per batch.
+    Mixup: Zhang et al., arXiv 1710.09412. CutMix: Yun et al., arXiv 1905.04899; the label weight follows the area of
+    the box after clipping at the border, not the drawn lambda. Both act per image, not per batch.
     """
     rng, n = generator(seed, _AUGMENT, step), len(samples)
     pad = config.crop_padding
@@ -141,7 +143,7 @@ def draw(config: AugmentConfig, samples: np.ndarray, flip: np.ndarray, seed: int
 
 
 class TrainBatches:
-    """The training set on the device, cut into augmented batches.
+    """The training set on the device, served as augmented batches.
 
     Args:
         images: (N, 64, 64, 3) uint8, on the device (on a CPU: the memory map, shared by all processes).
@@ -149,11 +151,11 @@ class TrainBatches:
         n_classes: K.
         mean: channel means in [0, 1].
         std: channel standard deviations in [0, 1].
-        config: augmentation.
-        soft_labels: (N, K) float16, on the device, what another network says of the images; None without.
+        config: augmentation settings.
+        soft_labels: (N, K) float16 teacher probabilities, on the device; None: hard labels only.
         seed: run.seed.
         epochs: train.epochs.
-        global_batch_size: images in a step over all processes.
+        global_batch_size: images per step over all processes.
 
     Raises:
         UserError: fewer samples than one global batch.
@@ -188,7 +190,7 @@ class TrainBatches:
 
     @classmethod
     def of_run(cls, config: Config, dataset: Dataset, device: torch.device) -> "TrainBatches":
-        """Those of a run on `dataset`; moves what they need to `device`."""
+        """Build the batches of a run on `dataset`, with the arrays on `device`."""
         images, labels = (torch.from_numpy(of["train"]).to(device) for of in (dataset.images, dataset.labels))
         soft_labels = None if dataset.soft_labels is None else torch.from_numpy(dataset.soft_labels).to(device)
         return cls(
@@ -205,7 +207,7 @@ class TrainBatches:
         )
 
     def draw(self, step: int) -> Draw:
-        """What is random about the global batch of `step`."""
+        """Draw the global batch of `step` and its augmentation."""
         n_samples = len(self.images)
         samples = step_samples(self.seed, step, n_samples, self.global_batch_size)
         flip = flipped(self.seed, step // self.steps_per_epoch, samples, n_samples)
@@ -213,15 +215,15 @@ class TrainBatches:
         return draw(self.config, samples, flip, self.seed, step, mix=mix)
 
     def resolution(self, step: int) -> int:
-        """Resolution of `step` in pixels; full from the end of the training on."""
+        """Resolution of `step` in pixels; full resolution after the last step."""
         return int(self.resolutions[step]) if step < self.total_steps else IMAGE_SIZE
 
     def work_left(self, since: int, step: int) -> float:
-        """Work from `step` to the end as a multiple of the work from step `since` to there."""
+        """Work from `step` to the end, as a multiple of the work from `since` to `step`."""
         return work_left(self.resolutions, since, step)
 
     def load(self, drawn: Draw, rows: slice, step: int) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, S, S) float32 in channels_last and soft targets (B, K) float32 of some rows of a draw."""
+        """Images (B, 3, S, S) float32 in channels_last and soft targets (B, K) float32 for `rows` of a draw."""
         own = _to_device(drawn.views[rows], self.images.device)
         share = _to_device(drawn.own_share()[rows], self.images.device)
         resolution = self.resolution(step)
@@ -245,7 +247,10 @@ class TrainBatches:
         return torch.lerp(targets, augment.mix(own, partners, share[:, None]), weight)
 
     def plain(self, count: int) -> Tensor:
-        """About `count` normalised images, evenly spaced in the set, halfway between the first resolution and 64 px."""
+        """About `count` normalised images without augmentation, evenly spaced in the training set.
+
+        Their resolution is halfway between that of the first step and 64 px.
+        """
         images = self.images[:: max(1, len(self.images) // count)]
         return self.normalise(augment.resize(images, (self.resolution(0) + IMAGE_SIZE) // 2))
 
@@ -254,6 +259,6 @@ class TrainBatches:
 
 
 def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """Copy a small host array without waiting for the device: from pinned memory the copy is asynchronous."""
+    """Copy a small host array to the device; the copy to a GPU is asynchronous, from pinned memory."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -1,10 +1,10 @@
-"""The prepared data set: uint8 arrays that are decoded once and then only mapped, and a manifest that vouches for them.
+"""The prepared data set: memory-mapped uint8 arrays, decoded once, and a manifest with their checksums.
 
     <root>/manifest.json                       classes, counts, channel statistics, sha256 of each array, origin
     <root>/{train,val,test}_images.npy         (N, 64, 64, 3) uint8
     <root>/{train,val}_labels.npy              (N,) int64
 
-`writer.py` writes this form, everything else reads it.
+`writer.py` writes this format; everything else reads it.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tinyimnet.console import command
 from tinyimnet.errors import UserError
 from tinyimnet.files import sha256
 
@@ -24,19 +25,19 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Dataset:
-    """A prepared folder, mapped into memory.
+    """A memory-mapped prepared folder.
 
     Attributes:
-        root: the folder.
-        classes: class ids (WordNet ids), in label order.
-        names: a readable name for each class.
+        root: the prepared folder.
+        classes: class ids (WordNet ids) in label order.
+        names: human-readable name of each class.
         images: per split, (N, 64, 64, 3) uint8, mapped copy-on-write.
         labels: per labelled split, (N,) int64.
         test_files: file name of each test image, in row order.
         mean: channel means of the training images, in [0, 1].
         std: channel standard deviations, in [0, 1].
-        digest: sha256 of the labelled arrays and the soft labels, in hexadecimal digits: which images, in which order.
-        soft_labels: (N, K) float16 for the training images, what another network says of them; None without.
+        digest: sha256 over the labelled arrays and the soft labels, in hex; identifies the images and their order.
+        soft_labels: (N, K) float16 teacher probabilities for the training images, or None.
     """
 
     root: Path
@@ -52,7 +53,7 @@ class Dataset:
 
 
 def is_prepared(root: Path) -> bool:
-    """Whether `root` was completely written: the manifest comes last, and the folder is renamed into place."""
+    """Whether `root` is complete: the manifest is written last, and the folder is then renamed into place."""
     return (root / "manifest.json").is_file()
 
 
@@ -61,10 +62,10 @@ def open_dataset(root: Path, *, verify: bool = True) -> Dataset:
 
     Args:
         root: folder with manifest.json and the arrays.
-        verify: compare the sha256 of every array with the manifest (1.3 GB: about a second).
+        verify: check the sha256 of every array against the manifest (1.3 GB: about a second).
 
     Raises:
-        UserError: not prepared, a damaged manifest, or an array that is missing, altered or of another shape.
+        UserError: the folder is not prepared, the manifest is damaged, or an array is missing, altered or invalid.
     """
     manifest = _read_manifest(root)
     arrays = {name: _open_array(root / name, digest, verify) for name, digest in manifest["sha256"].items()}
@@ -73,7 +74,7 @@ def open_dataset(root: Path, *, verify: bool = True) -> Dataset:
     classes, digest = manifest["classes"], hashlib.sha256()
     for split in LABELLED:
         if split not in images or split not in labels:
-            raise UserError(f"{root}/manifest.json lists no {split} images with labels; prepare the folder anew.")
+            raise UserError(f"{root}/manifest.json lists no {split} images with labels; prepare the folder again.")
         check_split(f"{root} ({split})", images[split], labels[split], len(classes))
         digest.update(
             f"{manifest['sha256'][f'{split}_images.npy']} {manifest['sha256'][f'{split}_labels.npy']}\n".encode()
@@ -92,10 +93,10 @@ def open_dataset(root: Path, *, verify: bool = True) -> Dataset:
 
 
 def tuning_split(dataset: Dataset) -> Dataset:
-    """`dataset` with a fixed 5 % of the training images of each class, at least one, in the place of the val images.
+    """Replace the val split by a fixed 5 % of the training images of each class, at least one per class.
 
-    For choosing hyperparameters: numbers on the val images stay numbers about images that chose nothing. The arrays are
-    copies in memory.
+    Choosing hyperparameters on this split leaves the validation images unused, so results on those stay unbiased. The
+    arrays of both splits are copies in memory.
     """
     images, labels = dataset.images["train"], dataset.labels["train"]
     rng = np.random.Generator(np.random.Philox(0))
@@ -114,12 +115,13 @@ def tuning_split(dataset: Dataset) -> Dataset:
 def check_split(where: str, images: np.ndarray, labels: np.ndarray, n_classes: int) -> None:
     """Raise a UserError unless images are (N, 64, 64, 3) uint8 with N labels in range(n_classes)."""
     if not len(images):
-        raise UserError(f"{where} has no images; prepare the folder anew.")
+        raise UserError(f"{where} has no images; prepare the folder again.")
     if images.dtype != np.uint8 or images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3):
         raise UserError(f"{where}: images are {images.dtype} {images.shape} and must be uint8 (N, 64, 64, 3).")
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(
-            f"{where}: labels are {labels.dtype} {labels.shape} and must be one integer for each of the {len(images)} images."
+            f"{where}: labels are {labels.dtype} {labels.shape} and must be one integer "
+            f"for each of the {len(images)} images."
         )
     if len(labels) and not 0 <= labels.min() <= labels.max() < n_classes:
         wrong = labels.min() if labels.min() < 0 else labels.max()
@@ -127,10 +129,9 @@ def check_split(where: str, images: np.ndarray, labels: np.ndarray, n_classes: i
 
 
 def not_prepared(root: Path) -> UserError:
-    """The error that `root` holds no data."""
-    return UserError(
-        f"data.root {root} holds no prepared data set; run `python -m tinyimnet prepare SOURCE --out {root}`."
-    )
+    """The error for a `root` without prepared data."""
+    way_out = command("prepare", "SOURCE", "--out", root)
+    return UserError(f"data.root {root} holds no prepared data set; run `{way_out}`.")
 
 
 def _read_manifest(root: Path) -> dict:
@@ -139,26 +140,26 @@ def _read_manifest(root: Path) -> dict:
         if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']} instead of {FORMAT}")
         for entry in manifest["classes"]:
-            entry["id"], entry["name"]  # raises where one is missing
+            entry["id"], entry["name"]  # raises if one is missing
         if not len(manifest["mean"]) == len(manifest["std"]) == 3 or not min(manifest["std"]) > 0:
-            raise ValueError("mean and std are not three numbers each")
-        manifest["sha256"].items(), manifest["test_files"]  # the same
+            raise ValueError("mean and std must be three numbers each, with std above 0")
+        manifest["sha256"].items(), manifest["test_files"]  # likewise
         return manifest
     except FileNotFoundError:
         raise not_prepared(root) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{root}/manifest.json is damaged ({error}); delete {root} and prepare it anew.") from None
+        raise UserError(f"{root}/manifest.json is damaged ({error}); delete {root} and prepare it again.") from None
 
 
 def _open_array(path: Path, digest: str, verify: bool) -> np.ndarray:
     if not path.is_file():
-        raise UserError(f"{path} is missing; delete {path.parent} and prepare it anew.")
+        raise UserError(f"{path} is missing; delete {path.parent} and prepare it again.")
     if verify and sha256(path) != digest:
-        raise UserError(f"{path} differs from its manifest (sha256); delete {path.parent} and prepare it anew.")
-    # Copy-on-write: torch.from_numpy warns about read-only arrays, and all processes still share the pages.
+        raise UserError(f"{path} differs from its manifest (sha256); delete {path.parent} and prepare it again.")
+    # Copy-on-write, because torch.from_numpy warns about read-only arrays; all processes still share the pages.
     try:
         return np.load(path, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
-            f"{path} is not a whole .npy file of numbers ({error}); delete {path.parent} and prepare it anew."
+            f"{path} is not a valid .npy file of numbers ({error}); delete {path.parent} and prepare it again."
         ) from None

@@ -1,4 +1,4 @@
-"""Fetch the official Tiny ImageNet archive, resumed and checked: `python -m tinyimnet prepare --download`."""
+"""Download the official Tiny ImageNet archive, with resume and checksum: `tinyimnet prepare --download`."""
 
 import os
 import sys
@@ -12,33 +12,35 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from tinyimnet import files
+from tinyimnet.console import command
 from tinyimnet.errors import Busy, UserError, one_line
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 SIZE = 248_100_043
 SHA256 = "6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821"
-PAUSES = (0.2, 0.5, 1.0, 2.0)  # seconds before each new try
+PAUSES = (0.2, 0.5, 1.0, 2.0)  # seconds before each retry
 BLOCK = 1 << 18
 
 
 def fetch(target: Path, url: str = URL, size: int = SIZE, sha256: str = SHA256) -> Path:
-    """Download `url` to `target` by way of `<target>.part`, from where an earlier call stopped.
+    """Download `url` to `target` through `<target>.part`, resuming where an earlier call stopped.
 
     Raises:
-        UserError: no network, another file than expected, a full disk, or a foreign file in the way.
+        Busy: another process is writing the .part file.
+        UserError: no network, an unexpected file, a full disk, or a different file at `target`.
     """
 
     def failed(reason: object) -> UserError:
         return UserError(
-            f"{url} could not be fetched ({reason}); fetch it elsewhere, put it at {target} and run "
-            "`python -m tinyimnet prepare PATH/tiny-imagenet-200.zip` with that PATH, "
-            "or do without it: --config configs/smoke.yaml."
+            f"{url} could not be downloaded ({reason}); download it elsewhere, copy it to {target} and run "
+            f"`{command('prepare', 'PATH/tiny-imagenet-200.zip')}` with that PATH, "
+            "or train without it: --config configs/smoke.yaml."
         )
 
     if target.exists():
         if target.is_file() and target.stat().st_size == size and files.sha256(target) == sha256:
             return target
-        raise UserError(f"{target} is in the way and not the archive of {url}; prepare from it, or delete it.")
+        raise UserError(f"{target} exists but is not the archive from {url}; prepare from it, or delete it.")
     part = target.with_name(f"{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +54,7 @@ def fetch(target: Path, url: str = URL, size: int = SIZE, sha256: str = SHA256) 
             os.fsync(file.fileno())
             if files.sha256(part) != sha256:
                 part.unlink()
-                raise failed("its sha256 or size is not that of the official archive")
+                raise failed("its sha256 or size differs from the official archive")
             os.replace(part, target)
     except (OSError, HTTPException) as error:
         if part.exists() and not part.stat().st_size:
@@ -62,13 +64,13 @@ def fetch(target: Path, url: str = URL, size: int = SIZE, sha256: str = SHA256) 
 
 
 def _receive(url: str, file: BinaryIO, size: int, show: Callable[[int], None]) -> None:
-    """Append to `file` what it lacks; a broken connection is taken up again a few times."""
+    """Append the missing bytes to `file`, retrying a few times if the connection breaks."""
     for pause in (*PAUSES, None):
         try:
             _receive_once(url, file, size, show)
             return
         except HTTPError:
-            raise  # the server is there and says no
+            raise  # the server was reached and refused the request
         except (URLError, ConnectionError, TimeoutError, HTTPException):
             if pause is None:
                 raise
@@ -80,19 +82,19 @@ def _receive_once(url: str, file: BinaryIO, size: int, show: Callable[[int], Non
     if start == size:
         return
     with urlopen(Request(url, headers={"Range": f"bytes={start}-"}), timeout=20) as response:
-        if response.status != 206:  # no ranges here: everything comes again
+        if response.status != 206:  # no range support: the server sends the whole file
             file.seek(0)
             file.truncate()
-        while file.tell() <= size and (block := response.read(BLOCK)):  # never more than a block too much
+        while file.tell() <= size and (block := response.read(BLOCK)):  # at most one block too many
             file.write(block)
             show(file.tell())
     if file.tell() < size:
-        raise ConnectionError(f"the connection broke after {file.tell():,} of {size:,} bytes, a new run goes on there")
+        raise ConnectionError(f"the connection broke after {file.tell():,} of {size:,} bytes; rerun to resume")
 
 
 @contextmanager
 def _progress(size: int) -> Iterator[Callable[[int], None]]:
-    """Yield a function that takes the bytes so far; a bar on a terminal, else a line each 10 %."""
+    """Yield a function that takes the bytes so far; it shows a bar on a terminal, else a line every 10 %."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn

@@ -1,4 +1,4 @@
-"""Open the data set on every process of a run; where it is not prepared yet, rank 0 prepares it first."""
+"""Open the data set on every process of a run; rank 0 prepares it first if it is missing."""
 
 import os
 import secrets
@@ -13,17 +13,17 @@ from tinyimnet.data.prepare import ARCHIVE, prepare_missing
 from tinyimnet.distributed.rendezvous import Rendezvous
 from tinyimnet.errors import Busy, UserError
 
-PATIENCE = 3600  # seconds that other processes wait for rank 0 to download and decode
+PATIENCE = 3600  # seconds that the other processes wait for rank 0 to download and decode
 VISIBLE = 10  # seconds within which a network file system shows a new folder on all nodes
 
 
 def ready_dataset(config: DataConfig, rendezvous: Rendezvous) -> Dataset:
-    """Open the data set on every process; where it is not prepared yet, rank 0 makes it and the others wait.
+    """Open the data set on every process; if it is missing, rank 0 prepares it while the others wait.
 
-    Every node verifies what it reads: a process of each compares the digests, or the copy that data.stage asks for.
+    Every node verifies its data: one process per node checks the digests, in place or while it copies for data.stage.
 
     Raises:
-        UserError: it cannot be made, or one node does not see it or reads something else; on every rank.
+        UserError: on every rank, if the data cannot be prepared, is not visible on a node or differs between nodes.
     """
     dataset = _opened_everywhere(config, rendezvous)
     if config.soft_labels:
@@ -34,7 +34,7 @@ def ready_dataset(config: DataConfig, rendezvous: Rendezvous) -> Dataset:
         if digest != digests[0]:
             rendezvous.leave()
             raise UserError(
-                f"node {rendezvous.hosts[rank]} (rank {rank}) has other data at {where} than node "
+                f"node {rendezvous.hosts[rank]} (rank {rank}) has different data at {where} than node "
                 f"{rendezvous.hosts[0]} ({digest[:12]}, not {digests[0][:12]}); prepare both from the same source."
             )
     return tuning_split(dataset) if config.tune_split else dataset
@@ -52,7 +52,7 @@ def _opened_everywhere(config: DataConfig, rendezvous: Rendezvous) -> Dataset:
     if not config.stage:
         verify = os.environ.get("LOCAL_RANK", "0") == "0"
         return rendezvous.on_all_ranks("data", lambda: open_dataset(root, verify=verify), PATIENCE)
-    token = rendezvous.gather("stage", secrets.token_hex(4))[0]  # rank 0's
+    token = rendezvous.gather("stage", secrets.token_hex(4))[0]  # rank 0's token
     with ExitStack() as stack:
         return rendezvous.on_all_ranks(
             "data",
@@ -62,13 +62,14 @@ def _opened_everywhere(config: DataConfig, rendezvous: Rendezvous) -> Dataset:
 
 
 def _make(root: Path, source: str) -> None:
-    """Make the data set unless it is there.
+    """Prepare the data set unless it exists.
 
-    Of runs that start together and find none, one downloads and the others wait; each decodes, and all use what the first
-    to finish has made. Tiny ImageNet goes only into a folder of its name: another one is meant to hold other data.
+    If several runs start without data, one of them downloads while the others wait. Each run decodes, and all use the
+    result of the first to finish. Tiny ImageNet is written only to a folder with the name of the archive, because a
+    folder with another name is assumed to be for other data.
 
     Raises:
-        UserError: it cannot be made, or `root` is such a folder.
+        UserError: the data cannot be prepared, or `root` has another name.
     """
     if source == "tiny-imagenet" and root.name != Path(ARCHIVE).stem and not is_prepared(root):
         raise not_prepared(root)
@@ -79,7 +80,7 @@ def _make(root: Path, source: str) -> None:
         except UserError as error:
             if isinstance(error, Busy) and time.monotonic() < deadline:
                 time.sleep(1)
-            elif not is_prepared(root):  # another one was faster
+            elif not is_prepared(root):  # another run was faster
                 raise
 
 
@@ -88,7 +89,7 @@ def _wait_for(root: Path) -> None:
     while not is_prepared(root):
         if time.monotonic() > deadline:
             raise UserError(
-                f"data.root {root}, prepared by rank 0, is not there on this node; "
+                f"data.root {root}, prepared by rank 0, is not visible on this node; "
                 "put it on a file system that all nodes share, or prepare it on every node."
             )
         time.sleep(0.2)

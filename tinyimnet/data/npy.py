@@ -1,4 +1,4 @@
-"""Read .npy files, as courses hand them out: images in either layout, uint8 or float, labels as integers or one-hot."""
+"""Read .npy files as courses distribute them: images NHWC or NCHW, uint8 or float; labels integer or one-hot."""
 
 import re
 from pathlib import Path
@@ -34,10 +34,10 @@ KIND_WORDS = dict.fromkeys(("images", "image", "x", "data"), "images") | dict.fr
 
 
 def guess_arrays(folder: Path) -> dict[str, Path]:
-    """Tell from the names of the .npy files which is which.
+    """Infer the role of each .npy file in `folder` from its name.
 
     Raises:
-        UserError: there is not exactly one reading.
+        UserError: the names do not have exactly one interpretation.
     """
     files = sorted(folder.glob("*.npy"))
     roles: dict[str, list[Path]] = {}
@@ -49,29 +49,29 @@ def guess_arrays(folder: Path) -> dict[str, Path]:
     if not set(ROLES[:4]) <= roles.keys() <= set(ROLES) or any(len(fits) > 1 for fits in roles.values()):
         listed = ", ".join(file.name for file in files) or "no .npy file"
         raise UserError(
-            f"{folder} holds {listed}, which is not clearly one file for each role; name them with "
+            f"{folder} does not contain exactly one file per role ({listed}); name the files with "
             "--train-images, --train-labels, --val-images, --val-labels and --test-images."
         )
     return {role: fits[0] for role, fits in roles.items()}
 
 
 def prepare_npy(arrays: dict[str, Path], out: Path, classes: Path | None) -> dict:
-    """Prepare .npy files.
+    """Prepare a data set from .npy files.
 
     Args:
-        arrays: file of each of ROLES, test_images optional. Images (N, 64, 64, 3) or (N, 3, 64, 64), uint8 or
-            floats in [0, 1]; labels integers (N,) or (N, 1), or one-hot (N, K).
-        out: the folder to make.
-        classes: text file with a class id per line in label order; None: "0", "1", ...
+        arrays: one file for each of ROLES; test_images is optional. Images are (N, 64, 64, 3) or (N, 3, 64, 64), uint8
+            or floats in [0, 1]. Labels are integers (N,) or (N, 1), or one-hot (N, K).
+        out: the folder to create.
+        classes: text file with one class id per line in label order; None: "0", "1", ...
 
     Returns:
         The manifest.
 
     Raises:
-        UserError: a file is not as described.
+        UserError: a file does not match this description.
     """
     if missing := [f"--{role.replace('_', '-')}" for role in ROLES[:4] if role not in arrays]:
-        raise UserError(f"{' and '.join(missing)} must be given too: images and labels of both train and val.")
+        raise UserError(f"{' and '.join(missing)} must be given too; both train and val need images and labels.")
     images = {role.removesuffix("_images"): arrays[role] for role in ROLES if role in arrays and "_images" in role}
     counts = {split: len(open_images(path)) for split, path in images.items()}
     labels, widths = {}, {}
@@ -83,7 +83,7 @@ def prepare_npy(arrays: dict[str, Path], out: Path, classes: Path | None) -> dic
         if len(labels[split]) != counts[split]:
             raise UserError(
                 f"{images[split]} has {counts[split]} images and {arrays[f'{split}_labels']} has "
-                f"{len(labels[split])} labels; give files that belong together."
+                f"{len(labels[split])} labels; give files of the same length."
             )
     with new_folder(out, IMAGE_BYTES * sum(counts.values())) as folder:
         for split in LABELLED:
@@ -101,15 +101,15 @@ def prepare_npy(arrays: dict[str, Path], out: Path, classes: Path | None) -> dic
 
 
 def open_array(path: Path) -> np.ndarray:
-    """Map a .npy file; the callers open it anew for each chunk, so that its pages do not add up in memory.
+    """Map a .npy file; callers reopen it for each chunk so that its pages do not add up in memory.
 
-    Copy-on-write, because torch warns about arrays that it could not write to.
+    The map is copy-on-write, because torch warns about read-only arrays.
     """
     try:
         array = np.lib.format.open_memmap(path, mode="c")
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
-            f"{path} is not a whole .npy file of numbers ({error}); save it again with numpy.save."
+            f"{path} is not a valid .npy file of numbers ({error}); save it again with numpy.save."
         ) from None
     if not array.ndim or not len(array):
         raise UserError(f"{path} is empty; give a file with at least one row.")
@@ -127,20 +127,20 @@ def open_images(path: Path) -> np.ndarray:
 
 
 def to_pixels(path: Path, images: np.ndarray) -> np.ndarray:
-    """(n, 64, 64, 3) uint8 of a few images in any of the forms taken."""
+    """Convert a chunk of images from any accepted layout and dtype to (n, 64, 64, 3) uint8."""
     if images.dtype != np.uint8:
-        if not (images.min() >= 0 and images.max() <= 1):  # true for NaN
-            raise UserError(f"{path} has values outside [0, 1] or NaN; scale its floats to [0, 1], or save uint8.")
+        if not (images.min() >= 0 and images.max() <= 1):  # also catches NaN
+            raise UserError(f"{path} has values outside [0, 1] or NaN; scale them to [0, 1], or save uint8.")
         images = np.rint(images * 255).astype(np.uint8)
     return images if images.shape[1:] == IMAGE_SHAPE else images.transpose(0, 2, 3, 1)
 
 
 def _read_labels(path: Path) -> tuple[np.ndarray, int]:
-    """Labels (N,) int64, and the number of classes where they are one-hot, else 0."""
+    """Read labels as (N,) int64, with the number of classes if they are one-hot, else 0."""
     array = np.asarray(open_array(path))
     if array.ndim == 2 and array.shape[1] > 1 and array.dtype.kind in "biuf":
         if not (((array == 0) | (array == 1)).all() and (array.sum(axis=1) == 1).all()):
-            raise UserError(f"{path} is {array.shape} and not one-hot; give one 1 in each row, or one integer.")
+            raise UserError(f"{path} is {array.shape} and not one-hot; give rows with a single 1, or integer labels.")
         return array.argmax(axis=1), array.shape[1]
     if not np.issubdtype(array.dtype, np.integer) or array.shape not in ((len(array),), (len(array), 1)):
         raise UserError(f"{path} is {array.dtype} {array.shape} and must be integers (N,) or one-hot (N, K).")
@@ -149,18 +149,18 @@ def _read_labels(path: Path) -> tuple[np.ndarray, int]:
 
 def _check_labels(path: Path, labels: np.ndarray, width: int, n_classes: int) -> None:
     if width not in (0, n_classes):
-        raise UserError(f"{path} is one-hot for {width} classes and there are {n_classes}; give matching files.")
+        raise UserError(f"{path} is one-hot for {width} classes but there are {n_classes}; give matching files.")
     if not 0 <= labels.min() <= labels.max() < n_classes:
         wrong = labels.min() if labels.min() < 0 else labels.max()
         raise UserError(
-            f"{path} has label {wrong}, outside the {n_classes} classes; count from 0, or correct --classes."
+            f"{path} has label {wrong}, outside the {n_classes} classes; count labels from 0, or correct --classes."
         )
 
 
 def _numbered_ids(labels: np.ndarray, width: int) -> list[str]:
-    """Ids for nameless classes: as many as the one-hot rows are wide, or up to the largest label."""
+    """Ids for classes without names: one per one-hot column, or up to the largest label."""
     if not width and labels.max() >= len(labels):
-        raise UserError(f"The {len(labels)} training labels go up to {labels.max()}; give their --classes.")
+        raise UserError(f"The {len(labels)} training labels go up to {labels.max()}; give the ids with --classes.")
     return [str(label) for label in range(width or int(labels.max()) + 1)]
 
 
@@ -170,5 +170,5 @@ def _read_class_ids(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--classes {path} cannot be read ({error}); give a text file with one id per line.") from None
     if not ids or len(set(ids)) < len(ids):
-        raise UserError(f"--classes {path} is empty or names a class twice; give one id per line in label order.")
+        raise UserError(f"--classes {path} is empty or lists a class twice; give one id per line in label order.")
     return ids

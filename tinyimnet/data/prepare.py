@@ -1,6 +1,6 @@
-"""From any source to the prepared form: which kind of source it is, and what to do where there is none.
+"""Convert any source into the prepared format: detect its kind, or download or generate the data if there is none.
 
-Neither this module nor what it imports needs torch: the decoding processes have to start fast.
+Neither this module nor its imports need torch, because the decoding processes must start fast.
 """
 
 import sys
@@ -16,7 +16,7 @@ ARCHIVE = "tiny-imagenet-200.zip"
 
 
 def prepare(source: Path, out: Path, classes: Path | None = None) -> dict:
-    """Prepare the official archive, the unpacked official folder, or a folder of .npy files (with --classes)."""
+    """Prepare the official archive, the unpacked official folder, or a folder of .npy files (`classes` is optional)."""
     is_folder_of_arrays = source.is_dir() and not tiny_imagenet.dataset_roots(source) and any(source.glob("*.npy"))
     if is_folder_of_arrays or classes:
         return npy.prepare_npy(npy.guess_arrays(source), out, classes)
@@ -24,28 +24,28 @@ def prepare(source: Path, out: Path, classes: Path | None = None) -> dict:
 
 
 def prepare_missing(out: Path, source: str) -> dict:
-    """Make `out` from nothing, as data.source says: fetch the official archive, or draw the embedded data set."""
+    """Create `out` according to data.source: download the official archive, or generate the synthetic data set."""
     check_vacant(out)  # before a long download
     if source == "synthetic":
-        from tinyimnet.data.synthetic import prepare_synthetic  # here: decoding processes import this module
+        from tinyimnet.data.synthetic import prepare_synthetic  # deferred: decoding processes import this module
 
-        print(f"drawing the embedded data set: {out}", file=sys.stderr, flush=True)
+        print(f"generating the synthetic data set: {out}", file=sys.stderr, flush=True)
         return prepare_synthetic(out)
     return tiny_imagenet.prepare_tiny_imagenet(download.fetch(out.parent / ARCHIVE), out)
 
 
 def read_images(path: Path) -> tuple[list[str], np.ndarray]:
-    """Names and (N, 64, 64, 3) uint8 pixels of a folder of images (natural order) or of an .npy file.
+    """Names and (N, 64, 64, 3) uint8 pixels of a folder of images (natural order) or of a .npy file.
 
     Raises:
-        UserError: nothing there, or an image or array of another form.
+        UserError: there are no images, or an image or the array is invalid.
     """
     if path.suffix == ".npy":
         images = np.ascontiguousarray(npy.to_pixels(path, npy.open_images(path)))
         return [str(i) for i in range(len(images))], images
     if not path.is_dir():
-        raise UserError(f"--images {path} is neither a folder of images nor an .npy file.")
+        raise UserError(f"--images {path} is neither a folder of images nor a .npy file.")
     files = tiny_imagenet.natural_order({file.name for file in path.iterdir()})
     if not files:
-        raise UserError(f"--images {path} has no .jpeg, .jpg or .png file.")
+        raise UserError(f"--images {path} contains no .jpeg, .jpg or .png file.")
     return files, np.stack([tiny_imagenet.decode((path / name).read_bytes(), str(path / name)) for name in files])

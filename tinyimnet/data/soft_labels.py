@@ -1,8 +1,8 @@
-"""Soft labels: what other networks say of each training image, as a target beside its label (data.soft_labels).
+"""Soft labels: teacher probabilities for each training image, mixed with its label as the target (data.soft_labels).
 
-Distillation (Hinton et al., arXiv 1503.02531; from a network of the same size: Furlanello et al., arXiv 1805.04770) with
-the teachers' answers computed once and kept in a file, so that a step costs what it costs without a teacher and gives the
-same bits in every attempt of a run, on whatever device the teachers ran.
+Distillation (Hinton et al., arXiv 1503.02531; from a network of the same size: Furlanello et al., arXiv 1805.04770).
+The teacher probabilities are computed once and stored in a file, so a step costs no more than without a teacher. The
+targets are bit-identical in every attempt of a run, whatever device the teachers ran on.
 """
 
 import hashlib
@@ -14,15 +14,14 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from tinyimnet.console import command
 from tinyimnet.data.dataset import Dataset
 from tinyimnet.errors import UserError
 from tinyimnet.files import sha256, write_atomically
 
-WAY_OUT = "write it with `python -m tinyimnet soft-labels`"
-
 
 def write(file: Path, probabilities: np.ndarray, dataset: Dataset, teachers: list[str]) -> None:
-    """Write (N, K) probabilities of the classes for the training images of `dataset`, in their order, as float16.
+    """Write (N, K) class probabilities for the training images of `dataset`, in their order, as float16.
 
     Raises:
         OSError: the file cannot be written.
@@ -32,31 +31,37 @@ def write(file: Path, probabilities: np.ndarray, dataset: Dataset, teachers: lis
 
 
 def read(file: Path) -> tuple[np.ndarray, str]:
-    """(N, K) float16 probabilities, and the digest of the data set that they are about.
+    """Read the (N, K) float16 probabilities and the digest of the data set they were computed for.
 
     Raises:
-        UserError: there is no such file, or it is damaged.
+        UserError: the file does not exist or is damaged.
     """
     try:
         with safe_open(file, "np") as content:
             return content.get_tensor("probabilities"), json.loads(content.metadata()["metadata"])["data"]
     except FileNotFoundError:
-        raise UserError(f"data.soft_labels {file} does not exist; {WAY_OUT}.") from None
+        raise UserError(f"data.soft_labels {file} does not exist; {_way_out(file)}.") from None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"data.soft_labels {file} is damaged or not one of ours ({error}); {WAY_OUT}.") from None
+        raise UserError(
+            f"data.soft_labels {file} is damaged or not a soft-label file ({error}); {_way_out(file)}."
+        ) from None
 
 
 def add(dataset: Dataset, file: Path) -> Dataset:
-    """`dataset` with the soft labels of a file, which are part of its digest from then on.
+    """Add the soft labels in `file` to `dataset`, and include them in its digest.
 
     Raises:
-        UserError: there is no such file, it is damaged, or it is about other images.
+        UserError: the file does not exist, is damaged, or was computed for a different data set.
     """
     probabilities, digest = read(file)
     if digest != dataset.digest:
         raise UserError(
-            f"data.soft_labels {file} is about other images than those of data.root {dataset.root} (sha256 {digest[:12]}, "
-            f"not {dataset.digest[:12]}); {WAY_OUT} for these."
+            f"data.soft_labels {file} was computed for different data than data.root {dataset.root} (sha256 "
+            f"{digest[:12]}, not {dataset.digest[:12]}); {_way_out(file)} for this data."
         )
     both = hashlib.sha256(f"{dataset.digest} {sha256(file)}".encode()).hexdigest()
     return replace(dataset, soft_labels=probabilities, digest=both)
+
+
+def _way_out(file: Path) -> str:
+    return f"write it with `{command('soft-labels', 'RUN', '--out', file)}`"

@@ -1,8 +1,8 @@
-"""A copy of the prepared arrays on each node, in memory or on its own disk, so that 8 processes do not read NFS 8 times.
+"""Copy the prepared arrays to memory or a local disk on each node, so that 8 processes do not read NFS 8 times.
 
-The first process of a node that gets the lock copies, the others find the copy. Its names are removed as soon as all
-of them have mapped the files: the kernel keeps the pages until the last process is gone, so a job that is killed
-leaves nothing behind. What was left by one that was killed while it copied, the next one removes.
+The first process on a node to get the lock makes the copy, and the others use it. The files are unlinked as soon as all
+of these processes have mapped them. The kernel keeps the pages until the last process exits, so a killed job leaves
+nothing behind. If a job is killed while it copies, the next one removes the leftovers.
 """
 
 import fcntl
@@ -21,21 +21,21 @@ PREFIX = "tinyimnet-data-"
 
 @contextmanager
 def staged(root: Path, folder: str, token: str) -> Iterator[Path]:
-    """A verified copy of the prepared folder `root` on this node, with names until the end of the context.
+    """Yield a verified copy of the prepared folder `root` on this node, unlinked when the context exits.
 
     Args:
         root: the prepared folder.
-        folder: where to, on this node; environment variables are expanded ($SLURM_TMPDIR).
-        token: the same for all processes of this attempt of the run, another one for all others.
+        folder: destination on this node; environment variables are expanded ($SLURM_TMPDIR).
+        token: unique to this attempt of the run, and the same for all its processes.
 
     Raises:
-        UserError: the copy cannot be made, or differs from its manifest.
+        UserError: the copy cannot be made, or the data differs from its manifest.
     """
     place = Path(os.path.expandvars(folder))
     copy, in_use = place / f"{PREFIX}{token}", place / f"{PREFIX}{token}.lock"
     try:
         _sweep(place)
-        with _shared_lock(in_use):  # `_sweep` of another job leaves the copy alone
+        with _shared_lock(in_use):  # keeps `_sweep` of another job from removing the copy
             try:
                 copy.mkdir(exist_ok=True)
                 with _alone_in(copy):
@@ -52,14 +52,14 @@ def staged(root: Path, folder: str, token: str) -> Iterator[Path]:
         ) from error
 
 
-# flock, and not the lease of lock.py: between processes of one node it works on every file system and ends with them.
+# flock instead of the lease of lock.py: within a node it works on every file system, and it ends with the process.
 @contextmanager
 def _shared_lock(path: Path) -> Iterator[None]:
     while True:
         with path.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_SH)
             with suppress(FileNotFoundError):
-                if path.stat().st_ino == os.fstat(file.fileno()).st_ino:  # else its name went while this waited
+                if path.stat().st_ino == os.fstat(file.fileno()).st_ino:  # else it was unlinked during the wait
                     yield
                     return
 
@@ -84,14 +84,14 @@ def _copy(root: Path, copy: Path) -> None:
                 found.update(block)
                 target.write(block)
         if found.hexdigest() != digest:
-            raise UserError(f"{root / name} differs from its manifest (sha256); delete {root} and prepare it anew.")
-    # Last: the copy is whole where the manifest is.
+            raise UserError(f"{root / name} differs from its manifest (sha256); delete {root} and prepare it again.")
+    # The manifest comes last: its presence means that the copy is complete.
     shutil.copyfile(root / "manifest.json", copy / "manifest.partial")
     os.replace(copy / "manifest.partial", copy / "manifest.json")
 
 
 def _sweep(place: Path) -> None:
-    """Remove the copies of jobs that are dead: nobody holds their lock."""
+    """Remove the copies of dead jobs, whose locks nobody holds."""
     for path in place.glob(f"{PREFIX}*.lock"):
         with suppress(OSError), path.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,10 +1,10 @@
-"""A data set that needs no download: 20 shapes x 10 fill patterns, drawn from a seed in the prepared form.
+"""A synthetic data set that needs no download: 20 shapes x 10 fill patterns, generated from a seed.
 
-The class is told by shape and pattern only. Colours, place, size, tilt, background, clutter and noise are
-drawn from the same distributions for every class, so that neither a pixel nor a mean colour gives it away.
+Only shape and pattern determine the class. Colours, position, size, tilt, background, clutter and noise have the same
+distributions for every class, so neither a single pixel nor a mean colour reveals it.
 
-Shapes and patterns are functions of object coordinates: x to the right and y up, (n, 64, 64) float32, with
-the object's radius as unit. All masks are in [0, 1], with edges about one pixel wide.
+Shapes and patterns are functions of object coordinates, x to the right and y up, (n, 64, 64) float32, in units of the
+object's radius. All masks are in [0, 1], with edges about one pixel wide.
 """
 
 from collections.abc import Callable
@@ -19,15 +19,15 @@ from tinyimnet.data import writer
 from tinyimnet.data.dataset import IMAGE_SIZE
 from tinyimnet.errors import UserError
 
-CHUNK = 32  # images drawn at once: a plane of them is 0.5 MB, which stays in the cache
-CLUTTER = 4  # pieces at most, two of them always there
-RADIUS = 20.0, 26.0  # of the object, pixels
-TILT = pi / 12  # of the object, at most: upright and diagonal stripes stay 15 degrees apart
-NOISE = 10.0  # uniform between plus and minus that, of 255
+CHUNK = 32  # images drawn at once; one plane of them is 0.5 MB, which stays in the cache
+CLUTTER = 4  # maximum number of pieces; two are always present
+RADIUS = 20.0, 26.0  # of the object, in pixels
+TILT = pi / 12  # maximum tilt of the object; keeps upright and diagonal stripes 15 degrees apart
+NOISE = 10.0  # uniform in [-NOISE, NOISE], on a scale of 0 to 255
 
 Plane = np.ndarray  # (n, 64, 64) float32
-Shape = Callable[[Plane, Plane], Plane]  # (x, y) -> about the distance to the edge, positive inside
-Pattern = Callable[[Plane, Plane, Plane], Plane]  # (x, y, phase) -> wave, second colour where positive
+Shape = Callable[[Plane, Plane], Plane]  # (x, y) -> approximate distance to the edge, positive inside
+Pattern = Callable[[Plane, Plane, Plane], Plane]  # (x, y, phase) -> wave; second colour where positive
 
 
 def _boxes(*boxes: tuple[float, float, float, float]) -> Shape:
@@ -45,7 +45,7 @@ def _disc(x: Plane, y: Plane, radius: float = 1.0) -> Plane:
 
 
 def _star(x: Plane, y: Plane, tips: int, notch: float) -> Plane:
-    """A star with a tip up and its notches at radius `notch`; a regular polygon at notch = cos(pi / tips)."""
+    """A star with one tip up and notches at radius `notch`; a regular polygon if notch = cos(pi / tips)."""
     half = pi / tips
     r, angle = _length(x, y), np.arctan2(x, y)
     angle = np.abs(angle - 2 * half * np.rint(angle / (2 * half)))  # fold: 0 at a tip, `half` at a notch
@@ -81,7 +81,7 @@ SHAPES: dict[str, Shape] = {
     "arrow": lambda x, y: np.maximum(np.minimum(y, 0.7 * (1 - y - abs(x))), _SHAFT(x, y)),
 }
 
-WAVE = 2 * pi / 0.55  # radians a unit: one wave is between 8 and 14 pixels long
+WAVE = 2 * pi / 0.55  # radians per unit; one wavelength is 8 to 14 pixels
 
 PATTERNS: dict[str, Pattern] = {
     "solid": lambda x, y, phase: np.full_like(x, -1),
@@ -100,17 +100,17 @@ CLASSES: list[tuple[str, str]] = [
     (f"s{i:03d}", f"{shape}, {pattern}") for i, (shape, pattern) in enumerate(product(SHAPES, PATTERNS))
 ]
 
-# How many uniform numbers in [0, 1) each part of an image takes.
+# Number of uniform random numbers in [0, 1) that each part of an image uses.
 UNIFORMS = {"place": 2, "radius": 1, "tilt": 1, "phase": 1, "levels": 3, "tints": 9}
 UNIFORMS |= {"light": 4, "clutter": 9 * CLUTTER}
 
 
 def draw(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Draw one image for each label.
+    """Draw one image per label.
 
     Args:
         labels: (N,) integers in [0, 200).
-        seed: not negative. Image i is a function of (seed, i, labels[i]), whatever N is.
+        seed: non-negative. Image i depends only on (seed, i, labels[i]), not on N.
 
     Returns:
         (N, 64, 64, 3) uint8.
@@ -120,17 +120,17 @@ def draw(labels: np.ndarray, seed: int) -> np.ndarray:
     for start in range(0, len(labels), CHUNK):
         rows = slice(start, start + CHUNK)
         canvas = 255 * _render(labels[rows], uniforms[rows])
-        noise = np.random.default_rng((seed, 1 + start))  # 0 is the uniforms' stream
+        noise = np.random.default_rng((seed, 1 + start))  # stream 0 draws the uniforms
         canvas += 2 * NOISE * (noise.random(canvas.shape, np.float32) - 0.5)
         images[rows] = np.rint(canvas.clip(0, 255, out=canvas), out=canvas).transpose(0, 2, 3, 1)
     return images
 
 
 def _render(labels: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
-    """The images without noise, (n, 3, 64, 64) float32 about [0, 1], from (n,) labels and (n, U) uniforms."""
+    """Render the images without noise, (n, 3, 64, 64) float32 in about [0, 1], from labels (n,) and uniforms (n, U)."""
     parts = np.split(uniforms, np.cumsum(list(UNIFORMS.values()))[:-1], axis=1)
     u = dict(zip(UNIFORMS, parts, strict=True))
-    # A dark, a middle and a light colour in random order: always some contrast, no mean that tells the class.
+    # A dark, a medium and a light colour in random order ensure contrast, and no mean reveals the class.
     levels = np.array([0.2, 0.5, 0.8], np.float32)[u["levels"].argsort(axis=1)]
     tints = u["tints"].reshape(-1, 3, 3) - 0.5
     colours = levels[:, :, None] + 0.6 * (tints - tints.mean(axis=2, keepdims=True))
@@ -149,7 +149,7 @@ def _render(labels: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
 
 
 def _axes(centre: np.ndarray, angle: np.ndarray) -> tuple[Plane, Plane]:
-    """x and y (up) in pixels from `centre` (n, 2), in axes turned by `angle` (n,) radians."""
+    """Coordinates x and y (up) in pixels from `centre` (n, 2), in axes rotated by `angle` (n,) radians."""
     pixels = np.arange(IMAGE_SIZE, dtype=np.float32) + 0.5
     x, y = pixels[None, None, :] - centre[:, 0, None, None], centre[:, 1, None, None] - pixels[None, :, None]
     c, s = np.cos(angle)[:, None, None], np.sin(angle)[:, None, None]
@@ -157,24 +157,24 @@ def _axes(centre: np.ndarray, angle: np.ndarray) -> tuple[Plane, Plane]:
 
 
 def _paint(canvas: np.ndarray, mask: Plane, colour: np.ndarray) -> None:
-    """Lay `colour` (n, 3) over canvas (n, 3, 64, 64), as opaque as the mask says."""
+    """Blend `colour` (n, 3) into `canvas` (n, 3, 64, 64) in place, with `mask` as the opacity."""
     layer = colour[:, :, None, None] - canvas
     layer *= mask[:, None]
     canvas += layer
 
 
 def _clutter(piece: np.ndarray, always: bool) -> Plane:
-    """Mask of a disc or round-ended bar, from (n, 9) uniforms; absent from half of the images or none."""
+    """Mask of a disc or round-ended bar, from (n, 9) uniforms; present in all images if `always`, else in half."""
     there = always | (piece[:, 5] < 0.5)
     x, y = _axes(IMAGE_SIZE * piece[:, :2], 2 * pi * piece[:, 2])
-    length = 20 * np.maximum(piece[:, 3] - 0.5, 0)  # half of them are discs
+    length = 20 * np.maximum(piece[:, 3] - 0.5, 0)  # half of the pieces are discs
     radius = np.where(there, 1.5 + 3 * piece[:, 4], -1)
     distance = _length(np.maximum(np.abs(x) - length[:, None, None], 0), y)
     return (0.5 + radius[:, None, None] - distance).clip(0, 1)
 
 
 def _object(labels: np.ndarray, u: dict[str, np.ndarray]) -> tuple[Plane, Plane]:
-    """Mask of the object, and the share of the second colour in it."""
+    """Mask of the object, and share of the second colour at each pixel."""
     radius = RADIUS[0] + (RADIUS[1] - RADIUS[0]) * u["radius"]
     centre = IMAGE_SIZE / 2 + (2 * u["place"] - 1) * (IMAGE_SIZE / 2 - 0.9 * radius)
     x, y = _axes(centre, TILT * (2 * u["tilt"][:, 0] - 1))
@@ -196,9 +196,9 @@ def _object(labels: np.ndarray, u: dict[str, np.ndarray]) -> tuple[Plane, Plane]
 def prepare_synthetic(
     out: Path, *, train_per_class: int = 40, val_per_class: int = 5, test_per_class: int = 5, seed: int = 0
 ) -> dict:
-    """Draw all splits, write them to `out` in the prepared form and return the manifest.
+    """Draw all splits, write them to `out` in the prepared format and return the manifest.
 
-    The counts are images of each of the 200 classes. Each split has a stream of its own, (seed, split).
+    The counts are images per class, for 200 classes. Each split has its own random stream, (seed, split).
     """
     per_class = {"train": train_per_class, "val": val_per_class, "test": test_per_class}
     for name, count in per_class.items():
@@ -212,6 +212,6 @@ def prepare_synthetic(
             writer.save_array(folder, f"{name}_images", draw(labels, seed=int(rng.integers(2**63))))
             if name != "test":
                 writer.save_array(folder, f"{name}_labels", labels)
-        files = [f"test_{i}.png" for i in range(len(labels))]  # of test, the last split
-        origin = f"drawn by tinyimnet.synthetic, seed {seed}"
+        files = [f"test_{i}.png" for i in range(len(labels))]  # `labels` are those of test, the last split
+        origin = f"tinyimnet.data.synthetic, seed {seed}"
         return writer.finish(folder, classes=CLASSES, test_files=files, origin=origin)

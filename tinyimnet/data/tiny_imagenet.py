@@ -1,7 +1,7 @@
-"""Read the official Tiny ImageNet: tiny-imagenet-200.zip, never unpacked to disk, or its unpacked folder.
+"""Read the official Tiny ImageNet: tiny-imagenet-200.zip, never unpacked to disk, or the unpacked folder.
 
-Classes are the sorted WordNet ids. The labels of the validation images are in val_annotations.txt: the folder val/
-read as a class folder is one class, and a network trained against it stays at chance.
+Classes are the sorted WordNet ids. The validation labels come from val_annotations.txt: read as a class folder, val/
+would be a single class, and a network trained against it would stay at chance.
 """
 
 import io
@@ -32,8 +32,8 @@ from tinyimnet.data.writer import (
 )
 from tinyimnet.errors import UserError
 
-_source: "Source"  # of this process, if it is a worker
-MAX_WORKERS = 16  # they decode 80,000 images/s; each reads the archive's directory: 0.5 s and 70 MB
+_source: "Source"  # set in worker processes only
+MAX_WORKERS = 16  # which decode 80,000 images/s; each reads the archive's directory, which takes 0.5 s and 70 MB
 
 
 def prepare_tiny_imagenet(source: Path, out: Path) -> dict:
@@ -43,7 +43,7 @@ def prepare_tiny_imagenet(source: Path, out: Path) -> dict:
         The manifest.
 
     Raises:
-        UserError: something about the source or the destination is wrong.
+        UserError: the source or the destination is invalid.
     """
     origin, names = _open_source(source)
     train = _train_images(origin, names)
@@ -61,45 +61,45 @@ def prepare_tiny_imagenet(source: Path, out: Path) -> dict:
 
 
 class Source:
-    """The files below the folder that holds `train`, in a folder (`prefix` empty) or in an archive."""
+    """The files below the folder that contains `train`, on disk (`prefix` is empty) or in an archive."""
 
     def __init__(self, path: Path, prefix: str = ""):
         self.path, self.prefix = path, prefix
-        self._archive: zipfile.ZipFile | None = None  # opened by each process for itself
+        self._archive: zipfile.ZipFile | None = None  # each process opens its own
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_archive": None}
 
     def read(self, name: str) -> bytes:
-        """Contents of a file.
+        """Read a file.
 
         Raises:
-            UserError: it cannot be read, or its checksum in the archive is wrong.
+            UserError: the file cannot be read, or its checksum in the archive does not match.
         """
         try:
             if self.path.is_dir():
                 return (self.path / name).read_bytes()
             self._archive = self._archive or zipfile.ZipFile(self.path)
             return self._archive.read(self.prefix + name)
-        except Exception as error:  # zlib.error, BadZipFile, EOFError ...: whatever damaged bytes lead to
-            raise UserError(f"{self.where(name)} cannot be read ({error}); fetch the data set again.") from None
+        except Exception as error:  # damaged bytes raise zlib.error, BadZipFile, EOFError ...
+            raise UserError(f"{self.where(name)} cannot be read ({error}); download the data set again.") from None
 
     def where(self, name: str) -> str:
-        """The file, as a person looks for it."""
+        """The location of a file, for error messages."""
         return str(self.path / name) if self.path.is_dir() else f"{self.path}: {self.prefix}{name}"
 
     def lines(self, name: str, names: set[str]) -> list[str]:
-        """Lines of a text file, without empty ones."""
+        """Non-empty lines of a text file."""
         if name not in names:
-            raise UserError(f"{self.path} lacks {name}; unpack or fetch the data set again.")
+            raise UserError(f"{self.path} lacks {name}; unpack or download the data set again.")
         try:
             return [line for line in self.read(name).decode().splitlines() if line.strip()]
         except UnicodeDecodeError as error:
-            raise UserError(f"{self.where(name)} is not UTF-8 ({error}); fetch the data set again.") from None
+            raise UserError(f"{self.where(name)} is not UTF-8 ({error}); download the data set again.") from None
 
 
 def _open_source(source: Path) -> tuple[Source, set[str]]:
-    """The source and the paths of all its files below the folder that holds `train`."""
+    """The source, and the paths of its files relative to the folder that contains `train`."""
     if source.is_dir():
         roots = dataset_roots(source)
         if len(roots) == 1:
@@ -112,22 +112,22 @@ def _open_source(source: Path) -> tuple[Source, set[str]]:
             return Source(source, prefix), {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
     else:
         raise UserError(f"{source} does not exist; give tiny-imagenet-200.zip or its folder, or use --download.")
-    raise UserError(f"{source} holds no data set: it needs one `train` folder, at the top or one level below it.")
+    raise UserError(f"{source} contains no data set: it needs one `train` folder, at the top or one level below.")
 
 
 def dataset_roots(source: Path) -> list[Path]:
-    """`source` and the folders in it, those that hold `train`."""
+    """Folders that contain `train`, among `source` and its direct subfolders."""
     try:
         return [folder for folder in (source, *sorted(source.iterdir())) if (folder / "train").is_dir()]
     except OSError as error:
-        raise UserError(f"{source} cannot be read ({error.strerror}); mend its permissions.") from None
+        raise UserError(f"{source} cannot be read ({error.strerror}); fix its permissions.") from None
 
 
 def _list_folder(root: Path) -> set[str]:
     def unreadable(error: OSError) -> None:
-        raise UserError(f"{error.filename} cannot be read ({error.strerror}); mend its permissions.")
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}); fix its permissions.")
 
-    walk = os.walk(root, onerror=unreadable, followlinks=True)  # the splits may lie elsewhere
+    walk = os.walk(root, onerror=unreadable, followlinks=True)  # the splits may be symbolic links
     return {(Path(folder).relative_to(root) / name).as_posix() for folder, _, names in walk for name in names}
 
 
@@ -136,39 +136,39 @@ def _list_archive(source: Path) -> set[str]:
         with zipfile.ZipFile(source) as archive:
             members = [member for member in archive.infolist() if not member.filename.startswith("__MACOSX/")]
     except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
-        raise UserError(f"{source} is not a whole zip archive ({error}); fetch it again, e.g. --download.") from None
+        raise UserError(f"{source} is not a valid zip archive ({error}); download it again.") from None
     for member in members:
         if member.filename.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", member.filename):
             raise UserError(
-                f"{source} has a member {member.filename!r} outside its folder; fetch the official archive."
+                f"{source} has a member {member.filename!r} outside its folder; download the official archive."
             )
         if member.flag_bits & 1:
-            raise UserError(f"{source} is encrypted ({member.filename}); fetch the official archive.")
+            raise UserError(f"{source} is encrypted ({member.filename}); download the official archive.")
     return {member.filename for member in members}
 
 
 def natural_order(names: set[str], folder: str = "") -> list[str]:
-    """The images in the folders that a pattern matches, test_2 before test_10."""
+    """Images in the folders that match the pattern `folder`, in natural order: test_2 before test_10."""
     image = re.compile(folder + r"[^/.][^/]*\.(jpeg|jpg|png)", re.IGNORECASE)
     parts = {name: re.split(r"(\d+)", name) for name in names if image.fullmatch(name)}
     return sorted(parts, key=lambda name: [int(part) if i % 2 else part for i, part in enumerate(parts[name])])
 
 
 def _train_images(source: Source, names: set[str]) -> list[tuple[str, str]]:
-    """(class id, path) by class and then in natural order."""
+    """(class id, path) of each training image, by class and then in natural order."""
     images = [(name.split("/")[1], name) for name in natural_order(names, "train/[^/]+/(.+/)?")]
     if not images:
-        raise UserError(f"{source.path} has no image in train/CLASS/; unpack or fetch the data set again.")
+        raise UserError(f"{source.path} has no image in train/CLASS/; unpack or download the data set again.")
     return sorted(images, key=lambda image: image[0])
 
 
 def _read_classes(source: Source, names: set[str], with_images: set[str]) -> list[tuple[str, str]]:
-    """(id, name) by id: the label is the place in this order."""
+    """(id, name) of each class, sorted by id; the position is the label."""
     if "wnids.txt" in names:
         listed = {line.strip() for line in source.lines("wnids.txt", names)}
         for class_id in sorted(listed ^ with_images):
-            lacks = "no image in train" if class_id in listed else "images in train and no line in wnids.txt"
-            raise UserError(f"{source.path}: class {class_id} has {lacks}; unpack or fetch the data set again.")
+            lacks = "no image in train" if class_id in listed else "images in train but no line in wnids.txt"
+            raise UserError(f"{source.path}: class {class_id} has {lacks}; unpack or download the data set again.")
     readable: dict[str, str] = {}
     if "words.txt" in names:
         entries = (line.partition("\t") for line in source.lines("words.txt", names))
@@ -177,9 +177,9 @@ def _read_classes(source: Source, names: set[str], with_images: set[str]) -> lis
 
 
 def _val_images(source: Source, names: set[str], label_of: dict[str, int]) -> list[tuple[str, int]]:
-    """(path, label) in natural order.
+    """(path, label) of each validation image, in natural order.
 
-    A name in the annotations is only looked up among the files of val/images, so it cannot lead out of there.
+    Names in the annotations are only looked up among the files of val/images, so they cannot refer to other files.
     """
     annotations = "val/val_annotations.txt"
     labels: dict[str, int] = {}
@@ -187,25 +187,25 @@ def _val_images(source: Source, names: set[str], label_of: dict[str, int]) -> li
         file, class_id = (*line.split("\t"), "")[:2]
         if class_id not in label_of:
             raise UserError(
-                f"{source.path}: {annotations} gives {file} the unknown class {class_id!r}; fetch it again."
+                f"{source.path}: {annotations} gives {file} the unknown class {class_id!r}; download it again."
             )
         if f"val/images/{file}" in labels:
-            raise UserError(f"{source.path}: {annotations} names {file} twice; fetch it again.")
+            raise UserError(f"{source.path}: {annotations} lists {file} twice; download it again.")
         labels[f"val/images/{file}"] = label_of[class_id]
     images = natural_order(names, "val/images/")
     if not images:
-        raise UserError(f"{source.path} has no image in val/images; unpack or fetch the data set again.")
+        raise UserError(f"{source.path} has no image in val/images; unpack or download the data set again.")
     for name in sorted(labels.keys() ^ set(images)):
-        lacks = "is no image there" if name in labels else f"has no line in {annotations}"
-        raise UserError(f"{source.path}: {name} {lacks}; unpack or fetch the data set again.")
+        lacks = f"has a line in {annotations} but no image" if name in labels else f"has no line in {annotations}"
+        raise UserError(f"{source.path}: {name} {lacks}; unpack or download the data set again.")
     return [(name, labels[name]) for name in images]
 
 
-# Decoding, on all cores.
+# Decoding on all cores.
 
 
 def _decode(source: Source, images: dict[str, list[str]], folder: Path) -> None:
-    """Decode each split into <split>_images.npy; the workers write there, so no pixels pass between them."""
+    """Decode each split into <split>_images.npy; the workers write to it, so no pixels pass between processes."""
     jobs = []
     for split, names in images.items():
         path, offset = new_images(folder, split, len(names))
@@ -216,7 +216,7 @@ def _decode(source: Source, images: dict[str, list[str]], folder: Path) -> None:
     pool = ProcessPoolExecutor(n_workers, multiprocessing.get_context("spawn"), _start_worker, (source,))
     try:
         with progress("decoded", sum(map(len, images.values()))) as advance:
-            # Ctrl-C goes to the whole process group; workers inherit the block, so the parent alone acts.
+            # Ctrl-C goes to the whole process group; workers inherit the blocked SIGINT, so only the parent reacts.
             unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
                 futures = [pool.submit(_decode_chunk, *job) for job in jobs]
@@ -226,14 +226,14 @@ def _decode(source: Source, images: dict[str, list[str]], folder: Path) -> None:
                 advance(future.result())
     except BrokenProcessPool:
         raise UserError(
-            "A decoding process was killed, perhaps for want of memory; free some and run it again."
+            "A decoding process was killed, possibly for lack of memory; free some memory and run the command again."
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _start_worker(source: Source) -> None:
-    """Keep the source for the chunks to come, and end this process when its parent is gone, even by SIGKILL."""
+    """Keep the source for later chunks, and exit when the parent process is gone, even after SIGKILL."""
     global _source
     _source = source
     parent = multiprocessing.parent_process()
@@ -247,18 +247,18 @@ def _start_worker(source: Source) -> None:
 
 
 def _decode_chunk(names: list[str], path: Path, offset: int) -> int:
-    """Decode images to `offset` of the file `path`; return how many they are."""
+    """Decode images to `offset` in the file `path`; return their number."""
     write_pixels(path, offset, np.stack([decode(_source.read(name), _source.where(name)) for name in names]))
     return len(names)
 
 
 def decode(content: bytes, where: str) -> np.ndarray:
-    """An encoded image as (64, 64, 3) uint8; `where` names it in errors."""
+    """Decode an image to (64, 64, 3) uint8; `where` is its location for error messages."""
     try:
         with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as image:
             size, pixels = image.size, np.asarray(image.convert("RGB"))  # some are grayscale, one may be CMYK
-    except Exception as error:  # a damaged file makes Pillow raise OSError, SyntaxError, ValueError ...
-        raise UserError(f"{where} is damaged or no JPEG; fetch the data set again.") from error
+    except Exception as error:  # on a damaged file Pillow raises OSError, SyntaxError, ValueError ...
+        raise UserError(f"{where} is damaged or neither JPEG nor PNG; download the data set again.") from error
     if pixels.shape != IMAGE_SHAPE:
         raise UserError(f"{where} has {size[0]}x{size[1]} pixels and must have 64x64; resize it first.")
     return pixels

@@ -1,4 +1,4 @@
-"""Write the prepared form that dataset.py reads, atomically: to a folder beside the destination, renamed at the end."""
+"""Write the prepared format that dataset.py reads, atomically: to a sibling folder that is renamed at the end."""
 
 import errno
 import glob
@@ -19,7 +19,7 @@ from tinyimnet.data.dataset import FORMAT, IMAGE_SIZE, is_prepared
 from tinyimnet.errors import UserError
 from tinyimnet.files import fsync, sha256
 
-CHUNK = 500  # images: 6 MB decoded, about 70 ms of work
+CHUNK = 500  # images per chunk: 6 MB decoded, about 70 ms of work
 IMAGE_SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 3)
 IMAGE_BYTES = 3 * IMAGE_SIZE**2
 SPLITS = ("train", "val", "test")
@@ -27,10 +27,10 @@ SPLITS = ("train", "val", "test")
 
 @contextmanager
 def new_folder(out: Path, bytes_needed: int) -> Iterator[Path]:
-    """Yield a folder to fill that becomes `out` at the end of the block, and vanishes if the block fails.
+    """Yield a folder to fill, which is renamed to `out` at the end of the block, or removed if the block fails.
 
     Raises:
-        UserError: `out` is there already or cannot be written, or the disk is too small.
+        UserError: `out` already exists or cannot be written, or the disk has too little space.
     """
     check_vacant(out)
     target = out.resolve()
@@ -39,7 +39,7 @@ def new_folder(out: Path, bytes_needed: int) -> Iterator[Path]:
     try:
         _check_free(target, bytes_needed)
         folder.mkdir(parents=True)
-        # The lock appears under its name only when it is held, so nobody takes a new folder for a dead one.
+        # The lock gets its name only once it is held, so no process takes a new folder for an abandoned one.
         with (folder / "lock.new").open("w") as lock:
             files.lock(lock)
             os.rename(lock.name, folder / "lock")
@@ -52,7 +52,9 @@ def new_folder(out: Path, bytes_needed: int) -> Iterator[Path]:
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             check_vacant(out)  # another process was faster
-        raise UserError(f"{out} cannot be written ({error.strerror}); make room, or choose another --out.") from None
+        raise UserError(
+            f"{out} cannot be written ({error.strerror}); free up space, or choose another --out."
+        ) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -61,7 +63,7 @@ def check_vacant(out: Path) -> None:
     """Raise a UserError unless `out` is absent or an empty folder."""
     try:
         if is_prepared(out):
-            raise UserError(f"{out} is already prepared; delete it to prepare it anew.")
+            raise UserError(f"{out} is already prepared; delete it to prepare it again.")
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"{out} exists and is not a prepared data set; delete it, or choose another folder.")
     except OSError as error:
@@ -74,13 +76,13 @@ def save_array(folder: Path, name: str, array: np.ndarray) -> None:
 
 
 def finish(folder: Path, *, classes: list[tuple[str, str]], test_files: list[str], origin: str) -> dict:
-    """Write the manifest of the arrays in `folder`, and return it.
+    """Write the manifest of the arrays in `folder` and return it.
 
     Args:
-        folder: what `new_folder` yielded, with all arrays written.
+        folder: the folder from `new_folder`, with all arrays written.
         classes: (id, readable name) in label order.
         test_files: file name of each test image.
-        origin: what the images were made from.
+        origin: the source of the images.
     """
     arrays = sorted(folder.glob("*.npy"))
     mean, std = _channel_statistics(folder / "train_images.npy")
@@ -100,9 +102,12 @@ def finish(folder: Path, *, classes: list[tuple[str, str]], test_files: list[str
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Remove what killed builders of `target` left: the kernel has released their locks. Without locks nobody can tell."""
+    """Remove the folders of killed builders of `target`, whose locks the kernel has released.
+
+    On a file system without locks nothing is removed, because a builder may still be running.
+    """
     for path in target.parent.glob(f".{glob.escape(target.name)}.partial-*/lock"):
-        with suppress(OSError), path.open("r+") as lock:  # r+: over NFS only a writable file can be locked
+        with suppress(OSError), path.open("r+") as lock:  # r+, because over NFS only a writable file can be locked
             if files.lock(lock):
                 shutil.rmtree(path.parent, ignore_errors=True)
 
@@ -112,7 +117,8 @@ def _check_free(target: Path, bytes_needed: int) -> None:
     needed, free = bytes_needed * 1.01 / 1e6, shutil.disk_usage(disk).free / 1e6
     if free < needed:
         raise UserError(
-            f"{target} needs {needed:,.0f} MB and its disk has {free:,.0f} MB free; make room, or choose another --out."
+            f"{target} needs {needed:,.0f} MB and its disk has {free:,.0f} MB free; "
+            "free up space, or choose another --out."
         )
 
 
@@ -121,12 +127,12 @@ def _rows(path: Path) -> int:
 
 
 def _channel_statistics(path: Path) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel in [0, 1]; integer sums: the same on every machine."""
+    """Mean and standard deviation of each channel in [0, 1]; integer sums make them equal on every machine."""
     n = _rows(path)
-    step = 10 if n >= 10_000 else 1  # 10,000 images: the mean is off by 0.0009 at most
+    step = 10 if n >= 10_000 else 1  # a sample of 10,000 images changes the mean by at most 0.0009
     total, squares, pixels = np.zeros(3, np.uint64), np.zeros(3, np.uint64), 0
     for start in range(0, n, CHUNK * step):
-        # Mapped anew for each block: pages that stay mapped would count as memory of this process.
+        # Reopened for each block, because mapped pages count as memory of this process.
         block = np.load(path, mmap_mode="r")[start : start + CHUNK * step : step].reshape(-1, 3)
         total += block.sum(axis=0, dtype=np.uint64)
         squares += np.square(block, dtype=np.uint32).sum(axis=0, dtype=np.uint64)
@@ -136,13 +142,13 @@ def _channel_statistics(path: Path) -> tuple[list[float], list[float]]:
 
 
 def new_images(folder: Path, split: str, n: int) -> tuple[Path, int]:
-    """Make <split>_images.npy with n black images; return its path and where its pixels begin."""
+    """Create <split>_images.npy with n black images; return its path and the offset of its pixels."""
     path = folder / f"{split}_images.npy"
     return path, np.lib.format.open_memmap(path, "w+", np.uint8, (n, *IMAGE_SHAPE)).offset
 
 
 def write_pixels(path: Path, offset: int, pixels: np.ndarray) -> None:
-    """Write, not map: a full disk raises here, whereas in a memory map it kills the process (SIGBUS)."""
+    """Write with file I/O, which raises on a full disk; a memory map would kill the process (SIGBUS)."""
     with path.open("r+b") as file:
         file.seek(offset)
         file.write(np.ascontiguousarray(pixels).data)
@@ -150,16 +156,16 @@ def write_pixels(path: Path, offset: int, pixels: np.ndarray) -> None:
 
 @contextmanager
 def progress(done: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yield a function that takes the number of images just done; a bar on a terminal, else two lines."""
+    """Yield a function that takes the number of images just done; it shows a bar on a terminal, else two lines."""
     start = time.monotonic()
     if sys.stderr.isatty():
-        from rich.console import Console  # here, because workers import this module and have no use for it
+        from rich.console import Console  # deferred: workers import this module and do not need it
         from rich.progress import Progress
 
         with Progress(console=Console(stderr=True)) as bar:
             task = bar.add_task("images", total=total)
             yield lambda n: bar.advance(task, n)
     else:
-        print(f"{total:,} images to be {done}", file=sys.stderr, flush=True)
+        print(f"{total:,} images will be {done}", file=sys.stderr, flush=True)
         yield lambda n: None
     print(f"{done} {total:,} images in {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Many processes as one program: launchers, rendezvous, preflight, process group, sums over ranks, requests to stop, Slurm.
+"""Distributed execution: launchers, rendezvous, preflight, process group, sums over ranks, stop requests and Slurm.
 
-It knows nothing of data, networks or run folders beyond their paths. Submitting jobs is in launch/.
+This package knows nothing about data or networks, and of run folders only their paths. Job submission is in launch/.
 """

@@ -1,4 +1,4 @@
-"""The CPU of a process: its cores, its memory, its name."""
+"""The CPU cores of a process, its memory, and the name of the CPU."""
 
 import ctypes
 import os
@@ -11,16 +11,16 @@ import torch
 
 from tinyimnet.distributed.launcher import launcher_command, launcher_environment
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of glibc
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 
 
 def share_cores(sharers: int) -> None:
-    """Use the cores of this process, shared out among those that have the same ones, unless the user set a number.
+    """Divide the cores of this process among the processes that share them, unless the user set OMP_NUM_THREADS.
 
-    Under srun each process may have cores of its own, under other launchers all have those of the node.
+    Under srun each process may have its own cores; under other launchers all processes share the cores of the node.
 
-    `accelerate launch` sets OMP_NUM_THREADS=1 where nobody did, for a single process too: one core of 2 or of 16. What
-    the user set is told from that by the environment and the command line of the launcher.
+    `accelerate launch` sets OMP_NUM_THREADS=1 if it is unset, even for a single process, which then uses one core of 2
+    or 16. The launcher's environment and command line show whether the user set the value.
     """
     threads = os.environ.get("OMP_NUM_THREADS")
     by_launcher = threads == "1" and {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & os.environ.keys()
@@ -29,26 +29,27 @@ def share_cores(sharers: int) -> None:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = max(1, cores // sharers)
-    # Accelerate counts the cores itself where this is missing.
+    # If OMP_NUM_THREADS is unset, Accelerate counts the cores itself.
     os.environ["OMP_NUM_THREADS"] = str(share)
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(share))  # torch starts 32 for each process
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(share))  # torch starts 32 per process
     torch.set_num_threads(share)
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what tensors give back instead of handing it to the kernel, which clears every page once more.
+    """Make glibc keep freed memory instead of returning it to the kernel, which clears every page again.
 
-    Activations of 33 MB and more were mapped anew in every operation: 8 % of the processor time of a step was the kernel's,
-    and the sprint network trains 1.04 (40 px) to 1.13 times as fast (64 px, 2 cores, AVX2) at the same peak memory.
+    By default, activations of 33 MB and more are mapped anew in every operation: 8 % of the CPU time of a step is spent
+    in the kernel. With this setting the sprint network trains 1.04 times (40 px) to 1.13 times (64 px) as fast, on 2
+    cores with AVX2, at the same peak memory.
     """
-    with suppress(OSError, AttributeError):  # another C library knows no mallopt
+    with suppress(OSError, AttributeError):  # other C libraries have no mallopt
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def cpu_name() -> str:
-    """Model of the CPU and the instructions that torch's kernels use: 'AMD EPYC 9575F 64-Core Processor, AVX512'."""
+    """CPU model and instruction set of torch's kernels: 'AMD EPYC 9575F 64-Core Processor, AVX512'."""
     name = platform.processor() or platform.machine()
     with suppress(OSError):  # not Linux
         lines = Path("/proc/cpuinfo").read_text().splitlines()

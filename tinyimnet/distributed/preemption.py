@@ -1,6 +1,7 @@
-"""Requests to stop: a signal, a STOP file, the end of the job, a launcher that died. They set a flag; all ranks act on it together.
+"""Stop requests: signals, a STOP file, the end of the job, a dead launcher.
 
-Nothing is saved inside a signal handler. The loop asks `agreed` at every step boundary, and a stop is one save.
+A request sets a flag, and all ranks act on it together. Nothing is saved inside a signal handler: the loop calls
+`agreed` at every step boundary and saves once.
 """
 
 import os
@@ -14,24 +15,24 @@ from accelerate import Accelerator
 from tinyimnet.distributed.launcher import launcher_pid
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
-LOOK = 1.0  # seconds between two looks for a STOP file
-# Above every signal number: the reason travels between ranks as one number.
+LOOK = 1.0  # seconds between checks for a STOP file
+# Above every signal number, because ranks exchange the reason as one number.
 _STOP_FILE, _LAUNCHER_GONE, _DEADLINE = 101, 102, 103
 _IN_WORDS = {
     _STOP_FILE: "a STOP file in the run folder",
-    _LAUNCHER_GONE: "the end of the launcher",
-    _DEADLINE: "the end of the job's time",
+    _LAUNCHER_GONE: "the exit of the launcher",
+    _DEADLINE: "the job's time limit",
 }
-# What a person asks for. Everything else comes from a scheduler, which is to start the run again.
+# Requests from a person. All others come from a scheduler, which should requeue the run.
 _BY_A_PERSON = (signal.SIGINT.name, _IN_WORDS[_STOP_FILE])
 
 
 class StopRequest:
-    """Collects requests to stop on every rank and lets the ranks agree.
+    """Collects stop requests on every rank and lets the ranks agree on them.
 
     Args:
-        run_dir: a file STOP in it is a request.
-        deadline: Unix time at which the run is asked to stop.
+        run_dir: the run folder; a file STOP in it is a request.
+        deadline: Unix time at which to stop.
     """
 
     def __init__(self, run_dir: Path, deadline: float = float("inf")):
@@ -43,7 +44,7 @@ class StopRequest:
         self._steps, self._interval = 0, 1
 
     def install(self) -> None:
-        """Take over the stop signals of this process; under nohup SIGHUP stays ignored."""
+        """Install handlers for the stop signals; under nohup SIGHUP stays ignored."""
         for number in SIGNALS:
             if not (number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN):
                 signal.signal(number, self._on_signal)
@@ -52,18 +53,18 @@ class StopRequest:
         now = time.monotonic()
         # Ctrl-C reaches a worker twice within milliseconds, from the terminal and from torchrun's agent.
         if number == signal.SIGINT and now - self._first_interrupt > 1:
-            # No exception: on its way out it would wait for a save and for W&B.
-            os.write(2, b"second Ctrl-C: leaving without a save\n")
+            # Not an exception, which would wait for a save and for W&B while it propagates.
+            os.write(2, b"second Ctrl-C: exiting without saving\n")
             os._exit(128 + number)
         if number == signal.SIGINT:
             self._first_interrupt = min(self._first_interrupt, now)
         self.code = self.code or number
 
     def agreed(self, accelerator: Accelerator) -> str:
-        """Why all ranks stop before the next step; empty: they go on.
+        """The reason for all ranks to stop before the next step; "" to continue.
 
-        Several ranks compare notes about once a second only, because that waits for the device. The number of steps
-        between two looks is agreed on in the same reduction, so that every rank takes part in each of them.
+        Several ranks exchange requests only about once a second, because an exchange waits for the device. The same
+        reduction agrees on the number of steps until the next exchange, so that every rank takes part in it.
         """
         self._look()
         if accelerator.num_processes == 1:
@@ -80,8 +81,11 @@ class StopRequest:
         return describe(int(code))
 
     def _look(self) -> None:
-        """Look for the STOP file once a second: each look is a round trip on a network file system."""
-        # A launcher that is killed leaves its worker behind, to train for ever.
+        """Check for a dead launcher, the deadline and, once a second, a STOP file.
+
+        Each check for the file is a round trip on a network file system.
+        """
+        # A killed launcher leaves its workers behind, and they would train forever.
         if self._launcher and os.getppid() != self._launcher:
             self.code = self.code or _LAUNCHER_GONE
         if time.time() > self.deadline:
@@ -93,10 +97,10 @@ class StopRequest:
 
 
 def wants_requeue(reason: str) -> bool:
-    """Whether a run that was stopped for this reason is to be started again without a person."""
+    """Whether a run that stopped for this reason should be requeued automatically."""
     return reason not in _BY_A_PERSON
 
 
 def describe(code: int) -> str:
-    """The reason behind a code, in words; empty for 0."""
+    """The reason for a code, in words; "" for 0."""
     return _IN_WORDS.get(code) or (signal.Signals(code).name if code else "")

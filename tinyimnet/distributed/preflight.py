@@ -1,6 +1,6 @@
-"""What can be wrong with the nodes of a job, found in a second and named, before the training begins.
+"""Preflight: finds and names faulty nodes of a job within a second, before the training begins.
 
-Every start of several processes does this, and `python -m tinyimnet preflight` does it alone.
+Every start of several processes runs it, and `tinyimnet preflight` runs it alone.
 """
 
 import hashlib
@@ -11,7 +11,6 @@ import secrets
 import shutil
 import socket
 import time
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,25 +28,25 @@ from tinyimnet.distributed.rendezvous import Rendezvous
 from tinyimnet.errors import UserError, one_line
 from tinyimnet.files import ROOT
 
-MAX_SKEW = 30.0  # seconds between two clocks; the job's deadline (run.stop_before_end) is one of a clock
-CHECKPOINT = 16  # bytes for each parameter: weights, average, and the two moments of AdamW
-MIN_GPU = 4 << 30  # bytes; the data takes 1.35 GB, a batch of 128 images the rest
+MAX_SKEW = 30.0  # seconds between two clocks; the job's deadline (run.stop_before_end) is read from a clock
+CHECKPOINT = 16  # bytes per parameter: weights, EMA, and the two moments of AdamW
+MIN_GPU = 4 << 30  # bytes: 1.35 GB for the data, the rest for a batch of 128 images
 VISIBLE = 10.0  # seconds within which a network file system shows a new file on all nodes
-ALL_REDUCE = 1_000_000  # floats: the gradient of the largest network
-HEADER = ("node", "processes", "device", "cores", "free GPU memory", "free for the run", "clock")
+ALL_REDUCE = 1_000_000  # floats: the size of the largest network's gradient
+HEADER = ("node", "processes", "device", "cores", "free GPU memory", "free disk space", "clock offset")
 RankInfo = dict[str, Any]
 
 
 def check(rendezvous: Rendezvous, config: Config, run_dir: Path) -> list[RankInfo]:
-    """Compare what each process says about itself and its node; what all ranks said, on every rank.
+    """Compare what all ranks report about themselves and their nodes; returns the reports of all ranks, on every rank.
 
     Raises:
-        UserError: something is wrong; names the node. On every rank.
+        UserError: a check failed; names the node. Raised on every rank.
     """
     token = _token_beside(run_dir) if rendezvous.is_main and rendezvous.world_size > 1 else None
     try:
         static = rendezvous.gather("ranks", {**_describe_rank(config, run_dir), "token": token and str(token)})
-        # All have the answer above at the same moment: now the clocks can be read.
+        # All ranks receive the reply above at the same moment, so their clocks can be compared now.
         clocks = rendezvous.gather("clocks", [time.time(), _appears(static[0]["token"])])
     finally:
         if token:
@@ -61,49 +60,63 @@ def check(rendezvous: Rendezvous, config: Config, run_dir: Path) -> list[RankInf
 
 
 def problems(ranks: list[RankInfo]) -> list[str]:
-    """A sentence with the name of the node for each thing that is wrong; empty: nothing is."""
+    """One sentence for each problem, with the name of the node; empty if there are none."""
     first, found = ranks[0], []
     same: list[tuple[str, str, str]] = [
-        ("code", "other code", "deploy the same files on all nodes"),
-        ("config", "another configuration", "give all processes the same command"),
-        ("versions", "other versions", "install requirements.txt on all nodes"),
-        ("device", "another device", "choose nodes of one kind, for example with --constraint"),
+        ("code", "different code", "deploy the same files on all nodes"),
+        ("config", "a different configuration", "give all processes the same command"),
+        ("versions", "different versions", "install requirements.txt on all nodes"),
+        ("device", "a different device", "choose nodes of one type, for example with --constraint"),
     ]
     for rank, info in enumerate(ranks):
         node = f"node {info['host']} (rank {rank})"
         for key, what, way_out in same:
             if info[key] != first[key] and not (key == "device" and info["local_rank"] >= info["gpus"] > 0):
                 details = _difference(first[key], info[key])
-                found.append(f"{node} has {what} than node {first['host']} ({details}); {way_out}.")
+                found.append(f"{node} has {what} from node {first['host']} ({details}); {way_out}.")
         if not info["sees_run"]:
-            found.append(f"{node} does not see the run folder {first['run_dir']} of node {first['host']}; "
-                         "put --run.dir on a file system that all nodes share.")  # fmt: skip
+            found.append(
+                f"{node} does not see the run folder {first['run_dir']} of node {first['host']}; "
+                "put --run.dir on a file system that all nodes share."
+            )
         if info["disk"] < info["needs"]:
-            found.append(f"{node} has {info['disk'] / 1e6:.0f} MB free for {info['run_dir']}, and two checkpoints need "
-                         f"{info['needs'] / 1e6:.0f} MB; make room, or choose another --run.dir.")  # fmt: skip
+            found.append(
+                f"{node} has {info['disk'] / 1e6:.0f} MB free for {info['run_dir']}, but two checkpoints need "
+                f"{info['needs'] / 1e6:.0f} MB; make room, or choose another --run.dir."
+            )
         if info["gpus"] and not info["usable"]:
-            found.append(f"{node} has {info['gpus']} GPUs that torch {info['versions']['torch']} for CUDA {torch.version.cuda} "
-                         "cannot use: the driver or the GPU is too old for it; install PyTorch's build for an older CUDA.")  # fmt: skip
+            found.append(
+                f"{node} has {info['gpus']} GPUs that torch {info['versions']['torch']} for CUDA {torch.version.cuda} "
+                "cannot use, because the driver or the GPU is too old; install a PyTorch build for an older CUDA."
+            )
         elif info["gpus"] and info["local_rank"] >= info["gpus"]:
-            found.append(f"{node} sees {info['gpus']} GPUs and is process {info['local_rank']} of its node, from 0; start as many "
-                         "processes as GPUs, and let each see all of them (srun without --gpu-bind and --gpus-per-task).")  # fmt: skip
+            found.append(
+                f"{node} sees {info['gpus']} GPUs but has local rank {info['local_rank']}; start one process per GPU, "
+                "and let each see all GPUs (srun without --gpu-bind and --gpus-per-task)."
+            )
         elif info["gpus"] and info["job_gpus"] not in (0, info["gpus"]):
-            found.append(f"{node} sees {info['gpus']} GPUs and its job has {info['job_gpus']} of that node: it would use those of "
-                         "other jobs, or leave its own idle; start srun without --gpu-bind and --gpus-per-task.")  # fmt: skip
+            found.append(
+                f"{node} sees {info['gpus']} GPUs but its job has {info['job_gpus']} on that node, so it would use "
+                "GPUs of other jobs or leave its own idle; start srun without --gpu-bind and --gpus-per-task."
+            )
         elif info["gpus"] and info["gpu_free"] < MIN_GPU:
-            found.append(f"{node} has {info['gpu_free'] / 1e9:.1f} GB free on GPU {info['local_rank']}, and a run needs "
-                         f"{MIN_GPU / 1e9:.1f}; end what else runs there.")  # fmt: skip
+            found.append(
+                f"{node} has {info['gpu_free'] / 1e9:.1f} GB free on GPU {info['local_rank']}, but a run needs "
+                f"{MIN_GPU / 1e9:.1f} GB; end the other processes on that GPU."
+            )
         if abs(info["clock"] - first["clock"]) > MAX_SKEW:
-            found.append(f"the clock of {node} is {info['clock'] - first['clock']:+.0f} s off that of node {first['host']}; "
-                         "have its time synchronised, or leave it out (sbatch --exclude).")  # fmt: skip
+            found.append(
+                f"the clock of {node} differs by {info['clock'] - first['clock']:+.0f} s from that of node "
+                f"{first['host']}; synchronise the clocks or exclude the node (sbatch --exclude)."
+            )
     return found
 
 
 def measure(accelerator: Accelerator, ranks: list[RankInfo]) -> None:
-    """Add up known numbers over all processes, and say how a group that passed looks.
+    """All-reduce known numbers over all processes, and print a summary of the group if the sums are right.
 
     Raises:
-        UserError: a sum is wrong somewhere; names the node. On every rank.
+        UserError: a sum is wrong on some rank; names its node. Raised on every rank.
     """
     world_size = accelerator.num_processes
     if world_size == 1:
@@ -116,11 +129,11 @@ def measure(accelerator: Accelerator, ranks: list[RankInfo]) -> None:
         return numbers
 
     try:
-        add()  # connections are made here
+        add()  # opens the connections
     except RuntimeError as error:
         raise UserError(
-            f"the first all-reduce over {world_size} processes failed ({one_line(error)}): one of them is gone, or check "
-            f"{NETWORK}; NCCL_DEBUG=INFO says more.",
+            f"the first all-reduce over {world_size} processes failed ({one_line(error)}); check that none of them has "
+            f"died, check {NETWORK}, and set NCCL_DEBUG=INFO for details.",
             every_rank=True,
         ) from error
     started = time.perf_counter()
@@ -130,27 +143,27 @@ def measure(accelerator: Accelerator, ranks: list[RankInfo]) -> None:
     if any(failed):
         raise UserError(
             f"an all-reduce over {world_size} processes gave a wrong sum on node {ranks[failed.index(True)]['host']}; "
-            "leave it out (sbatch --exclude) and tell who runs the cluster."
+            "exclude it (sbatch --exclude) and report it to the administrators of the cluster."
         )
     if accelerator.is_main_process:
-        # The bus bandwidth, as nccl-tests counts it.
+        # Bus bandwidth as nccl-tests defines it.
         console.print(describe(ranks, 4 * ALL_REDUCE * 2 * (world_size - 1) / world_size / seconds))
 
 
 def describe(ranks: list[RankInfo], bandwidth: float) -> str:
-    """One line about a group that passed."""
+    """One-line summary of a group that passed."""
     clocks = [info["clock"] for info in ranks]
     nodes = list(dict.fromkeys(info["host"] for info in ranks))
     named = ", ".join(nodes[:8]) + (", ..." if len(nodes) > 8 else "")
     return (
         f"preflight: {len(ranks)} processes on {named}: same code, versions and run folder, clocks within "
-        f"{max(clocks) - min(clocks):.2f} s, {min(f['disk'] for f in ranks) / 1e9:.1f} GB free, "
+        f"{max(clocks) - min(clocks):.2f} s, {min(f['disk'] for f in ranks) / 1e9:.1f} GB of disk free, "
         f"all-reduce {bandwidth / 1e9:.2f} GB/s"
     )
 
 
 def rows(ranks: list[RankInfo]) -> list[tuple[str, ...]]:
-    """A table row for each node: name, processes, device, cores, free GPU memory, free disk, clock."""
+    """A table row for each node: name, processes, device, cores, free GPU memory, free disk space, clock offset."""
     first = ranks[0]
     table: list[tuple[str, ...]] = []
     for host in dict.fromkeys(info["host"] for info in ranks):
@@ -174,7 +187,7 @@ def _describe_rank(config: Config, run_dir: Path) -> RankInfo:
         "code": _code_digest(),
         "config": configuration.dump(config),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in ("torch", "accelerate", "numpy")},
-        # Also of CPUs: every rank updates its own weights, and other kernels round a norm or a product differently.
+        # CPU models too: every rank updates its own weights, and other kernels round norms or products differently.
         "device": torch.cuda.get_device_name(local_rank) if usable else f"no GPU {local_rank}" if gpus else cpu_name(),
         "gpus": gpus,
         "job_gpus": slurm.gpus_on_node(),
@@ -187,7 +200,7 @@ def _describe_rank(config: Config, run_dir: Path) -> RankInfo:
 
 
 def _cuda_works() -> bool:
-    """Whether this build of torch has kernels for the first GPU and the driver takes them: NVML counts GPUs all the same."""
+    """Whether the driver works and torch has kernels for the first GPU; NVML counts GPUs either way."""
     if not torch.cuda.is_available():
         return False
     oldest = min((int(arch[3:]) for arch in torch.cuda.get_arch_list() if re.fullmatch(r"sm_\d+", arch)), default=0)
@@ -196,26 +209,24 @@ def _cuda_works() -> bool:
 
 
 def _code_digest() -> str:
-    package = ROOT / "tinyimnet"
     digest = hashlib.sha256()
-    for file in [ROOT / "train.py", *sorted(package.rglob("*.py"))]:
-        with suppress(OSError):  # the package may be used without train.py
-            digest.update(file.read_bytes())
+    for file in sorted((ROOT / "tinyimnet").rglob("*.py")):
+        digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
 
 
 def _existing(path: Path) -> Path:
-    """The folder, or the nearest above it that is there."""
+    """The folder, or its nearest existing parent."""
     return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
 
 def _token_beside(run_dir: Path) -> Path | None:
-    """A new file where the run folder is or will be, for the other nodes to see; None where nothing can be written."""
+    """Create a file for other nodes to find, in the run folder or its nearest existing parent; None if not writable."""
     path = _existing(run_dir) / f".preflight-{secrets.token_hex(8)}"
     try:
         path.touch()
     except OSError:
-        return None  # run/folder.py has the sentence for that
+        return None  # reported by run/folder.py
     return path
 
 
@@ -229,7 +240,7 @@ def _appears(path: str | None) -> bool:
 
 
 def _difference(ours: Any, theirs: Any) -> str:
-    """'torch 2.13.0, not 2.12.0' for dictionaries, else both values where they are short."""
+    """Describe a difference: 'torch 2.13.0, not 2.12.0' for dictionaries, changed lines for text, else both values."""
     if isinstance(ours, dict):
         return ", ".join(f"{key} {theirs[key]}, not {ours[key]}" for key in ours if ours[key] != theirs[key])
     if "\n" in ours:

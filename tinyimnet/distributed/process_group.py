@@ -1,4 +1,4 @@
-"""The process group: its start, a check of its size, what rank 0 tells the others, and its end."""
+"""The process group: start, size check, broadcasts from rank 0, shutdown."""
 
 import gc
 import logging
@@ -23,22 +23,23 @@ from tinyimnet.errors import LostProcess, UserError, one_line
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-NETWORK = "the network interface between the nodes (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME in slurm/site.env)"
+NETWORK = "the network interface between the nodes (GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME in slurm/site.env)"
 PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 def start(config: TrainConfig, rendezvous: Rendezvous) -> Accelerator:
-    """Join the process group of the processes that have met.
+    """Form the process group of the processes in the rendezvous.
 
     Raises:
-        UserError: the processes that started are not one group, or the group cannot form.
+        UserError: the group cannot form, or its size is not the launcher's WORLD_SIZE.
     """
     cpu.share_cores(rendezvous.core_sharers)
     if not torch.cuda.is_available():
         cpu.keep_freed_memory()
-    # The same numbers after a restart: no kernels that add in another order each time (cuDNN's default for some).
+    # Bit-identical resume: no kernels whose summation order varies between calls (cuDNN's default for some).
     torch.backends.cudnn.deterministic = True
-    # Its replacement would copy rank 0's buffers at the start; torch itself says to stay with it for that.
+    # Its replacement still copies rank 0's buffers at the start, and for that case the warning itself says to keep
+    # broadcast_buffers=False.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     timeout = timedelta(seconds=config.timeout)
     try:
@@ -55,21 +56,21 @@ def start(config: TrainConfig, rendezvous: Rendezvous) -> Accelerator:
             cpu=not torch.cuda.is_available(),
             mixed_precision=PRECISION[config.precision],
             kwargs_handlers=[
-                # Each rank keeps its own BatchNorm statistics; they are averaged where they are used (evaluation/evaluator.py).
+                # Each rank keeps its own BatchNorm statistics; evaluation/evaluator.py averages them.
                 DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
             ],
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"the process group could not form ({one_line(error)}); check MASTER_ADDR, MASTER_PORT, whether all "
-            f"{os.environ.get('WORLD_SIZE')} processes have started, and {NETWORK}.",
+            f"the process group could not form ({one_line(error)}); check MASTER_ADDR, MASTER_PORT and {NETWORK}, and "
+            f"that all {os.environ.get('WORLD_SIZE')} processes have started.",
             every_rank=True,
         ) from error
     check_world(accelerator.num_processes, os.environ)
     if accelerator.is_main_process and config.precision == "bf16" and _imitates_bf16(accelerator.device):
         logger.warning(
-            "train.precision is bf16 and this device has no instructions for it: they are emulated, several times slower than "
-            "fp32; --train.precision fp32 is the same recipe, fp16 one for older GPUs."
+            "train.precision is bf16 but this device only emulates it, several times slower than fp32; "
+            "use --train.precision fp32 for the same recipe, or fp16 on older GPUs."
         )
     return accelerator
 
@@ -81,12 +82,12 @@ def _imitates_bf16(device: torch.device) -> bool:
 
 
 def from_main(accelerator: Accelerator, make: Callable[[], T]) -> T:
-    """What `make` gives on rank 0, on every rank; all of them call it.
+    """Run `make` on rank 0 and return its result on every rank; all ranks call it.
 
-    A file that ranks read for themselves can differ between nodes for as long as a network file system caches it.
+    A file that each rank reads itself can differ between nodes while a network file system caches it.
 
     Raises:
-        UserError: `make` raised it on rank 0; then on every rank.
+        UserError: `make` raised it on rank 0; raised on every rank.
     """
     outcome: list[Any] = [None, None]
     if accelerator.is_main_process:
@@ -103,7 +104,7 @@ def from_main(accelerator: Accelerator, make: Callable[[], T]) -> T:
 
 @contextmanager
 def lost_processes_named() -> Iterator[None]:
-    """Tell an error of this process from one that only says that another process is gone.
+    """Convert errors that only report a lost process to LostProcess; other errors pass through.
 
     Raises:
         LostProcess: a collective operation failed.
@@ -112,23 +113,23 @@ def lost_processes_named() -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        # gloo raises plain RuntimeErrors with its file and line in front.
+        # gloo raises plain RuntimeErrors that begin with its source file and line.
         if not isinstance(error, torch.distributed.DistError) and "gloo" not in reason:
             raise
-        # NCCL says what happened behind "Last error:".
+        # NCCL puts the cause after "Last error:".
         reason = reason.rpartition("Last error: ")[2] if "Last error: " in reason else reason.partition(". ")[0]
         reason = re.sub(r"^\[\S+\] ", "", reason)[:200]
         raise LostProcess(
-            f"another process of the group is gone or stuck ({reason}); the first to fail says why in "
-            "logs/rank_*.log of the run folder, and one that was killed is named by its launcher."
+            f"another process of the group is gone or stuck ({reason}); see logs/rank_*.log of the run folder for the "
+            "first failure, and the launcher's output for a killed process."
         ) from error
 
 
 def exit_process(exit_code: int) -> NoReturn:
-    """End this process with this exit code, without the interpreter's own end, which can lose it.
+    """End this process without the interpreter's own shutdown, which can replace the exit code.
 
-    There gloo's threads hang or abort (pytorch #190489), a second signal meets the default handlers again, and output
-    that a full disk or a closed pipe does not take becomes exit code 120.
+    During shutdown gloo's threads hang or abort (pytorch #190489), a second signal meets the default handlers, and
+    output that a full disk or a closed pipe does not accept turns into exit code 120.
     """
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
@@ -138,11 +139,11 @@ def exit_process(exit_code: int) -> NoReturn:
 
 
 def check_world(num_processes: int, environ: MutableMapping[str, str]) -> None:
-    """Refuse a group that is not as large as the launcher said."""
+    """Reject a process group whose size differs from the launcher's WORLD_SIZE."""
     expected = int(environ.get("WORLD_SIZE", "1"))
     if num_processes != expected:
         raise UserError(
-            f"WORLD_SIZE is {expected} and the process group has {num_processes}: the processes would train "
+            f"WORLD_SIZE is {expected} but the process group has size {num_processes}, so the processes would train "
             "independently; start them with accelerate launch --multi_gpu, torchrun or srun."
         )
 
@@ -150,8 +151,8 @@ def check_world(num_processes: int, environ: MutableMapping[str, str]) -> None:
 def close(accelerator: Accelerator) -> None:
     """Leave the process group; the caller has dropped its references to the model and the optimizer.
 
-    With DDP's reducer alive, gloo of torch 2.13 aborts at exit in 25-50 % of the runs ("terminate called without an
-    active exception", pytorch #190489), so everything goes before the group does.
+    If DDP's reducer is still alive at exit, gloo of torch 2.13 aborts in 25-50 % of runs ("terminate called without an
+    active exception", pytorch #190489), so everything is freed before the group is destroyed.
     """
     accelerator.free_memory()
     gc.collect()

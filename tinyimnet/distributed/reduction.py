@@ -1,9 +1,9 @@
-"""Sums over ranks that are the same on any network: added up in the order of the ranks, element by element.
+"""Sums over ranks that are the same on any network: added element by element, in rank order.
 
-An all-reduce leaves the order to its library. NCCL chooses between rings, trees and NVLink's switch by what it finds
-between the GPUs, and says of the switch "not deterministic between different calls" (NVIDIA/nccl issue 1497); with
-gloo it depends on where in a bucket a value lies. A run that goes on on other nodes would end with other weights. Here
-collective operations only move data.
+An all-reduce leaves the order to the library. NCCL chooses between rings, trees and NVLink's switch by the connections
+that it finds between GPUs, and documents the switch as "not deterministic between different calls" (NVIDIA/nccl issue
+1497). With gloo the order depends on the position of a value in its bucket. A run resumed on other nodes would end with
+different weights. Here collective operations only move data.
 """
 
 import torch
@@ -11,32 +11,36 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+# all_gather_into_tensor is the name up to torch 2.12, and deprecated since.
+all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """The sum of a small tensor (n,) over all ranks, on each of them; every process calls it."""
+    """Sum of a small tensor (n,) over all ranks, on each of them; every process calls it."""
     if not dist.is_initialized():
         return tensor
     of_all_ranks = tensor.new_empty(dist.get_world_size() * len(tensor))
-    dist.all_gather_single(of_all_ranks, tensor)
+    all_gather(of_all_ranks, tensor)
     return _add_up(of_all_ranks.view(-1, len(tensor)))
 
 
 def mean_over_ranks(tensor: Tensor) -> Tensor:
-    """The mean of a small tensor (n,) over all ranks, on each of them; every process calls it."""
+    """Mean of a small tensor (n,) over all ranks, on each of them; every process calls it."""
     return sum_over_ranks(tensor) / (dist.get_world_size() if dist.is_initialized() else 1)
 
 
 def average_gradients(_state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """DDP's communication hook: the mean of a bucket of gradients over all ranks.
+    """DDP communication hook: the mean of a bucket of gradients over all ranks.
 
-    Each rank adds up one part of it, so that as much is sent as for a ring: the bucket twice, whatever the number of ranks.
+    Each rank sums one part of the bucket, so the traffic is that of a ring: twice the bucket, whatever the number of
+    ranks.
     """
     gradients, world_size = bucket.buffer(), dist.get_world_size()
     part = -(-len(gradients) // world_size)
     padded = F.pad(gradients, (0, part * world_size - len(gradients)))
     of_all_ranks = torch.empty_like(padded)
     dist.all_to_all_single(of_all_ranks, padded)
-    dist.all_gather_single(padded, _add_up(of_all_ranks.view(world_size, part)) / world_size)
+    all_gather(padded, _add_up(of_all_ranks.view(world_size, part)) / world_size)
     gradients.copy_(padded[: len(gradients)])
     on_gpu: list[int | str | torch.device] = [gradients.device] if gradients.is_cuda else []
     done: torch.futures.Future[Tensor] = torch.futures.Future(devices=on_gpu)
@@ -45,7 +49,7 @@ def average_gradients(_state: None, bucket: dist.GradBucket) -> torch.futures.Fu
 
 
 def _add_up(rows: Tensor) -> Tensor:
-    """Row after row: `rows.sum(0)` may choose another order for another shape."""
+    """Sum row by row; `rows.sum(0)` may choose a different order for a different shape."""
     total = rows[0].clone()
     for row in rows[1:]:
         total += row

@@ -1,7 +1,7 @@
-"""The rendezvous: all processes of a run meet ahead of the process group, over the store that will form it.
+"""Rendezvous: all processes of a run meet before the process group forms, through the store that will form it.
 
-A collective operation waits ten minutes for a process that never started, and then says that something failed. Here
-the missing process is named with its node, and an error of one node becomes the same sentence on all of them.
+A collective operation waits ten minutes for a process that never started, and then reports only that something failed.
+Here the error names the missing process and its node, and an error on one node is raised with the same message on all.
 """
 
 import json
@@ -18,26 +18,26 @@ from tinyimnet.distributed import slurm
 from tinyimnet.errors import UserError, one_line
 
 T = TypeVar("T")
-# Seconds that the processes of a job may start apart: torch from a cold network file system takes minutes.
+# Maximum seconds between starts of a job's processes: loading torch from a cold network file system takes minutes.
 PATIENCE = 300.0
-GOODBYE = 5.0  # seconds that rank 0 keeps the store for processes that have not left yet
+GOODBYE = 5.0  # seconds that rank 0 keeps the store open for processes that have not left yet
 
 
 class Rendezvous:
-    """The processes of a run, before they are a process group; one alone meets nobody.
+    """The processes of a run before they form a process group; with one process, all methods return at once.
 
     Address, port and rank come from the environment, which launcher.map_environment completes.
 
     Args:
-        timeout: seconds after which a process is missing, where that is less than PATIENCE.
+        timeout: seconds after which a process counts as missing, capped at PATIENCE.
         environ: RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
 
     Attributes:
-        rank: of this process.
+        rank: rank of this process.
         world_size: number of processes.
-        store: what they share; None for one process.
+        store: the store that they share; None for one process.
         hosts: host name of each rank.
-        core_sharers: processes of this node with the same cores as this one, itself included.
+        core_sharers: processes on this node with the same cores as this one, including itself.
 
     Raises:
         UserError: a process did not arrive in time; names its rank and node.
@@ -60,26 +60,26 @@ class Rendezvous:
 
     @property
     def nodes(self) -> list[str]:
-        """The host names, each once, in the order of the ranks."""
+        """Unique host names, in rank order."""
         return list(dict.fromkeys(self.hosts))
 
     def gather(self, name: str, value: Any, patience: float = 0.0) -> list[Any]:
-        """The values of all ranks, in the order of the ranks, on each of them.
+        """Values of all ranks, in rank order, on every rank.
 
         Args:
-            name: another one for each call.
-            value: what JSON can carry.
-            patience: seconds to wait for the slowest; 0: as long as for the start.
+            name: a name that is unique to this call.
+            value: any value that JSON can represent.
+            patience: seconds to wait for the slowest rank; 0 uses the timeout of the rendezvous.
 
         Raises:
-            UserError: a process is missing; on every rank.
+            UserError: a process is missing; raised on every rank.
         """
         if not self.store:
             return [value]
         patience = patience or self.patience
         self.store.set(f"{name}/{self.rank}", json.dumps(value))
         if self.is_main:
-            # Rank 0 collects, so that there are 2 requests for each process and not one for each pair.
+            # Rank 0 collects, which takes 2 requests per process instead of one per pair.
             self.store.set(f"{name}/all", json.dumps(self._collect(name, time.monotonic() + patience)))
         elif not _arrives(self.store, f"{name}/all", time.monotonic() + patience + 10):
             raise UserError(f"rank 0 did not answer within {patience:.0f} s; see its log.", every_rank=True)
@@ -87,16 +87,16 @@ class Rendezvous:
         if missing:
             self.leave()
             raise UserError(
-                f"{_ranks(missing)} did not arrive within {patience:.0f} s; look at that node and whether it reaches "
-                "MASTER_ADDR (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME choose the network interface)."
+                f"{_ranks(missing)} did not arrive within {patience:.0f} s; check that node and whether it reaches "
+                "MASTER_ADDR (GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME choose the network interface)."
             )
         return values
 
     def on_all_ranks(self, name: str, make: Callable[[], T], patience: float = 0.0) -> T:
-        """What `make` gives on this rank, once it has succeeded on all; arguments as for `gather`.
+        """Run `make` and return its result once it has succeeded on all ranks; other arguments as for `gather`.
 
         Raises:
-            UserError: `make` raised one somewhere; on every rank, with the name of the node.
+            UserError: `make` raised it on some rank; raised on every rank, with the name of the node.
         """
         made, sentence = None, ""
         try:
@@ -112,7 +112,7 @@ class Rendezvous:
         return made  # type: ignore[return-value]
 
     def leave(self) -> None:
-        """Leave after an error that all know of; rank 0, which keeps the store, is the last to go."""
+        """Leave after an error that all ranks know of; rank 0, which hosts the store, leaves last."""
         if not self.store:
             return
         self.store.add("left", 1)
@@ -128,7 +128,7 @@ class Rendezvous:
 
 
 def _store(environ: Mapping[str, str], rank: int, patience: float) -> Store:
-    """The store at MASTER_ADDR, which rank 0 keeps, or the agent of torchrun and accelerate launch."""
+    """Connect to the store at MASTER_ADDR, hosted by rank 0 or by the agent of torchrun or accelerate launch."""
     host, port = environ["MASTER_ADDR"], int(environ["MASTER_PORT"])
     keeper = rank == 0 and environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
@@ -138,18 +138,19 @@ def _store(environ: Mapping[str, str], rank: int, patience: float) -> Store:
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"{socket.gethostname()} cannot {'open' if keeper else 'reach'} the port of rank 0, MASTER_ADDR {host} "
-            f"and MASTER_PORT {port} ({one_line(error)}); check that rank 0 runs there and that the nodes reach each other.",
+            f"and MASTER_PORT {port} ({one_line(error)}); check that rank 0 runs there and that the nodes can reach "
+            "each other.",
             every_rank=True,
         ) from error
-    # An agent that starts its processes again keeps the store, and in it what the last ones said.
+    # An agent that restarts its processes keeps the store, with the keys of the previous ones.
     return PrefixStore(f"tinyimnet-{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _wait_for_port(host: str, port: int, deadline: float) -> None:
-    """Wait until rank 0 listens; TCPStore's own tries print a C++ stack trace each.
+    """Wait until rank 0 listens, because every failed attempt of TCPStore prints a C++ stack trace.
 
     Raises:
-        OSError: the last try, after the deadline.
+        OSError: the last attempt failed, after the deadline.
     """
     while True:
         try:
@@ -162,7 +163,7 @@ def _wait_for_port(host: str, port: int, deadline: float) -> None:
 
 
 def _arrives(store: Store, key: str, deadline: float) -> bool:
-    """Whether the key is set before the deadline; asks, because `Store.wait` warns on time-outs and stops Ctrl-C."""
+    """Whether the key is set before the deadline; polls, because `Store.wait` warns on time-outs and blocks Ctrl-C."""
     pause = 0.005
     while not store.check([key]):
         if time.monotonic() > deadline:
@@ -173,7 +174,10 @@ def _arrives(store: Store, key: str, deadline: float) -> bool:
 
 
 def _ranks(ranks: list[int]) -> str:
-    """'rank 2 (n2), rank 3 (n2)': with the nodes where Slurm tells them, as if each had as many processes as this one."""
+    """Format ranks with the nodes that Slurm reports: 'rank 2 (n2), rank 3 (n2)'.
+
+    Assumes that each node has as many processes as this one.
+    """
     nodes = slurm.step_hosts(os.environ)
     tasks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     named = [f"rank {r} ({nodes[r // tasks]})" if r // tasks < len(nodes) else f"rank {r}" for r in ranks]

@@ -1,5 +1,5 @@
-"""What trained weights are worth: accuracy on a split, confusions, calibration, their files, the model card and pictures.
+"""Evaluation of trained weights: accuracy, confusions, calibration, weight files, model card and figures.
 
-The training uses it between epochs and at its end, the commands evaluate, predict and soft-labels on their own. It trains
-nothing.
+Training uses this package between epochs and at the end of a run; the commands evaluate, predict and soft-labels use it
+directly. Nothing is trained here.
 """

@@ -1,10 +1,10 @@
-"""What a network gets right and wrong on a split: the files of RUN/evaluation.
+"""What a network gets right and wrong on a split, written to RUN/evaluation.
 
-results.json                      top-1, top-5, calibration error in percent; loss; which weights, which images
-per_class.csv                     accuracy of each class and what it is most often taken for
+results.json                      top-1, top-5 and calibration error in percent; loss; the weights and images used
+per_class.csv                     accuracy of each class and the class it is most often taken for
 confusion.csv, .png               counts: rows are true classes, columns predictions
-calibration.csv, reliability.png  how often the network is right where it says that it is 80 % sure
-most_confused.csv, .png           the pairs of classes with the most mistakes, and images of them
+calibration.csv, reliability.png  accuracy as a function of confidence
+most_confused.csv, .png           the pairs of classes with the most errors, with example images
 
 The same log-probabilities give the same bytes.
 """
@@ -27,12 +27,12 @@ from tinyimnet.evaluation.inference import batched_log_probabilities
 from tinyimnet.evaluation.weights import Trained
 
 BINS = 15  # as in Guo et al. 2017
-PAIRS, ROWS, COLUMNS = 20, 8, 6  # confused pairs in the table, in the picture, and images of a pair
+PAIRS, ROWS, COLUMNS = 20, 8, 6  # pairs in the table, pairs in the picture, images per pair
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Images of one class that were taken for another; both as indices."""
+    """A pair of classes, as indices, and the number of images of the first that were taken for the second."""
 
     true: int
     predicted: int
@@ -40,11 +40,11 @@ class Pair:
 
 
 def log_probabilities(trained: Trained, images: np.ndarray, *, flip: bool = False) -> Tensor:
-    """(N, K) float32 on the CPU, of (N, 64, 64, 3) uint8 images, computed where the network is.
+    """Compute log-probabilities on the device of the network; returns (N, K) float32 on the CPU.
 
     Args:
         trained: the network.
-        images: RGB.
+        images: (N, 64, 64, 3) uint8, RGB.
         flip: average the probabilities with those of the mirrored image.
     """
     device = next(trained.model.parameters()).device
@@ -70,19 +70,19 @@ def write(
     split: str,
     tta: str,
 ) -> dict[str, Any]:
-    """Write the tables and pictures of a split to a folder, which is made where it is missing.
+    """Write the tables and pictures of a split to a folder, creating the folder if needed.
 
     Args:
         out: the folder, such as RUN/evaluation.
-        trained: the network; its names and origin are written down.
+        trained: the network; its class names and origin are recorded.
         images: (N, 64, 64, 3) uint8.
         labels: (N,) int64.
         log_probabilities: (N, K) float32, on the CPU.
-        split: where the images are from.
-        tta: none or flip, how they were looked at.
+        split: the split that the images are from.
+        tta: test-time augmentation of the log-probabilities, none or flip.
 
     Returns:
-        What is in results.json.
+        The contents of results.json.
 
     Raises:
         OSError: the folder cannot be written.
@@ -125,21 +125,21 @@ def write(
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, n_classes: int) -> np.ndarray:
-    """Counts (K, K) int64 of labels (N,) int64, the rows, and predictions (N,) int64, the columns."""
+    """Counts (K, K) int64 of labels (N,) int64, in rows, and predictions (N,) int64, in columns."""
     counts = np.bincount(labels * n_classes + predicted, minlength=n_classes**2)
     return counts.reshape(n_classes, n_classes)
 
 
 def calibration(confidence: np.ndarray, correct: np.ndarray) -> np.ndarray:
-    """How often predictions are right, by how sure the network was of them.
+    """Accuracy of predictions, binned by confidence.
 
     Args:
         confidence: (N,) float64 probability of the prediction, in [0, 1].
         correct: (N,) bool.
 
     Returns:
-        (15, 5) float64: low, high, images, mean confidence, accuracy of bins of equal width; in percent but for the
-        images. A confidence on an edge is in the bin below it. Where a bin is empty, both means are 0.
+        (15, 5) float64, a row for each bin of equal width: low, high, images, mean confidence, accuracy; in percent
+        except for the images. A confidence on an edge is in the bin below it. Both means of an empty bin are 0.
     """
     edges = np.linspace(0, 1, BINS + 1)
     places = np.searchsorted(edges[1:-1], confidence)
@@ -150,7 +150,7 @@ def calibration(confidence: np.ndarray, correct: np.ndarray) -> np.ndarray:
 
 
 def expected_calibration_error(bins: np.ndarray) -> float:
-    """Mean distance of confidence and accuracy in percent, each bin of `calibration` weighted by its images.
+    """Mean |accuracy - confidence| in percent over the bins of `calibration`, weighted by their images.
 
     Naeini et al. 2015 (AAAI); for networks Guo et al. 2017, arXiv 1706.04599.
     """
@@ -159,7 +159,7 @@ def expected_calibration_error(bins: np.ndarray) -> float:
 
 
 def most_confused(confusion: np.ndarray, n: int = PAIRS) -> list[Pair]:
-    """The n pairs (true, predicted) with the most mistakes, among equals in the order of the classes."""
+    """The n pairs (true, predicted) with the most errors; ties keep the order of the classes."""
     mistakes = confusion.copy()
     np.fill_diagonal(mistakes, 0)
     ranked = np.argsort(-mistakes, axis=None, kind="stable")[:n]
@@ -170,7 +170,7 @@ def most_confused(confusion: np.ndarray, n: int = PAIRS) -> list[Pair]:
 def _mistakes(
     pair: Pair, images: np.ndarray, labels: np.ndarray, predicted: np.ndarray, confidence: np.ndarray
 ) -> tuple[np.ndarray, list[str]]:
-    """The images of a pair of which the network was most sure, and how sure."""
+    """Images of a pair on which the network was most confident, and captions with its confidence."""
     rows = np.flatnonzero((labels == pair.true) & (predicted == pair.predicted))
     rows = rows[np.argsort(-confidence[rows], kind="stable")][:COLUMNS]
     return images[rows], [f"{100 * confidence[row]:.0f} %" for row in rows]
@@ -181,7 +181,7 @@ def _heading(pair: Pair, confusion: np.ndarray, trained: Trained) -> str:
     return f"{names}, {pair.images} of {confusion[pair.true].sum()}"
 
 
-# ---- rows of the tables, the header first -------------------------------------------------------------------
+# ---- table rows, header first -------------------------------------------------------------------------------
 
 
 def _per_class(confusion: np.ndarray, trained: Trained) -> Iterable[list]:

@@ -1,6 +1,7 @@
-"""Accuracy on the validation set by all processes together, whatever each of them knows of BatchNorm's statistics."""
+"""Distributed evaluation on the validation set, with BatchNorm statistics averaged over ranks."""
 
 from copy import deepcopy
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -14,13 +15,13 @@ from tinyimnet.model.batchnorm import float_buffers, unflatten
 
 
 class Evaluator:
-    """Measures weights in a network of its own, so that the one in training is left as it was.
+    """Evaluates weights in its own copy of the network and leaves the network in training unchanged.
 
     Args:
         accelerator: the process group.
-        model: the bare network, which is copied.
+        model: the bare network to copy.
         dataset: its validation images are moved to the device.
-        normalise: the training set's normalisation.
+        normalise: normalisation of the training set.
         precision: train.precision.
 
     Attributes:
@@ -41,10 +42,10 @@ class Evaluator:
         self.labels = torch.from_numpy(dataset.labels["val"]).to(accelerator.device)
         self.normalise, self.precision = normalise, precision
 
-    def measure(self, source: nn.Module, prefix: str, **options) -> dict[str, float]:
-        """Top-1 and top-5 in percent and the loss of the weights of `source`; every process calls it.
+    def measure(self, source: nn.Module, prefix: str, **options: Any) -> dict[str, float]:
+        """Top-1 and top-5 in percent and loss of the weights of `source`; every process calls it.
 
-        `options` are flip and resolution of inference.batched_log_probabilities.
+        `options` are the arguments flip and resolution of inference.batched_log_probabilities.
         """
         n = len(self.images)
         rows = rows_of_rank(n, self.accelerator.process_index, self.accelerator.num_processes)
@@ -55,9 +56,9 @@ class Evaluator:
         return {f"{prefix}top1": 100 * top1 / n, f"{prefix}top5": 100 * top5 / n, f"{prefix}loss": loss / n}
 
     def consolidated(self, source: nn.Module) -> nn.Module:
-        """The weights of `source` with its BatchNorm statistics averaged over ranks.
+        """The weights of `source` with BatchNorm statistics averaged over ranks.
 
-        The statistics of each rank stay its own, so that a result does not depend on when anyone looked at it.
+        The statistics in `source` do not change, so a result does not depend on when evaluations happen.
         """
         self.model.load_state_dict(source.state_dict())
         statistics = float_buffers(self.model)

@@ -1,8 +1,9 @@
-"""Log-probabilities and sums of hits of images, in batches: for the training loop and the command line."""
+"""Batched log-probabilities and sums of loss and hits, for the training loop and the command line."""
 
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """The autocast context of `train.precision`; for fp32 none."""
+    """Autocast context of `train.precision`; a no-op for fp32."""
     dtype = AUTOCAST.get(precision)
     return torch.autocast(device.type, dtype) if dtype else nullcontext()
 
@@ -32,17 +33,17 @@ def batched_log_probabilities(
     resolution: int = IMAGE_SIZE,
     batch_size: int = 500,
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Log-probabilities (b, K) float32 of images[rows], a batch of consecutive rows at a time.
+    """Yield slices of `rows` and the log-probabilities (b, K) float32 of their images, one batch at a time.
 
     Args:
-        model: a bare network, put into eval mode here.
-        images: (N, 64, 64, 3) uint8, on any device; batches are moved to the network's.
-        rows: consecutive rows to look at.
-        normalise: the training set's normalisation, on the network's device.
+        model: a bare network; this call puts it into eval mode.
+        images: (N, 64, 64, 3) uint8, on any device; batches are moved to the network's device.
+        rows: consecutive rows of `images`.
+        normalise: normalisation of the training set, on the network's device.
         precision: train.precision.
         flip: average the probabilities with those of the mirrored image.
-        resolution: in pixels, at which the network sees them.
-        batch_size: images in a forward pass.
+        resolution: input resolution in pixels.
+        batch_size: images per forward pass.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -55,11 +56,13 @@ def batched_log_probabilities(
         yield batch, log_probabilities.logsumexp(0) - math.log(len(views))
 
 
-def evaluate(model: nn.Module, images: Tensor, labels: Tensor, rows: range, normalise: Normalise, **options) -> Tensor:
+def evaluate(
+    model: nn.Module, images: Tensor, labels: Tensor, rows: range, normalise: Normalise, **options: Any
+) -> Tensor:
     """Sums over images[rows]: loss, top-1 hits, top-5 hits, images; (4,) float64 on the network's device.
 
-    Sums, not means: processes that share a split add theirs up, each sample counts once and none is padded. `options`
-    are those of batched_log_probabilities.
+    Processes that share a split add up their sums, so each image counts once and none is padded. `options` are those of
+    batched_log_probabilities.
     """
     device = next(model.parameters()).device
     sums = torch.zeros(4, dtype=torch.float64, device=device)
@@ -72,5 +75,5 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, rows: range, norm
 
 
 def rows_of_rank(n_rows: int, rank: int, world_size: int) -> range:
-    """The consecutive rows of a split that one of `world_size` processes evaluates; together all, each once."""
+    """Consecutive rows of a split that a rank evaluates; together the ranks cover each row once."""
     return range(n_rows * rank // world_size, n_rows * (rank + 1) // world_size)

@@ -1,4 +1,4 @@
-"""MODEL_CARD.md: what the weights of a run are, how they came about, how good they are and how to use them.
+"""MODEL_CARD.md: what the weights of a run are, how they were trained, how accurate they are and how to use them.
 
 The sections are those of Mitchell et al. 2019, Model Cards for Model Reporting, arXiv 1810.03993.
 """
@@ -13,36 +13,36 @@ CARD = "MODEL_CARD.md"
 
 
 def model_card(config: dict[str, Any], info: dict[str, Any], results: dict[str, Any]) -> str:
-    """The card as Markdown.
+    """The model card as Markdown.
 
     Args:
         config: the configuration, as nested dictionaries.
-        info: run_info.json.
-        results: DONE.
+        info: the contents of run_info.json.
+        results: the contents of DONE.
     """
     recipe, default = flatten(config), flatten(asdict(Config()))
     rows = [_row(key, value, default[key]) for key, value in recipe.items() if not key.startswith(NO_RECIPE)]
     devices = ", ".join(sorted(set(info["gpus"]))) or "CPU"
-    best = "| best.safetensors, the best epoch; these images chose it | {best_step:,} | {best_ema_top1:.2f} % | |\n"
-    best = best.format(**results) if "best_step" in results else ""
-    code = f"{info['git_commit'] or 'unknown'}{' with changes' if info['git_modified'] else ''}"
-    judges = "training images that data.tune_split held out" if recipe["data.tune_split"] else "validation images"
-    return f"""# {info["parameters"]:,} parameters on {info["dataset"]}
+    step, percent = f"{results['steps']:,}", {key: f"{value:.2f} %" for key, value in results.items() if "top" in key}
+    code = f"{info['git_commit'] or 'unknown'}{' with uncommitted changes' if info['git_modified'] else ''}"
+    judges = "training images held out by data.tune_split" if recipe["data.tune_split"] else "validation images"
+    return f"""# A CNN with {info["parameters"]:,} parameters for {info["dataset"]}
 
-A convolutional network for {info["classes"]} classes of 64 x 64 pixels, trained {_origin(recipe)}. It has {info["parameters"]:,} parameters and takes {info["macs"] / 1e6:.1f} million
-multiply-accumulates an image.
+A convolutional network for {info["classes"]} classes of 64 x 64 images, trained {_origin(recipe)}.
+It has {info["parameters"]:,} parameters and needs {info["macs"] / 1e6:.1f} million multiply-accumulates per image.
 
 ## Results
 
-On the {info["val_images"]:,} {judges}, which the training never saw:
+Measured on {info["val_images"]:,} {judges} that were not used for training:
 
 | weights | step | top-1 | top-5 |
 |---|---|---|---|
-| final.safetensors, moving average of the weights | {results["steps"]:,} | {results["val/ema_top1"]:.2f} % | {results["val/ema_top5"]:.2f} % |
-| the same, averaged with the mirrored image | {results["steps"]:,} | {results["val/ema_top1_flip"]:.2f} % | |
-{best}| without the moving average (not kept) | {results["steps"]:,} | {results["val/top1"]:.2f} % | {results["val/top5"]:.2f} % |
+| final.safetensors, EMA weights | {step} | {percent["val/ema_top1"]} | {percent["val/ema_top5"]} |
+| the same with flip averaging | {step} | {percent["val/ema_top1_flip"]} | |
+{_best(results)}| raw weights (not kept) | {step} | {percent["val/top1"]} | {percent["val/top5"]} |
 
-Expected calibration error of final.safetensors (15 bins): {results["ece"]:.2f} %. One run with seed {recipe["run.seed"]}.
+Expected calibration error of final.safetensors (15 bins): {results["ece"]:.2f} %.
+One run with seed {recipe["run.seed"]}.
 
 ## Data
 
@@ -50,7 +50,7 @@ Expected calibration error of final.safetensors (15 bins): {results["ece"]:.2f} 
 
 ## How to load
 
-With the code of commit {code}:
+Use the code of commit {code}:
 
 ```python
 from pathlib import Path
@@ -59,30 +59,38 @@ from tinyimnet.evaluation.weights import load_trained
 trained = load_trained(Path("final.safetensors"))  # .model in eval mode, .classes, .names, .mean, .std
 ```
 
-`python -m tinyimnet predict final.safetensors --images FOLDER --out labels.csv` does it for a folder of images.
+`tinyimnet predict final.safetensors --images FOLDER --out labels.csv` classifies a folder of images.
 
 ## Recipe
 
-{results["epochs"]} epochs, {results["steps"]:,} steps of {recipe["train.global_batch_size"]} images. What differs from the default is in bold.
+{results["epochs"]} epochs, {step} steps of {recipe["train.global_batch_size"]} images.
+Settings that differ from their defaults are in bold.
 
 | setting | value |
 |---|---|
 {chr(10).join(rows)}
 
-Its last start had {info["world_size"]} process(es) on {len(info["nodes"])} node(s) ({devices}) and torch {info["versions"]["torch"]}.
+The last attempt used {info["world_size"]} process(es) on {len(info["nodes"])} node(s) ({devices}) and
+torch {info["versions"]["torch"]}.
 
 ## Limits
 
-Made to compare training methods. It knows 64 x 64 pixels and its own classes alone, and takes anything else for one of them.
+This model is meant for comparing training methods. It was trained on 64 x 64 images of its {info["classes"]} classes
+only, and assigns every other image to one of them.
 """
+
+
+def _best(results: dict[str, Any]) -> str:
+    row = "| best.safetensors, EMA weights of the best epoch, selected on these images "
+    row += "| {best_step:,} | {best_ema_top1:.2f} % | |\n"
+    return row.format(**results) if "best_step" in results else ""
 
 
 def _origin(recipe: dict[str, Any]) -> str:
     begun, soft_labels = Path(recipe["train.init_from"]).name, Path(recipe["data.soft_labels"]).name
-    besides = f"and, beside their labels, on what other networks say of them ({soft_labels})"
-    return (
-        f"from {begun or 'random weights'} on the images named\nbelow {besides if soft_labels else 'and nothing else'}"
-    )
+    targets = f"with their labels and with soft labels of other networks ({soft_labels})"
+    besides = targets if soft_labels else "and no other data"
+    return f"from {begun or 'random weights'} on the images described\nbelow {besides}"
 
 
 def _row(key: str, value: Any, default: Any) -> str:

@@ -1,4 +1,7 @@
-"""Images with captions as PNG files, by Pillow alone: to import matplotlib takes 0.5 to 1 s at the start of a run."""
+"""PNG files of captioned images, drawn with Pillow alone.
+
+Importing matplotlib would add 0.5 to 1 s to the start of a run.
+"""
 
 from collections.abc import Sequence
 from io import BytesIO
@@ -10,20 +13,20 @@ from PIL import Image, ImageDraw, ImageFont
 from tinyimnet.data.batches import TrainBatches
 from tinyimnet.files import write_atomically
 
-SIDE = 128  # pixels of an image in a picture, whatever its resolution: twice 64
+SIDE = 128  # pixels per image side in a picture, whatever the image's resolution: twice 64
 GAP = 12
 LINE = 16
 TEXT, HEADING = ImageFont.load_default(13), ImageFont.load_default(16)
 
 
 def image_grid(images: np.ndarray, titles: list[str], path: Path, columns: int = 8) -> None:
-    """Write a PNG of images in rows, a caption under each.
+    """Write a PNG of images in rows, with a caption under each.
 
     Args:
         images: (N, S, S, 3) uint8.
-        titles: N captions of one or two lines; what is wider than the image is cut.
+        titles: N captions of one or two lines; text wider than the image is truncated.
         path: the file.
-        columns: images in a row.
+        columns: images per row.
     """
     lines = max(title.count("\n") + 1 for title in titles)
     width, height = SIDE + GAP, SIDE + lines * LINE + GAP
@@ -36,7 +39,7 @@ def image_grid(images: np.ndarray, titles: list[str], path: Path, columns: int =
 
 
 def image_rows(rows: list[tuple[str, np.ndarray, list[str]]], path: Path, columns: int) -> None:
-    """Write a PNG of rows, each a heading, images (n, S, S, 3) uint8 with n <= columns, and a caption for each image."""
+    """Write a PNG of rows, each a heading and up to `columns` images (n, S, S, 3) uint8 with captions."""
     heading, height = LINE + 8, LINE + 8 + SIDE + LINE + GAP
     canvas, draw = _blank(columns * (SIDE + GAP) + GAP, len(rows) * height + GAP)
     for i, (text, images, captions) in enumerate(rows):
@@ -62,7 +65,7 @@ def _place(
 
 
 def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """The text, or as much of its beginning as fits into so many pixels, with an ellipsis."""
+    """Truncate text to a width in pixels, with an ellipsis."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:
@@ -77,16 +80,16 @@ def _save(canvas: Image.Image, path: Path) -> None:
 
 
 def augmented(batches: TrainBatches, names: Sequence[str], step: int, count: int) -> tuple[np.ndarray, list[str]]:
-    """The first images of the global batch of a step as the network sees them.
+    """The first images in the global batch of a step, as the network sees them.
 
     Args:
         batches: the training set.
-        names: of the K classes.
+        names: names of the K classes.
         step: the optimizer step; S is its resolution.
-        count: images, at most; a global batch may have fewer.
+        count: maximum number of images; a global batch may have fewer.
 
     Returns:
-        (n, S, S, 3) uint8, and for each image the share of each of its classes, one or two lines.
+        (n, S, S, 3) uint8, and for each image the share of each of its classes, in one or two lines.
     """
     images, targets = batches.load(batches.draw(step), slice(0, count), step)
     pixels = images.permute(0, 2, 3, 1) / batches.normalise.scale + batches.normalise.mean

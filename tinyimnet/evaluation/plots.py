@@ -1,4 +1,4 @@
-"""Diagrams: curves of a run, a confusion matrix, calibration. Figures without pyplot: no display."""
+"""Figures of training curves, confusion matrix and calibration; drawn without pyplot, so no display is needed."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ CURVES = ("Loss", "Top-1, validation [%]", "Learning rate")
 
 
 def curves(lines: list[dict[str, float]], path: Path) -> None:
-    """Loss, top-1 (raw and EMA) and learning rate of a run over the epochs, from its metrics.jsonl."""
+    """Plot loss, top-1 (raw and EMA) and learning rate over epochs, from the lines of a run's metrics.jsonl."""
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     charts = by_chart()
     for panel, title in zip(figure.subplots(1, 3), CURVES, strict=True):
@@ -28,29 +28,29 @@ def curves(lines: list[dict[str, float]], path: Path) -> None:
 
 
 def confusion(matrix: np.ndarray, path: Path) -> None:
-    """Write a PNG of a (K, K) count matrix: rows are true classes, columns predictions; shares of each row."""
+    """Write a PNG of a (K, K) count matrix (rows are true classes, columns predictions), as shares of each row."""
     shares = matrix / np.maximum(1, matrix.sum(1, keepdims=True))
     figure = Figure(figsize=(9, 8), layout="constrained")
     panel = figure.subplots()
-    # The square root shows the off-diagonal, where a mistake is a few percent of a row.
+    # The square root makes errors visible: off the diagonal, an entry is a few percent of its row.
     picture = panel.imshow(np.sqrt(shares), cmap="magma", vmin=0, vmax=1)
     ticks = np.linspace(0, 1, 6)
     figure.colorbar(picture, ticks=ticks, label="share of the true class [%]").ax.set_yticklabels(
         [f"{100 * tick**2:.0f}" for tick in ticks]
     )
-    panel.set(title="confusion matrix", xlabel="predicted class", ylabel="true class")
+    panel.set(title="Confusion matrix", xlabel="predicted class", ylabel="true class")
     figure.savefig(path, dpi=110)
 
 
 def reliability(bins: np.ndarray, path: Path) -> None:
-    """Write a PNG of `analysis.calibration` (B, 5): accuracy over confidence, and how many images are behind it."""
+    """Write a PNG of `analysis.calibration` (B, 5): accuracy and share of images over confidence."""
     low, high, images, _, accuracy = bins[bins[:, 2] > 0].T
     width = high - low
     figure = Figure(figsize=(5.5, 6.5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     above.bar(low, accuracy, width, align="edge", edgecolor="white", label="accuracy")
-    above.plot([0, 100], [0, 100], "--", color="gray", label="as sure as right")
-    above.set(title="reliability of the top-1 prediction", ylabel="accuracy [%]", xlim=(0, 100), ylim=(0, 100))
+    above.plot([0, 100], [0, 100], "--", color="gray", label="perfect calibration")
+    above.set(title="Reliability of the top-1 prediction", ylabel="accuracy [%]", xlim=(0, 100), ylim=(0, 100))
     above.legend(loc="upper left")
     below.bar(low, 100 * images / images.sum(), width, align="edge", edgecolor="white", color="gray")
     below.set(xlabel="confidence [%]", ylabel="share of images [%]")

@@ -1,4 +1,4 @@
-"""Weights with what is needed to rebuild and use the network: .safetensors files, or a checkpoint of a running run."""
+"""Trained weights with the metadata to rebuild and use the network, from .safetensors files or checkpoints."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -23,15 +23,15 @@ BEST = "best.safetensors"
 
 @dataclass(frozen=True)
 class Trained:
-    """A network in eval mode, on the CPU unless a run exports it at its end, and what its outputs mean.
+    """A network in eval mode and the metadata to use it; on the CPU, except in a run that exports it.
 
     Attributes:
         model: the network.
-        origin: the file that it came from.
-        step: optimizer steps behind it.
+        origin: the file or checkpoint folder that the weights are from.
+        step: optimizer steps that the weights were trained for.
         classes: class ids in label order.
         names: readable class names.
-        mean, std: normalisation of its input, in [0, 1].
+        mean, std: normalisation of the input, in [0, 1].
         precision: train.precision.
     """
 
@@ -46,9 +46,9 @@ class Trained:
 
 
 def metadata_of(config: Config, dataset: Dataset) -> dict:
-    """What a file with weights says metadata them, besides the step."""
+    """Metadata stored with weights, except the step."""
     return {
-        # With the width that was found: a later search for it may find another.
+        # Stores the resolved width: a later width search may find a different one.
         "model": asdict(resolve_width(config.model, len(dataset.classes))),
         "precision": config.train.precision,
         "classes": dataset.classes,
@@ -62,7 +62,7 @@ def metadata_of(config: Config, dataset: Dataset) -> dict:
 def save_weights(file: Path, model: nn.Module, step: int, metadata: dict) -> None:
     """Write a .safetensors file: the weights, and `metadata` with the step as JSON in its header.
 
-    The same run gives the same bytes: one key in the header, because safetensors writes several in random order.
+    The same run gives the same bytes: the header has one key, because safetensors writes several in random order.
     """
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     header = {"metadata": json.dumps({**metadata, "step": step})}
@@ -82,32 +82,34 @@ def save_best(run_dir: Path) -> int:
 
 
 def load_trained(run: Path) -> Trained:
-    """The averaged weights of a run: final.safetensors, before the end the newest good checkpoint; or of a .safetensors file.
+    """Load the averaged weights of a run folder or of a .safetensors file.
+
+    A finished run is loaded from final.safetensors, an unfinished one from its newest intact checkpoint.
 
     Raises:
-        UserError: there is neither, or the file is damaged.
+        UserError: there are no weights, or the file is damaged.
     """
     file = run if run.suffix == ".safetensors" else run / FINAL
     if file.is_file() and (file == run or (run / "DONE").exists()):
         return _from_safetensors(file)
     if not (run / "config.yaml").is_file():
-        raise UserError(f"{run} is not a run folder: it has neither {FINAL} nor a config.yaml.")
+        raise UserError(f"{run} is not a run folder: it has neither {FINAL} nor config.yaml.")
     state = checkpoint.load_newest(run / "checkpoints")
     if state is None:
-        raise UserError(f"{run} has no checkpoint yet; let the run reach its first evaluation.")
+        raise UserError(f"{run} has no checkpoint yet; wait for its first evaluation.")
     return _from_checkpoint(run / "checkpoints", state)
 
 
 def initial_weights(run: Path, model: nn.Module, metadata: dict) -> dict[str, Tensor]:
-    """What `load_trained` finds, as weights for `model` to begin with (train.init_from).
+    """Load the weights that `model` starts from (train.init_from), using `load_trained`.
 
     Args:
         run: a run folder or a .safetensors file.
-        model: the network that begins.
-        metadata: that of its run (`metadata_of`).
+        model: the network to initialise.
+        metadata: the metadata of its run (`metadata_of`).
 
     Raises:
-        UserError: there are none, or they are of another network or for other classes.
+        UserError: no weights were found, or they are for a different network or different classes.
     """
     try:
         found = load_trained(run)
@@ -115,21 +117,21 @@ def initial_weights(run: Path, model: nn.Module, metadata: dict) -> dict[str, Te
         raise UserError(f"train.init_from cannot be used: {error}") from None
     if list(found.classes) != list(metadata["classes"]):
         raise UserError(
-            f"train.init_from {run} knows other classes than data.root has, or in another order; begin without it."
+            f"train.init_from {run} does not have the classes of data.root in the same order; start without it."
         )
     weights, own = found.model.state_dict(), model.state_dict()
     shapes, own_shapes = ({name: tuple(t.shape) for name, t in each.items()} for each in (weights, own))
     if unlike := sorted(name for name, _ in shapes.items() ^ own_shapes.items()):
         raise UserError(
-            f"train.init_from {run} is another network ({unlike[0]}: {shapes.get(unlike[0], 'none')}, here "
-            f"{own_shapes.get(unlike[0], 'none')}); give the model keys of its run."
+            f"train.init_from {run} is a different network ({unlike[0]}: {shapes.get(unlike[0], 'none')}, here "
+            f"{own_shapes.get(unlike[0], 'none')}); set the model keys to those of its run."
         )
     return weights
 
 
 def _from_checkpoint(origin: Path, state: dict[str, Any]) -> Trained:
     found = _rebuild(origin, state["step"], json.loads(state["metadata"]), state["ema"])
-    # Averaged over the ranks of the run, as in its own evaluations.
+    # Averaged over ranks, as in the evaluations of the run itself.
     unflatten(state["by_rank"]["ema"].mean(0), float_buffers(found.model))
     return found
 
@@ -142,7 +144,7 @@ def _from_safetensors(file: Path) -> Trained:
         return _rebuild(file, metadata["step"], metadata, tensors)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{file} is damaged or not one of ours ({error}); name another, or the folder of a run."
+            f"{file} is damaged or was not written by this program ({error}); give another file or a run folder."
         ) from None
 
 
@@ -155,7 +157,7 @@ def _rebuild(origin: Path, step: int, metadata: dict, tensors: dict[str, Tensor]
 
 
 def as_trained(model: nn.Module, origin: Path, step: int, metadata: dict) -> Trained:
-    """A network with what its metadata say of it."""
+    """Combine a network with its metadata."""
     return Trained(
         model=model,
         origin=origin,

@@ -1,4 +1,4 @@
-"""The network: its blocks, its parameter budget, its initial weights.
+"""The network: blocks, parameter budget, initial weights.
 
-What trains it is in training/, its files of weights are in evaluation/.
+The code that trains it is in training/; its weight files are handled in evaluation/.
 """

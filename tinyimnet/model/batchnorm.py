@@ -1,4 +1,4 @@
-"""BatchNorm's running statistics, which each rank keeps for itself: as a list, and out of one flat tensor."""
+"""BatchNorm's running statistics, which each rank keeps for itself: list them, or restore them from a flat tensor."""
 
 from torch import Tensor, nn
 
@@ -9,6 +9,6 @@ def float_buffers(model: nn.Module) -> list[Tensor]:
 
 
 def unflatten(flat: Tensor, tensors: list[Tensor]) -> None:
-    """Copy the pieces of a concatenation back into the tensors that it was made of."""
+    """Copy the pieces of the concatenation `flat` back into `tensors`."""
     for piece, tensor in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True):
         tensor.copy_(piece.view_as(tensor))

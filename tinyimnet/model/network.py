@@ -1,10 +1,11 @@
-"""The network: a residual CNN that is refused above `max_parameters` and widened to it with `width: auto`.
+"""The network: a residual CNN of at most `max_parameters`, widened to that limit with `width: auto`.
 
     stem 3x3 -> stages of blocks, each stage at half the resolution of the one before -> [head 1x1] -> pool -> linear
 
 Blocks follow ResNet (He et al., arXiv 1512.03385) with the tweaks of ResNet-D (arXiv 1812.01187): average pool before
-the strided shortcut, last BatchNorm of a block initialised to zero. Inverted blocks as in MobileNetV2 (arXiv 1801.04381),
-squeeze-and-excitation as in arXiv 1709.01507. A block of your own is a case of `_branch` and a name in config.ModelConfig.block.
+the strided shortcut, last BatchNorm of a block initialised to zero. Inverted blocks are as in MobileNetV2 (arXiv
+1801.04381), squeeze-and-excitation as in arXiv 1709.01507. To add a block, add a case to `_branch` and a name to
+config.ModelConfig.block.
 """
 
 from collections import OrderedDict
@@ -20,13 +21,13 @@ from tinyimnet.config import ModelConfig
 from tinyimnet.data.dataset import IMAGE_SIZE
 from tinyimnet.errors import UserError
 
-# SiLU's gradient needs its input, of which autograd would make a copy where it works in place.
+# SiLU is not in place, because its gradient needs the input and autograd would have to copy it.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": partial(nn.ReLU, inplace=True), "silu": nn.SiLU}
-CHANNEL_MULTIPLE = 8  # vector units and tensor cores work on 8 channels or more at a time
+CHANNEL_MULTIPLE = 8  # vector units and tensor cores process 8 or more channels at a time
 
 
 class DropPath(nn.Module):
-    """Drop the residual branch of whole images (stochastic depth, Huang et al., arXiv 1603.09382)."""
+    """Drop the residual branch for whole images (stochastic depth, Huang et al., arXiv 1603.09382)."""
 
     def __init__(self, probability: float):
         super().__init__()
@@ -43,7 +44,7 @@ class DropPath(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Scale each channel by a gate that sees the average of all channels."""
+    """Scale each channel by a gate computed from the spatial averages of all channels."""
 
     def __init__(self, channels: int, squeezed: int):
         super().__init__()
@@ -73,7 +74,7 @@ class Block(nn.Module):
         self.branch = nn.Sequential(*layers)
         self.shortcut = _shortcut(c_in, c_out, stride)
         self.drop_path = DropPath(drop_path)
-        # MobileNetV2's linear bottleneck: no activation after an inverted block's sum.
+        # MobileNetV2's linear bottleneck: an inverted block has no activation after the sum.
         self.activation = nn.Identity() if config.block == "inverted" else ACTIVATIONS[config.activation]()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -99,7 +100,7 @@ def _branch(config: ModelConfig, c_in: int, inner: int, c_out: int, stride: int)
 
 
 def _shortcut(c_in: int, c_out: int, stride: int) -> nn.Module:
-    # ceil_mode: an odd resolution (40 px halved three times) rounds up, as the strided convolution does.
+    # ceil_mode rounds odd resolutions (40 px halved three times) up, as the strided convolution does.
     pool = nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False)
     layers: list[nn.Module] = [pool] if stride > 1 else []
     if c_in != c_out:
@@ -108,7 +109,7 @@ def _shortcut(c_in: int, c_out: int, stride: int) -> nn.Module:
 
 
 class Network(nn.Sequential):
-    """(B, 3, S, S) float -> (B, n_classes) logits. Children: stem, stage1 ..., head, classifier."""
+    """Map (B, 3, S, S) float to (B, n_classes) logits; the children are stem, stage1 ..., head, classifier."""
 
     def __init__(self, config: ModelConfig, n_classes: int):
         widths = [round_channels(width * float(config.width)) for width in config.widths]
@@ -131,24 +132,24 @@ class Network(nn.Sequential):
         super().__init__(parts)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of images."""
-        # torch.compile takes a frame of ours as one graph; nn.Sequential's own it skips, and compiles each block alone
-        # until its limit of 8 variants.
+        """Compute the logits of `images`."""
+        # torch.compile captures this method as one graph. It skips the forward of nn.Sequential and would compile each
+        # block separately, up to its limit of 8 variants.
         for part in self:
             images = part(images)
         return images
 
 
 def round_channels(channels: float) -> int:
-    """The multiple of CHANNEL_MULTIPLE next to `channels`, at least one."""
+    """Round `channels` to the nearest positive multiple of CHANNEL_MULTIPLE."""
     return max(1, int(channels / CHANNEL_MULTIPLE + 0.5)) * CHANNEL_MULTIPLE
 
 
 def build_model(config: ModelConfig, n_classes: int, seed: int = 0) -> Network:
-    """Build and initialise the network; weights depend on the seed alone.
+    """Build and initialise the network; the weights of a given architecture depend only on the seed.
 
     Raises:
-        UserError: more than config.max_parameters parameters; the text shows the count by stage.
+        UserError: the network has more than config.max_parameters parameters; the message lists them by stage.
     """
     config = resolve_width(config, n_classes)
     outline = _on_meta(config, n_classes)
@@ -164,13 +165,13 @@ def build_model(config: ModelConfig, n_classes: int, seed: int = 0) -> Network:
         for module in model.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                # It counts all output channels, of which an input channel reaches those of its group.
+                # fan_out counts all output channels, but an input channel reaches only those of its group.
                 module.weight.data *= module.groups**0.5
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def resolve_width(config: ModelConfig, n_classes: int) -> ModelConfig:
-    """Replace `width: auto` by the widest multiplier that fits, then give the spare budget to the head, if there is one.
+    """Replace `width: auto` with the widest multiplier that fits, then spend the remaining budget on the head, if any.
 
     Raises:
         UserError: not even the narrowest network fits.
@@ -181,7 +182,7 @@ def resolve_width(config: ModelConfig, n_classes: int) -> ModelConfig:
     def fits(candidate: ModelConfig) -> bool:
         return count_parameters(_on_meta(candidate, n_classes)) <= config.max_parameters
 
-    # Widths move in whole multiples of channels, so only the multipliers where one of them steps up need a look.
+    # Widths are rounded to CHANNEL_MULTIPLE, so only the multipliers at which one of them steps up are candidates.
     steps = {
         (k + 0.5) * CHANNEL_MULTIPLE / width for width in config.widths for k in range(1, 1 + 2048 // CHANNEL_MULTIPLE)
     }
@@ -202,7 +203,7 @@ def resolve_width(config: ModelConfig, n_classes: int) -> ModelConfig:
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Parameters, frozen ones too; buffers (BatchNorm statistics) and the EMA copy do not count."""
+    """Number of parameters, including frozen ones but not buffers (BatchNorm statistics) or the EMA copy."""
     return sum(p.numel() for p in module.parameters())
 
 
@@ -217,7 +218,7 @@ class StageSummary:
 
 
 def model_summary(model: Network) -> list[StageSummary]:
-    """Parameters, multiply-accumulates and output shape by stage, for one image of 64x64."""
+    """Parameters, multiply-accumulates and output shape of each stage, for one 64x64 image."""
     shapes: dict[str, tuple[int, ...]] = {}
     hooks = [
         part.register_forward_hook(lambda _m, _x, y, name=name: shapes.__setitem__(name, tuple(y.shape[1:])))

@@ -1,5 +1,5 @@
-"""Runs as one HTML page that needs no server and no network: what is on it and how it is drawn.
+"""HTML report of one or several runs: a self-contained page that needs no server and no network.
 
-What the page shows is read by run/record.py and named by run/metrics.py, so that no metric is described here; its HTML, CSS
-and JavaScript are files in templates/. Views on W&B are in tracking/, and what an evaluation writes is in evaluation/.
+run/record.py reads the data and run/metrics.py names the metrics, so no metric is described here. The HTML, CSS and
+JavaScript are in templates/. W&B views are in tracking/, and the files of an evaluation are written by evaluation/.
 """

@@ -1,4 +1,4 @@
-"""The axes of a chart: round numbers, and the place of a value."""
+"""Chart axes: round tick values and coordinates."""
 
 import math
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Scale:
-    """Where a value lies in the drawing: `low` at `start`, `high` at `end`."""
+    """Linear map from values to coordinates: `low` is drawn at `start` and `high` at `end`."""
 
     low: float
     high: float
@@ -20,19 +20,19 @@ class Scale:
 
 @dataclass(frozen=True)
 class Tick:
-    """A number at an axis."""
+    """A labelled position on an axis."""
 
     place: str
     label: str
 
 
 def placed(values: list[float], scale: Scale) -> list[Tick]:
-    """The numbers of an axis, each at its place."""
+    """Ticks of an axis at the given values."""
     return [Tick(scale(value), tick_label(value)) for value in values]
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """About 6 round numbers, from the last one that is not above `low` to the first not below `high`."""
+    """About 6 round numbers, from the largest that is at most `low` to the smallest that is at least `high`."""
     if high <= low:
         return [low, low + (abs(low) or 1)]
     rough = (high - low) / 6
@@ -43,7 +43,7 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def tick_label(value: float) -> str:
-    """A number in at most five characters: 0.05, 250, 2.5k, 3M, 5e-4."""
+    """Format a number in at most five characters: 0.05, 250, 2.5k, 3M, 5e-4."""
     size = abs(value)
     if size >= 1e6:
         return f"{value / 1e6:g}M"

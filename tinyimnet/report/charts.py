@@ -1,4 +1,4 @@
-"""The numbers of a line chart: which points are drawn, where, and what its axes say. templates/chart.html.j2 draws them."""
+"""Layout of line charts: points, axes and marks, for templates/chart.html.j2 to draw."""
 
 import math
 from collections.abc import Sequence
@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from tinyimnet.report.axes import Scale, Tick, placed, ticks
 
-POINTS = 700  # of a curve at most: the least and the greatest value in each of 350 columns of about one pixel
-DOTTED = 40  # up to so many points each has a dot
-LABEL_GAP = 14  # least distance of two numbers of attempts
+POINTS = 700  # maximum per curve: minimum and maximum of each of 350 columns, which are about one pixel wide
+DOTTED = 40  # curves with at most this many points have a dot at each point
+LABEL_GAP = 14  # minimum distance between two attempt numbers, in user units
 COLOURS, DASHES = 8, 3  # in style.css
 
 Point = tuple[str, str]
@@ -17,7 +17,7 @@ Point = tuple[str, str]
 
 @dataclass(frozen=True)
 class Curve:
-    """Values over the global step; `low` and `high` are the edges of a band around them, empty for none."""
+    """Values over the global step; `low` and `high` are the edges of a band around them, empty for no band."""
 
     label: str
     steps: Sequence[float]
@@ -29,17 +29,17 @@ class Curve:
 
 @dataclass(frozen=True)
 class Mark:
-    """A moment that is shown in each chart as a vertical line: the start of an attempt."""
+    """The start of an attempt, shown in every chart as a vertical line."""
 
     step: float
     label: str  # above the line
-    text: str  # under the pointer
-    look: str = ""  # of the line of its run; empty: of none
+    text: str  # tooltip
+    look: str = ""  # CSS classes of its run; empty on the page of a single run
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The drawing and the plot in it, in user units; a browser scales them to the column, 330 to 640 px."""
+    """Size of the SVG and its plot area in user units; a browser scales the SVG to its column, 330 to 640 px."""
 
     width: int = 400
     height: int = 244
@@ -51,17 +51,17 @@ class Frame:
 
 @dataclass(frozen=True)
 class Line:
-    """A curve as it is drawn.
+    """A curve as drawn.
 
     Attributes:
-        label: its name.
-        look: classes in style.css.
-        place: in the legend, from 0.
-        steps: of the points.
-        values: of the points.
-        points: of the line; in a stacked chart it lies on those before it.
-        band: the outline of the band around it.
-        dotted: each point has a dot.
+        label: name in the legend.
+        look: CSS classes in style.css.
+        place: index in the legend, from 0.
+        steps: steps of the points.
+        values: values of the points.
+        points: coordinates of the points; in a stacked chart, on top of the lines before it.
+        band: outline of the band around the line.
+        dotted: whether each point has a dot.
     """
 
     label: str
@@ -76,7 +76,7 @@ class Line:
 
 @dataclass(frozen=True)
 class PlacedMark:
-    """A mark as it is drawn; without its label where that would lie on another one."""
+    """A mark as drawn; its label is empty if it would overlap another one."""
 
     x: str
     label: str
@@ -86,20 +86,20 @@ class PlacedMark:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart as it is drawn.
+    """A chart as drawn.
 
     Attributes:
-        title: with the unit.
-        lines: in the order of the legend.
-        stacked: each line is the upper edge of an area.
-        x_ticks: numbers at the axis of steps.
-        y_ticks: numbers at the axis of values.
-        marks: moments.
-        newest: the last step with a value.
+        title: title with the unit.
+        lines: lines in legend order.
+        stacked: whether each line is the upper edge of an area.
+        x_ticks: ticks of the step axis.
+        y_ticks: ticks of the value axis.
+        marks: starts of attempts.
+        newest: last step with a value.
         last: step at the right edge.
-        epoch: steps in one; 0: not known, or not the same for all lines.
-        dropped: values that are not finite.
-        thinned_to: most points of a line; 0: all are there.
+        epoch: steps per epoch; 0 if unknown or different between the lines.
+        dropped: number of non-finite values that are not drawn.
+        thinned_to: maximum points per line; 0 if no line is thinned.
     """
 
     title: str
@@ -126,16 +126,16 @@ def chart(
     last: float = 0,
     epoch: float = 0,
 ) -> Chart | None:
-    """The chart of some curves; None where no curve has a finite value.
+    """Lay out a chart; None if no curve has a finite value.
 
     Args:
-        title: with the unit.
-        curves: what to draw.
-        marks: moments.
-        zero: the axis begins at 0.
-        stacked: the curves are parts of a sum and lie on each other, as long as they have the same steps.
-        last: step at the right edge, the same in all charts of a page; 0: the last one of the curves.
-        epoch: steps in one; 0: not known, or not the same for all curves.
+        title: title with the unit.
+        curves: curves to draw.
+        marks: starts of attempts.
+        zero: start the value axis at 0.
+        stacked: stack the curves, which add up to a total, if they have the same steps.
+        last: step at the right edge, the same in all charts of a page; 0: the last step of the curves.
+        epoch: steps per epoch; 0 if unknown or different between the curves.
     """
     finite = [_finite(curve) for curve in curves]
     shown = [curve for curve in finite if curve.steps]
@@ -165,12 +165,12 @@ def chart(
 
 
 def look(colour: int) -> str:
-    """The classes of a line in style.css: a colour, and dashes where the colours have run out."""
+    """CSS classes of a line in style.css: a colour, and dashes once the colours run out."""
     return f"c{colour % COLOURS} d{colour // COLOURS % DASHES}"
 
 
 def thin(values: Sequence[float], most: int = POINTS) -> list[int]:
-    """Places of at most `most` values, in order: the first, the last, and the least and greatest of each stretch."""
+    """Indices of at most `most` values, in order: the first, the last, and the minimum and maximum of each interval."""
     n = len(values)
     if n <= most:
         return list(range(n))
@@ -188,7 +188,7 @@ def _finite(curve: Curve) -> Curve:
 
 
 def _thinned(curves: list[Curve], stacked: bool) -> list[Curve]:
-    """Parts of a sum keep the same places, those of the sum."""
+    """Thin each curve; stacked curves all keep the points that thinning their sum keeps."""
     if not stacked:
         return [_at_places(curve, thin(curve.values)) for curve in curves]
     places = thin([sum(values) for values in zip(*(curve.values for curve in curves), strict=True)])
@@ -203,7 +203,7 @@ def _at_places(curve: Curve, places: list[int]) -> Curve:
 
 
 def _stack(curves: list[Curve]) -> list[Sequence[float]]:
-    """The upper edge of each curve that lies on those before it."""
+    """Upper edge of each curve when it is stacked on the ones before it."""
     tops: list[Sequence[float]] = []
     for curve in curves:
         below = tops[-1] if tops else [0.0] * len(curve.values)
@@ -212,7 +212,7 @@ def _stack(curves: list[Curve]) -> list[Sequence[float]]:
 
 
 def _range(curves: list[Curve], tops: list[Sequence[float]], zero: bool) -> tuple[float, float]:
-    """The least and the greatest value that is drawn."""
+    """Minimum and maximum of the values that are drawn."""
     heights = [value for top in tops for value in top]
     heights += [value for curve in curves for value in (*curve.low, *curve.high)]
     if zero:

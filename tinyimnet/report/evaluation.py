@@ -1,9 +1,10 @@
-"""What `python -m tinyimnet evaluate` wrote into a run folder, as tiles and tables."""
+"""The output of `tinyimnet evaluate` in a run folder, as tiles and tables."""
 
 import csv
 from dataclasses import dataclass
 from pathlib import Path
 
+from tinyimnet.console import command
 from tinyimnet.errors import UserError
 from tinyimnet.report.formats import percent
 from tinyimnet.report.parts import Table, Tile
@@ -12,13 +13,13 @@ from tinyimnet.run.record import read_object
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation; a part whose file is missing is empty.
+    """An evaluation; parts whose file is missing are empty.
 
     Attributes:
-        figures: of the whole split.
-        classes: each class, the one with the lowest accuracy first.
-        confused: pairs of classes, the one with the most mistakes first.
-        calibration: how often the network is right, by how sure it is.
+        figures: key figures of the whole split.
+        classes: all classes, lowest accuracy first.
+        confused: pairs of classes, most often confused first.
+        calibration: accuracy by confidence.
     """
 
     figures: list[Tile]
@@ -28,7 +29,7 @@ class Evaluation:
 
 
 def read_evaluation(folder: Path) -> Evaluation:
-    """The evaluation in a folder, which need not exist.
+    """Read the evaluation in a folder, which need not exist.
 
     Raises:
         UserError: a file is damaged.
@@ -45,7 +46,7 @@ def _figures(file: Path) -> list[Tile]:
     if not (results := read_object(file)):
         return []
     try:
-        what = f"{results['images']:,} {results['split']} images, tta {results['tta']}"
+        what = f"{results['images']:,} {results['split']} images, TTA: {results['tta']}"
         weights = f"{Path(results['weights']).name}, step {results['step']:,}"
         return [
             Tile("top-1", percent(results["top1"]), what),
@@ -61,7 +62,7 @@ def _classes(file: Path) -> Table:
     rows = _read_csv(file, "name", "images", "correct", "top1_percent")
     ranked = sorted(rows, key=lambda row: float(row["top1_percent"]))
     return Table(
-        ("class", "top-1 [%]", "right", "most often taken for"),
+        ("class", "top-1 [%]", "correct", "most often confused with"),
         "lrrl",
         [
             (
@@ -78,7 +79,7 @@ def _classes(file: Path) -> Table:
 def _confused(file: Path) -> Table:
     columns = ("true_name", "predicted_name", "images", "percent_of_true")
     rows = [[row[column] for column in columns] for row in _read_csv(file, *columns)]
-    return Table(("class", "taken for", "images", "of the class [%]"), "llrr", rows)
+    return Table(("true class", "predicted class", "images", "share of true class [%]"), "llrr", rows)
 
 
 def _calibration(file: Path) -> Table:
@@ -100,17 +101,21 @@ def _calibration(file: Path) -> Table:
 
 
 def _read_csv(file: Path, *columns: str) -> list[dict[str, str]]:
-    """The rows of a CSV file, none of which lacks one of these columns; none where there is no file."""
+    """Rows of a CSV file, each with a value in all of these columns; empty if the file is missing.
+
+    Raises:
+        UserError: a row lacks one of the columns.
+    """
     if not file.exists():
         return []
     with file.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
     for column in columns:
         if any(not row.get(column) for row in rows):
-            raise _damaged(file, f"column {column}")
+            raise _damaged(file, f"no value in column {column}")
     return rows
 
 
 def _damaged(file: Path, where: str) -> UserError:
     run = file.parent.parent
-    return UserError(f"{file} is damaged ({where}); write it again: python -m tinyimnet evaluate {run}.")
+    return UserError(f"{file} is damaged ({where}); recreate it with: {command('evaluate', run)}.")

@@ -1,4 +1,4 @@
-"""The page of a single run: how far it is, its curves, its evaluation, its pictures, what it was started with.
+"""Page of a single run: progress, curves, evaluation, images, configuration and attempts.
 
 commands/report.py writes it to a file.
 """
@@ -18,12 +18,14 @@ from tinyimnet.run.folder import Attempt
 from tinyimnet.run.metrics import STEP, TOP1, by_chart
 from tinyimnet.run.record import Record
 
+PAGE = "report.html"  # file name in the run folder
+
 
 def page(run: Record) -> str:
-    """The HTML page of a run.
+    """HTML page of a run.
 
     Raises:
-        UserError: a file of its evaluation is damaged.
+        UserError: an evaluation file or an image is damaged.
     """
     return templating.page(
         "one_run.html.j2",
@@ -34,40 +36,40 @@ def page(run: Record) -> str:
         evaluation=read_evaluation(run.path / "evaluation"),
         pictures=_pictures(run.path),
         config=Table(("key", "value"), "ll", list(run.config.items())),
-        info=Table(("fact", "value"), "ll", [(key, _plain(value)) for key, value in flatten(run.info).items()]),
+        info=Table(("key", "value"), "ll", [(key, _plain(value)) for key, value in flatten(run.info).items()]),
         attempts=_attempts(run),
     )
 
 
 def _key_figures(run: Record) -> list[Tile]:
-    """The tiles below the name; what is not known has none."""
+    """Tiles below the run name; unknown figures are left out."""
     speeds, top1 = run.series("perf/images_per_s")[1], run.series(TOP1)[1]
     limit, macs = run.config.get("model.max_parameters"), run.info.get("macs")
     tiles = (
         Tile("EMA top-1", percent(run.last(TOP1)), f"best {max(top1):.2f} %" if top1 else ""),
-        Tile("EMA top-1, flip", percent(run.results.get("val/ema_top1_flip")), "mirror image averaged"),
+        Tile("EMA top-1, flip TTA", percent(run.results.get("val/ema_top1_flip")), "averaged with mirror image"),
         Tile("raw top-1", percent(run.last("val/top1"))),
-        Tile("parameters", f"{run.parameters:,}" if run.parameters else "", f"of {limit:,}" if limit else ""),
-        Tile("MACs", f"{macs / 1e6:,.1f} M" if macs else "", "for one image"),
+        Tile("parameters", f"{run.parameters:,}" if run.parameters else "", f"limit {limit:,}" if limit else ""),
+        Tile("MACs", f"{macs / 1e6:,.1f} M" if macs else "", "per image"),
         Tile("epochs", f"{run.lines[-1].get('epoch', 0):.4g}", f"of {run.config.get('train.epochs', '?')}"),
         Tile("images/s", f"{statistics.median(speeds):,.0f}" if speeds else "", "median"),
-        Tile("attempts", str(len(run.attempts) or ""), "starts of the run"),
+        Tile("attempts", str(len(run.attempts) or ""), "starts and resumes"),
         Tile("training time", clock(run.training_seconds), _elapsed(run)),
     )
     return [tile for tile in tiles if tile.value]
 
 
 def _elapsed(run: Record) -> str:
-    """From the first attempt to the last thing that was written."""
+    """Time from the start of the first attempt to the last write of metrics.jsonl or DONE."""
     if not run.attempts:
         return ""
     files = [file for name in ("metrics.jsonl", "DONE") if (file := run.path / name).exists()]
     written = max(file.stat().st_mtime for file in files)
-    return f"{clock(written - run.attempts[0].started)} with pauses"
+    return f"{clock(written - run.attempts[0].started)} elapsed"
 
 
 def _charts(run: Record) -> list[Chart]:
-    """A chart for each quantity that was logged, with a mark where each attempt began."""
+    """One chart per logged quantity, with a mark at the start of each attempt that resumed."""
     marks = [
         Mark(step, str(number), f"attempt {number}, from step {step:,}, {_when(run.attempts[number - 1])}")
         for step, number in run.starts()
@@ -96,18 +98,18 @@ def _when(attempt: Attempt) -> str:
 
 
 def _pictures(path: Path) -> list[Picture]:
-    """The pictures of the folder that are there."""
+    """The images that are in the run folder."""
     found = (
-        read_picture(path / "augmented.png", "Training images, as the network sees them", wide=True),
+        read_picture(path / "augmented.png", "Augmented training images", wide=True),
         read_picture(path / "evaluation" / "most_confused.png", "Most confused classes", wide=True),
         read_picture(path / "evaluation" / "confusion.png", "Confusion matrix"),
-        read_picture(path / "evaluation" / "reliability.png", "Reliability"),
+        read_picture(path / "evaluation" / "reliability.png", "Reliability diagram"),
     )
     return [picture for picture in found if picture]
 
 
 def _attempts(run: Record) -> Table:
-    """When, where, in which job and from which step each attempt began."""
+    """Table of attempts: start time, first step, nodes, processes and Slurm job."""
     rows = [
         (i, moment(each.started), f"{each.step:,}", ", ".join(each.nodes), each.processes, each.job or "-")
         for i, each in enumerate(run.attempts, 1)

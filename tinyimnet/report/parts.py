@@ -1,4 +1,4 @@
-"""What a page is made of besides charts: tiles, tables, pictures. templates/parts.html.j2 shows them."""
+"""Elements of a page other than charts: tiles, tables and images, rendered by templates/parts.html.j2."""
 
 import base64
 import struct
@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 from tinyimnet.errors import UserError
 
-PNG = b"\x89PNG\r\n\x1a\n"  # how such a file begins; its first chunk holds width and height
+PNG = b"\x89PNG\r\n\x1a\n"  # file signature; the first chunk contains width and height
 
 
 class Tile(NamedTuple):
-    """A key figure: what it is, how much, and a word on it."""
+    """A key figure: name, value and a short note."""
 
     name: str
     value: str
@@ -25,10 +25,10 @@ class Table:
     """Rows under a header.
 
     Attributes:
-        header: a title for each column.
+        header: title of each column.
         align: l or r for each column.
-        rows: cells.
-        looks: the line of each row in the charts, shown before its first cell; empty: rows have none.
+        rows: cells of each row.
+        looks: line style of each row in the charts, shown before its first cell; empty if rows have none.
     """
 
     header: Sequence[str]
@@ -39,7 +39,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file inside the page; a `wide` one holds small text and scrolls on a phone."""
+    """A PNG file embedded in the page; a `wide` one contains small text and scrolls on a phone."""
 
     caption: str
     width: int
@@ -49,15 +49,15 @@ class Picture:
 
 
 def read_picture(file: Path, caption: str, *, wide: bool = False) -> Picture | None:
-    """A PNG file; None where there is none.
+    """Read a PNG file; None if it is missing.
 
     Raises:
-        UserError: it is something else.
+        UserError: the file is not a PNG.
     """
     if not file.exists():
         return None
     content = file.read_bytes()
     if not content.startswith(PNG) or len(content) < 24:
-        raise UserError(f"{file} is damaged (no PNG); delete it.")
+        raise UserError(f"{file} is damaged (not a PNG); delete it.")
     width, height = struct.unpack(">II", content[16:24])
     return Picture(caption, width, height, base64.b64encode(content).decode(), wide)

@@ -1,4 +1,4 @@
-"""The page of several runs: a colour for each, what they reached, and the spread over seeds."""
+"""Page of several runs: their results, curves in one colour per run, and the spread over seeds."""
 
 import statistics
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from tinyimnet.run.seeds import by_recipe, common_name
 
 @dataclass(frozen=True)
 class Seeds:
-    """Two or more runs that differ in their seed only."""
+    """Two or more runs that differ only in their seed."""
 
     name: str
     runs: list[Record]
 
     def spread(self, key: str, colour: int) -> Curve:
-        """Mean, least and greatest value of a metric at the steps that all of them have."""
+        """Mean, minimum and maximum of a metric at the steps that all runs have."""
         values = [dict(zip(*run.series(key), strict=True)) for run in self.runs]
         steps = sorted(set(values[0]).intersection(*values[1:]))
         rows = [[each[step] for each in values] for step in steps]
@@ -31,7 +31,7 @@ class Seeds:
         return Curve(label, steps, means, colour, [min(row) for row in rows], [max(row) for row in rows])
 
     def finals(self) -> tuple[str, Table]:
-        """Mean and spread of what the finished ones reached, with a title."""
+        """Mean and spread of the results of the finished runs, with a title."""
         done = [run.results for run in self.runs if run.finished]
         rows = []
         for key, label in RESULTS.items():
@@ -39,19 +39,19 @@ class Seeds:
                 spread = statistics.stdev(values) if len(values) > 1 else None
                 numbers = (statistics.fmean(values), spread, min(values), max(values))
                 rows.append((label, *(result(key, number) for number in numbers)))
-        title = f"{self.name}: {len(done)} of {len(self.runs)} seeds are finished"
-        return title, Table(("final value", "mean", "std", "min", "max"), "lrrrr", rows)
+        title = f"{self.name}: {len(done)} of {len(self.runs)} seeds finished"
+        return title, Table(("final metric", "mean", "std", "min", "max"), "lrrrr", rows)
 
 
 def page(runs: Sequence[Record]) -> str:
-    """The HTML page of two or more runs."""
+    """HTML page of two or more runs."""
     named = {_name(run, runs): run for run in runs}
     groups = groups_of_seeds(runs)
     return templating.page(
         "several_runs.html.j2",
         names=list(named),
         overview=_overview(named),
-        spread=chart("EMA top-1, mean and range [%]", [group.spread(TOP1, i) for i, group in enumerate(groups)]),
+        spread=chart("EMA top-1, mean and min/max [%]", [group.spread(TOP1, i) for i, group in enumerate(groups)]),
         finals=[group.finals() for group in groups],
         charts=_charts(named),
         differing=_configuration(named, differing=True),
@@ -61,13 +61,13 @@ def page(runs: Sequence[Record]) -> str:
 
 
 def groups_of_seeds(runs: Sequence[Record]) -> list[Seeds]:
-    """The recipes of which there are two seeds or more."""
+    """Recipes that were run with two or more seeds."""
     groups = [group for group in by_recipe(runs) if len({run.config.get("run.seed") for run in group}) > 1]
     return [Seeds(common_name([run.name for run in group]), group) for group in groups]
 
 
 def _overview(named: dict[str, Record]) -> Table:
-    """A row for each run: how far it is, what it reached, what it cost."""
+    """Table of results, progress and cost, with a row per run."""
     header = (
         "run",
         *RESULTS.values(),
@@ -98,7 +98,7 @@ def _cost(run: Record) -> tuple[str, ...]:
 
 
 def _charts(named: dict[str, Record]) -> list[Chart]:
-    """A chart for each metric, with a curve for each run."""
+    """One chart per metric, with one curve per run."""
     marks = [
         Mark(step, "", f"{name}: attempt {number}, from step {step:,}", look(i))
         for i, (name, run) in enumerate(named.items())
@@ -122,7 +122,7 @@ def _charts(named: dict[str, Record]) -> list[Chart]:
 
 
 def _configuration(named: dict[str, Record], *, differing: bool = False) -> Table:
-    """All keys of the configurations, or those that they differ in."""
+    """Table of all configuration keys, or only of those that differ."""
     keys = dict.fromkeys(key for run in named.values() for key in run.config)
     rows = [(key, *(run.config.get(key, "-") for run in named.values())) for key in keys]
     if differing:
@@ -131,7 +131,7 @@ def _configuration(named: dict[str, Record], *, differing: bool = False) -> Tabl
 
 
 def _attempts(named: dict[str, Record]) -> Table:
-    """When, where, in which job and from which step each attempt of each run began."""
+    """Table of every attempt of every run: start time, first step, nodes and Slurm job."""
     rows = [
         (name, i, moment(each.started), f"{each.step:,}", ", ".join(each.nodes), each.job or "-")
         for name, run in named.items()
@@ -141,7 +141,7 @@ def _attempts(named: dict[str, Record]) -> Table:
 
 
 def _name(run: Record, runs: Sequence[Record]) -> str:
-    """The name of its folder, with as many of those above as it takes to tell it from the others."""
+    """Name of the run folder, with as many parent folders as needed to distinguish it from the other runs."""
     others = [other.path.parts for other in runs if other is not run]
     for depth in range(1, len(run.path.parts)):
         tail = run.path.parts[-depth:]

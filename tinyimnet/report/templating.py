@@ -1,4 +1,4 @@
-"""The templates, and the one self-contained HTML file that they become."""
+"""Render the templates into one self-contained HTML file."""
 
 import base64
 import hashlib
@@ -17,11 +17,11 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def page(template: str, **parts: Any) -> str:
-    """A page with its style and its script inside; all text in `parts` is escaped.
+    """Render a page with inline CSS and JavaScript; all text in `parts` is escaped.
 
     Args:
-        template: in templates/; it extends page.html.j2.
-        parts: what it shows.
+        template: file name in templates/ of a template that extends page.html.j2.
+        parts: variables of the template.
     """
     script = (TEMPLATES / "page.js").read_text()
     return (

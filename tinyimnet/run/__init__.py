@@ -1,5 +1,5 @@
-"""The run folder: its names, attempts, lock and checkpoint files, the table of metrics, and the one reader of it all.
+"""The run folder: file layout, attempts, lock, checkpoint files, metric definitions, and a reader for all of it.
 
-It is the whole truth about a run; who trains writes it, everything else reads it through `record`. What is in a checkpoint is
-in training/state.py; how it gets to disk and back whole is here.
+The training writes the folder; everything else reads it through `record`. training/state.py defines what a checkpoint
+contains; `checkpoint` writes it atomically and verifies it on load.
 """

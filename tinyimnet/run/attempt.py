@@ -1,4 +1,4 @@
-"""The beginning of an attempt: find its run folder, lock it, resume from what it holds, open it for writing."""
+"""Start of an attempt: find and lock the run folder, load its newest checkpoint, open it for writing."""
 
 import json
 import logging
@@ -23,42 +23,42 @@ logger = logging.getLogger(__name__)
 
 
 def find_run(config: Config) -> Path:
-    """The absolute run folder, after a look that what it holds belongs to this configuration; writes nothing.
+    """Return the absolute run folder after checking that it belongs to this configuration; writes nothing.
 
-    A folder without a checkpoint has nothing to lose: a start that failed may be mended and repeated in it.
+    A folder with neither a checkpoint nor DONE accepts any configuration, so a failed start can be fixed and retried.
 
     Raises:
-        UserError: the folder holds a run with another configuration.
+        UserError: the run was started with a different configuration.
     """
     run_dir = Path(config.run.dir).absolute()
     if (run_dir / "DONE").exists() or checkpoint.exists(run_dir / "checkpoints"):
         changed = configuration.differences(read_config(run_dir), asdict(config))
         if changed:
             raise UserError(
-                f"run.dir {config.run.dir} holds a run with another configuration ({'; '.join(changed)}); "
-                "give those values again to resume it, or choose another --run.dir."
+                f"run.dir {config.run.dir} was started with a different configuration ({'; '.join(changed)}); "
+                "restore those values to resume it, or choose another --run.dir."
             )
     return run_dir
 
 
 def lock_run(run_dir: Path, config: Config, lock: RunLock) -> tuple[dict[str, Any] | None, int]:
-    """Lock the folder, made where it is missing; call it on rank 0.
+    """Lock the run folder, creating it if needed; call on rank 0.
 
     Returns:
-        The newest good checkpoint, None where there is none, and the number of this attempt, from 1.
+        The newest intact checkpoint, or None if there is none, and the number of this attempt, counted from 1.
 
     Raises:
-        UserError: the folder cannot be written, is in use, or holds what this configuration cannot go on from.
+        UserError: the folder cannot be written, is in use, or cannot be resumed with this configuration.
     """
     with writable(run_dir):
         lock.acquire()
-    find_run(config)  # again: until now another process may have been here
+    find_run(config)  # again: before the lock was held, another process could change the folder
     _check_extension(run_dir, config)
     return checkpoint.load_newest(run_dir / "checkpoints"), len(read_attempts(run_dir)) + 1
 
 
 def open_run(run_dir: Path, config: Config, this: Attempt) -> None:
-    """Write the configuration, add this attempt to the list, clear the markers of the last stop; after lock_run, on rank 0.
+    """Write the configuration, record this attempt and clear old markers; call on rank 0 after lock_run.
 
     Raises:
         UserError: the folder cannot be written.
@@ -69,7 +69,8 @@ def open_run(run_dir: Path, config: Config, this: Attempt) -> None:
         checkpoint.remove_leftovers(run_dir / "checkpoints", this.step)
         write_atomically(run_dir / "config.yaml", configuration.dump(config).encode())
         attempts = [*read_attempts(run_dir), this]
-        # Found by a later attempt of a job, STOP was put there while the job waited: one that was obeyed has no later attempt.
+        # A job that obeys STOP is not requeued. If a later attempt of the same job finds STOP, a user created it while
+        # the job was queued, and it still has to be obeyed.
         waited = bool(this.job) and [each.job for each in attempts[-2:]] == [this.job] * 2
         lines = "".join(json.dumps(asdict(each)) + "\n" for each in attempts)
         write_atomically(run_dir / "attempts.jsonl", lines.encode())
@@ -79,7 +80,7 @@ def open_run(run_dir: Path, config: Config, this: Attempt) -> None:
 
 
 def this_attempt(ranks: Sequence[Mapping[str, Any]], step: int, total_steps: int) -> Attempt:
-    """This start of the run, on the processes that preflight.check describes, from `step` on."""
+    """Describe the attempt that starts at `step`; `ranks` comes from preflight.check."""
     return Attempt(
         started=time.time(),
         job=slurm.job_name(),
@@ -93,7 +94,7 @@ def this_attempt(ranks: Sequence[Mapping[str, Any]], step: int, total_steps: int
 
 
 def log_to(run_dir: Path, rank: int, world_size: int) -> None:
-    """Write the log of this process to logs/rank_<r>.log as well: where it ran, and why it ended."""
+    """Also write the log of this process to logs/rank_<r>.log: where it ran and why it ended."""
     handler = logging.FileHandler(run_dir / "logs" / f"rank_{rank}.log", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger("tinyimnet").addHandler(handler)
@@ -105,14 +106,14 @@ def _check_extension(run_dir: Path, config: Config) -> None:
     if not checkpoint.exists(run_dir / "checkpoints"):
         if (run_dir / "DONE").exists():
             raise UserError(
-                f"run.dir {config.run.dir} is finished and has no checkpoint from which a longer run could go on; "
+                f"run.dir {config.run.dir} is finished and has no checkpoint from which to extend it; "
                 "choose another --run.dir."
             )
         return
     before = read_config(run_dir)["train"]["epochs"]
     if before != config.train.epochs:
         logger.warning(
-            "train.epochs is extended from %d to %d: from here on the learning rate, augment.mix_until and the "
-            "resolution follow the longer schedule, so the result is not that of a run of %d epochs.",
+            "train.epochs is extended from %d to %d: from here on, the learning rate, augment.mix_until and the "
+            "resolution follow the longer schedule, so the result differs from that of a %d-epoch run from scratch.",
             before, config.train.epochs, config.train.epochs,
         )  # fmt: skip

@@ -1,13 +1,12 @@
-"""Checkpoints: written atomically and beside the training, verified when read, with a fall-back to the newest good one.
+"""Checkpoints: written atomically in the background, verified on load, with fallback to the newest intact one.
 
-<run>/checkpoints/step_00001234.pt     torch.save of what training/state.py collects: step, weights, their average, optimizer,
-                                       fp16 scaler, best accuracy, metadata, micro-batch size, and what each rank has of
-                                       its own
+<run>/checkpoints/step_00001234.pt     torch.save of the state from training/state.py: step, weights, EMA, optimizer,
+                                       fp16 scaler, best accuracy, metadata, micro-batch size, per-rank state
 <run>/checkpoints/step_00001234.json   step, sha256
-<run>/checkpoints/best.pt, best.json   the best one so far by val/ema_top1
+<run>/checkpoints/best.pt, best.json   the best checkpoint so far by val/ema_top1
 
-The .json is renamed into place first and removed last, so that a .pt is a checkpoint from the moment it is there, and
-one without its .json is damaged.
+The .json is renamed into place before the .pt and removed after it. A .pt is therefore valid as soon as it exists, and
+a .pt without its .json is damaged.
 """
 
 import hashlib
@@ -29,23 +28,23 @@ logger = logging.getLogger(__name__)
 
 
 def save(folder: Path, state: dict[str, Any], *, step: int, keep: int, best: bool) -> Path:
-    """Write the checkpoint of `step` and remove all but the newest `keep`; call it on one process.
+    """Write the checkpoint of `step` and remove all but the newest `keep`; call on one process.
 
     Args:
         folder: <run>/checkpoints.
-        state: tensors, numbers, strings and containers of them (`torch.load(weights_only=True)` must take it).
+        state: tensors, numbers, strings and containers of them, which `torch.load(weights_only=True)` must accept.
         step: optimizer steps done.
-        keep: checkpoints kept, best.pt not counted.
-        best: this one is also the best.
+        keep: number of checkpoints to keep, not counting best.pt.
+        best: also write it as best.pt.
 
     Raises:
-        OSError: it was not written; the earlier ones are as they were.
+        OSError: the write failed; the earlier checkpoints are intact.
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getvalue()
     note = json.dumps({"step": step, "sha256": hashlib.sha256(content).hexdigest()})
-    # The best first: killed in between, the run goes on from before this step, evaluates again and repeats both.
+    # best.pt first: if the process is killed in between, the run resumes before this step and writes both again.
     for path in ([folder / "best.pt"] if best else []) + [checkpoint_path(folder, step)]:
         write_atomically(path.with_suffix(".json"), note.encode())
         write_atomically(path, content)
@@ -56,15 +55,15 @@ def save(folder: Path, state: dict[str, Any], *, step: int, keep: int, best: boo
 
 
 class Saver:
-    """Writes checkpoints in a thread beside the training, one at a time; a save that fails does not end the run.
+    """Write checkpoints in a background thread, one at a time; a failed save does not end the run.
 
     Args:
         folder: <run>/checkpoints.
         keep: run.keep_checkpoints.
-        before: called in the thread ahead of each write; what it raises fails the save.
+        before: called in the thread before each write; an exception in it fails the save.
 
     Attributes:
-        failed: saves that failed in this attempt of the run.
+        failed: number of failed saves in this attempt.
     """
 
     def __init__(self, folder: Path, *, keep: int, before: Callable[[], None]):
@@ -72,26 +71,30 @@ class Saver:
         self.failed = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._in_flight: Future[None] | None = None
-        # Where writing them failed: the newest one, and the best one.
+        # Kept until they are on disk: the newest checkpoint and the best one.
         self._unwritten: dict[str, Any] = {}
         self._unwritten_best: dict[str, Any] = {}
 
     def submit(self, state: dict[str, Any], copied: Callable[[], None], *, step: int, best: bool) -> None:
-        """Start to write `state`, which is whole when `copied` returns; see `save`. The one before it was `collect`ed."""
+        """Start writing `state`, which is complete once `copied` returns; the other arguments are those of `save`.
+
+        Raises:
+            RuntimeError: the previous save was not collected with `collect`.
+        """
         if self._in_flight:
             raise RuntimeError("a checkpoint is still being written")
         job = {"state": state, "step": step, "best": best}
         self._in_flight = self._thread.submit(self._write, job, copied)
 
     def retry(self) -> None:
-        """Start to write the last one again, which failed."""
+        """Start writing the last checkpoint again after its save failed."""
         self._in_flight = self._thread.submit(self._write, self._unwritten, lambda: None)
 
     def collect(self, *, wait: bool) -> str:
-        """Why the save in flight failed, if it did; with `wait` after waiting for its end.
+        """Return why the save in flight failed, or "" if it did not; `wait` blocks until that save ends.
 
         Raises:
-            UserError: the run folder belongs to another process by now.
+            UserError: another process has taken over the run folder.
         """
         if not self._in_flight or not (wait or self._in_flight.done()):
             return ""
@@ -104,7 +107,7 @@ class Saver:
         return ""
 
     def close(self) -> None:
-        """Wait for the save in flight, whatever comes of it."""
+        """Wait for the save in flight, whether or not it succeeds."""
         self._thread.shutdown(wait=True)
 
     def _write(self, job: dict[str, Any], copied: Callable[[], None]) -> None:
@@ -121,15 +124,15 @@ class Saver:
 
 
 def exists(folder: Path) -> bool:
-    """Whether there is any checkpoint, good or damaged."""
+    """Whether the folder has any checkpoint, intact or damaged."""
     return any(folder.glob("*.pt"))
 
 
 def remove_leftovers(folder: Path, step: int) -> None:
-    """Remove what a save or a removal that was killed left behind, ahead of an attempt that goes on from `step`.
+    """Clean up after a killed save or removal, before an attempt that resumes from `step`.
 
-    Checkpoints of later steps were passed over as damaged. They become *.damaged: as the newest ones they would stay, and
-    each new one be removed as soon as it is written.
+    Checkpoints of later steps were skipped as damaged and are renamed to *.damaged. Otherwise they would count as the
+    newest ones, and each new checkpoint would be removed as soon as it is written.
     """
     for later in checkpoint_steps(folder):
         if later > step:
@@ -143,12 +146,12 @@ def remove_leftovers(folder: Path, step: int) -> None:
 
 
 def load_newest(folder: Path) -> dict[str, Any] | None:
-    """The newest checkpoint that is whole, on the CPU; None where there never was one.
+    """Load the newest intact checkpoint to the CPU; None if the folder has no checkpoints.
 
-    A damaged one is named in a warning and passed over.
+    Damaged checkpoints are skipped with a warning.
 
     Raises:
-        UserError: there are checkpoints and all of them are damaged.
+        UserError: all checkpoints are damaged.
     """
     paths = [checkpoint_path(folder, step) for step in reversed(checkpoint_steps(folder))]
     if (folder / "best.pt").exists():
@@ -161,25 +164,25 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
     if paths:
         raise UserError(
             f"all {len(paths)} checkpoints in {folder} are damaged; restore one from a backup, "
-            "or start in another --run.dir."
+            "or start over in another --run.dir."
         )
     return None
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read one checkpoint after a check of its sha256; no code in it is run.
+    """Load one checkpoint to the CPU after verifying its sha256; no code in the file is executed.
 
     Raises:
-        UserError: missing, truncated or altered.
+        UserError: the checkpoint is missing, truncated or altered.
     """
     try:
         note = json.loads(path.with_suffix(".json").read_text())
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != note["sha256"]:
-            raise ValueError("its sha256 is not that of its .json")
+            raise ValueError("its sha256 does not match its .json")
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
-            raise ValueError("it does not hold a dictionary")
+            raise ValueError("it does not contain a dictionary")
         return state
-    except Exception as error:  # whatever a damaged file makes json, pickle or torch raise
+    except Exception as error:  # on a damaged file json, pickle and torch can raise almost anything
         raise UserError(f"checkpoint {path} is damaged ({one_line(error)}); an earlier one is needed.") from error

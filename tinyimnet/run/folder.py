@@ -1,14 +1,14 @@
-"""The run folder, which is the whole truth about a run: the same command starts it, resumes it or says that it is finished.
+"""Layout of the run folder, whose contents alone determine whether a command starts, resumes or skips a run.
 
-config.yaml      resolved configuration          metrics.jsonl   one line for each logged step
-checkpoints/     newest k and best               final.safetensors, curves.png, DONE   at the end
-logs/            one for each rank               LOCK            held by the process that writes here
-attempts.jsonl   one line for each start: when, where, in which job, from which step
-STOP             put there by a user: save and exit
-REQUEUE          left there by a run that its scheduler stopped and that is to be started again
-ERROR            left there by a run that ended by an error for a person, as it would each time
+config.yaml      resolved configuration          metrics.jsonl   one line per logged step
+checkpoints/     newest k and best               final.safetensors, curves.png, DONE   written at the end
+logs/            one file per rank               LOCK            held by the process that writes here
+attempts.jsonl   one line per attempt: start time, nodes, job, first step
+STOP             created by a user: save and exit
+REQUEUE          left by a run that its scheduler stopped and that is to be requeued
+ERROR            left by a run that ended with a user error, which a requeue would only repeat
 
-No torch here: launch.status and launch.requeue start without it.
+No torch import: status and requeue start without it.
 """
 
 from collections.abc import Iterator
@@ -28,17 +28,17 @@ MARKERS = ("STOP", "REQUEUE", "ERROR", "DONE")
 
 @dataclass(frozen=True)
 class Attempt:
-    """One start of a run, until it ends or is killed: a line of attempts.jsonl.
+    """One start of a run until it ends or is killed; a line of attempts.jsonl.
 
     Attributes:
         started: Unix time.
-        job: of Slurm, 123 or 123_4; empty outside.
-        restart: how often Slurm had started that job again.
-        nodes: host names, in the order of the ranks.
+        job: Slurm job id, 123 or 123_4; empty outside Slurm.
+        restart: how often Slurm had requeued that job.
+        nodes: host names in rank order.
         processes: world size.
-        step: optimizer steps done before it.
-        total_steps: of the whole run.
-        code: digest of the program.
+        step: optimizer steps done before this attempt.
+        total_steps: optimizer steps of the whole run.
+        code: digest of the source code.
     """
 
     started: float
@@ -52,7 +52,7 @@ class Attempt:
 
 
 def read_attempts(run_dir: Path) -> list[Attempt]:
-    """The attempts of a run, the first one first; without a line that a crash left unfinished."""
+    """Attempts of a run, oldest first; a line truncated by a crash is skipped."""
     found = []
     for line in read_lines(run_dir / "attempts.jsonl"):
         with suppress(KeyError, TypeError, ValueError):
@@ -74,28 +74,28 @@ def _attempt(line: dict[str, Any]) -> Attempt:
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """The checkpoint of a step in <run>/checkpoints."""
+    """Path of the checkpoint of a step in <run>/checkpoints."""
     return folder / f"step_{step:08d}.pt"
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in <run>/checkpoints, best.pt not counted, in rising order."""
+    """Steps of the checkpoints in <run>/checkpoints in ascending order, without best.pt."""
     return sorted(int(file.stem.removeprefix("step_")) for file in folder.glob("step_*.pt"))
 
 
 def newest_step(run_dir: Path) -> int:
-    """Step of the newest checkpoint of a run, good or damaged; 0 without one."""
+    """Step of the newest checkpoint of a run, intact or damaged; 0 if there is none."""
     return max(checkpoint_steps(run_dir / "checkpoints"), default=0)
 
 
 @contextmanager
 def writable(run_dir: Path) -> Iterator[None]:
-    """Turn an OSError into the sentence that the run folder cannot be written."""
+    """Turn an OSError into a UserError saying that run.dir cannot be written."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"run.dir {run_dir} cannot be written ({error.strerror}); mend that and give the same command again, "
+            f"run.dir {run_dir} cannot be written ({error.strerror}); fix that and rerun the same command, "
             "or choose another --run.dir."
         ) from error
 
@@ -104,7 +104,7 @@ def read_config(run_dir: Path) -> dict:
     """The configuration that a run was started with, as nested dictionaries.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: config.yaml is missing or damaged.
     """
     file = run_dir / "config.yaml"
     try:
@@ -114,7 +114,7 @@ def read_config(run_dir: Path) -> dict:
         return tree
     except FileNotFoundError:
         raise UserError(
-            f"{run_dir} is not a run folder: it has no config.yaml; name one, such as runs/smoke."
+            f"{run_dir} is not a run folder: it has no config.yaml; name a run folder such as runs/smoke."
         ) from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{file} is damaged ({one_line(error)}); restore it, or choose another run.") from None
@@ -126,5 +126,5 @@ def is_done(run_dir: Path, config: Config) -> bool:
 
 
 def mark(run_dir: Path, name: str, content: str) -> None:
-    """Leave the marker DONE, REQUEUE or ERROR."""
+    """Write the marker DONE, REQUEUE or ERROR."""
     write_atomically(run_dir / name, content.encode())

@@ -1,11 +1,12 @@
-"""The lock of a run folder: a lease that its holder renews, so that two jobs never write into one run.
+"""The lock of a run folder: a lease that its holder renews, so that two jobs never write to one run.
 
-The file LOCK is created exclusively and names its holder, which renews its modification time every BEAT seconds. A
-process that finds it looks whether the holder is alive: on the same machine by its process id, from another one by a
-lease that is renewed or not within LEASE seconds of its own clock, so clocks need not agree.
+The LOCK file is created exclusively and names its holder, which updates its modification time every BEAT seconds. A
+process that finds LOCK checks whether the holder is alive: on the same machine by process id, otherwise by whether the
+lease is renewed within LEASE seconds on the clock of the checking process, so clocks need not be synchronised.
 
-Not flock or fcntl: on Lustre they need the mount option `flock` (with `localflock` they end at the node), and an NFSv3
-server keeps the lock of a node that died. Creating exclusively, renaming and modification times work on all of them.
+flock and fcntl are not used. On Lustre they need the mount option `flock` (with `localflock` they only work within a
+node), and an NFSv3 server keeps the lock of a dead node. Exclusive creation, rename and modification times work on all
+of these file systems.
 """
 
 import json
@@ -24,15 +25,16 @@ from tinyimnet.distributed import slurm
 from tinyimnet.errors import UserError
 
 logger = logging.getLogger(__name__)
-BEAT = 5.0  # seconds between two renewals
-LEASE = 30.0  # seconds without one after which a holder on another machine is taken for dead
-SETTLE = 1.0  # seconds to wait after a take-over: of several at once the last writer wins
+BEAT = 5.0  # seconds between renewals
+LEASE = 30.0  # seconds without a renewal after which a lock holder on another machine counts as dead
+SETTLE = 1.0  # seconds to wait after a takeover; of several concurrent takeovers, the last writer wins
 
 
 class RunLock:
-    """The right to write into a run folder; rank 0 acquires it. A context manager that releases it.
+    """Exclusive right to write to a run folder, acquired on rank 0; a context manager that releases it on exit.
 
-    A holder that is suspended for longer than LEASE can lose it to another job: `check` tells, before each checkpoint.
+    A holder that is suspended for longer than LEASE can lose the lock to another job. `check` detects that and is
+    called before each checkpoint.
     """
 
     def __init__(self, run_dir: Path):
@@ -56,10 +58,10 @@ class RunLock:
         self.release()
 
     def acquire(self) -> None:
-        """Take the lock, from a dead holder too, and keep it renewed; makes the folder where it is missing.
+        """Take the lock, if needed from a dead holder, and keep it renewed; creates the folder if it is missing.
 
         Raises:
-            UserError: another process holds it and is alive.
+            UserError: the lock holder is another process that is alive.
             OSError: the folder cannot be written.
         """
         self._made_folder = not self.path.parent.exists()
@@ -69,15 +71,15 @@ class RunLock:
                 json.dump(self._me, file)
         except FileExistsError:
             if earlier := self._is_earlier_attempt(_read(self.path)):
-                logger.warning("%s is taken over from an earlier attempt of this job.", self.path)
+                logger.warning("taking over %s from an earlier attempt of this job.", self.path)
             else:
                 self._wait_for_a_dead_holder()
             mine = self.path.with_name(f".LOCK.{self._me['token']}")
             mine.write_text(json.dumps(self._me))
             os.replace(mine, self.path)
-            # By then an earlier attempt has seen it and stopped, should it still be alive.
+            # If the earlier attempt is still alive, it notices within BEAT seconds that the lock is gone, and stops.
             time.sleep(2 * BEAT if earlier else SETTLE)
-        except OSError:  # a full disk: an empty LOCK would keep the next start waiting
+        except OSError:  # such as a full disk; an empty LOCK would make the next start wait for its lease
             self.path.unlink(missing_ok=True)
             raise
         self._held = True
@@ -85,26 +87,26 @@ class RunLock:
         threading.Thread(target=self._renew, name="run lock", daemon=True).start()
 
     def check(self) -> None:
-        """Raise a UserError where another process has taken the lock, or somebody removed it."""
+        """Raise a UserError if another process has taken the lock or its file was removed."""
         if self._held and (holder := _read(self.path)).get("token") != self._me["token"]:
-            taker = _name(holder) if holder else "nobody: its file LOCK was removed"
+            taker = _name(holder) if holder else "no process (its LOCK file was removed)"
             raise UserError(
-                f"the run folder {self.path.parent} now belongs to {taker}; this process writes nothing more into it."
+                f"run.dir {self.path.parent} is now locked by {taker}; this process no longer writes to it."
             )
 
     def release(self) -> None:
-        """Give the lock back, where it is held."""
+        """Release the lock if this process holds it."""
         self._released.set()
         with suppress(OSError, UserError):
             self.check()
             if self._held:
                 self.path.unlink()
             if self._made_folder:
-                self.path.parent.rmdir()  # works where it is empty: the start was refused
+                self.path.parent.rmdir()  # fails unless empty, that is, unless the start was refused
         self._held = False
 
     def _is_earlier_attempt(self, holder: dict[str, Any]) -> bool:
-        """Whether Slurm started the job of the holder again, as this process: it took the holder's node for lost."""
+        """Whether the holder is an earlier attempt of this Slurm job, on a node that Slurm considers lost."""
         same_job = bool(self._me["job"]) and holder.get("job") == self._me["job"]
         return same_job and holder.get("restart", 0) < self._me["restart"]
 
@@ -112,15 +114,15 @@ class RunLock:
         holder, renewed = _read(self.path), _renewed(self.path)
         alive = _is_alive(holder)
         if alive is None:
-            logger.warning("%s names %s: waiting up to %.0f s for a sign of life.", self.path, _name(holder), LEASE)
+            logger.warning("%s is held by %s: waiting up to %.0f s for a renewal.", self.path, _name(holder), LEASE)
             deadline = time.monotonic() + LEASE
             while (now := _renewed(self.path)) == renewed and time.monotonic() < deadline:
                 time.sleep(BEAT / 10)
-            alive = now not in (renewed, 0)  # 0: given back meanwhile
+            alive = now not in (renewed, 0)  # 0: released in the meantime
         if alive:
             raise UserError(
                 f"run.dir {self.path.parent} is in use by {_name(holder)}; "
-                "wait for its end, or choose another --run.dir."
+                "wait for it to end, or choose another --run.dir."
             )
 
     def _renew(self) -> None:
@@ -128,16 +130,16 @@ class RunLock:
             try:
                 self.check()
                 os.utime(self.path)
-            except OSError as error:  # a full or slow file system: the next renewal is soon
+            except OSError as error:  # a full or slow file system: the next renewal follows in BEAT seconds
                 logger.debug("%s was not renewed: %s", self.path, error)
             except UserError:
-                # Stop as on any request: the save at the end meets `check`, which says why.
+                # SIGTERM is an ordinary stop request. The save that follows calls `check`, which reports the reason.
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 
 
 def is_held(run_dir: Path) -> bool:
-    """Whether somebody renews the lock of a run folder; one look, which a clock that is LEASE off makes a wrong one."""
+    """Whether the lock of a run folder was renewed within LEASE seconds; unreliable if clocks differ by that much."""
     try:
         return time.time() - _renewed(run_dir / "LOCK") / 1e9 < LEASE
     except OSError:
@@ -145,7 +147,7 @@ def is_held(run_dir: Path) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The holder, empty where there is none or the file is being written."""
+    """The lock holder; empty if there is none or the file is still being written."""
     try:
         holder = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
@@ -154,7 +156,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _renewed(path: Path) -> int:
-    """Time of the last renewal in ns, 0 without a lock; opened first, because NFS asks its server anew only then."""
+    """Time of the last renewal in ns, 0 without a lock; the file is opened because NFS revalidates only on open."""
     try:
         with path.open() as file:
             return os.fstat(file.fileno()).st_mtime_ns
@@ -168,7 +170,7 @@ def _name(holder: dict[str, Any]) -> str:
 
 
 def _machine() -> str:
-    """What tells whether a process id means something here: this boot of the kernel and this pid namespace."""
+    """Identifier of this kernel boot and pid namespace, within which a process id is meaningful."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -177,7 +179,7 @@ def _machine() -> str:
 
 
 def _start_of(pid: int) -> str:
-    """Start time of a process in clock ticks since boot; empty where it is dead, not yet reaped, or /proc is missing."""
+    """Start time of a process in clock ticks since boot; empty if it is dead or a zombie, or /proc is missing."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -186,7 +188,7 @@ def _start_of(pid: int) -> str:
 
 
 def _is_alive(holder: dict[str, Any]) -> bool | None:
-    """Whether the holder is alive; None: it ran on another machine, so that its process id says nothing."""
+    """Whether the lock holder is alive; None if it ran on another machine, where its process id means nothing here."""
     if not holder.get("machine") or holder["machine"] != _machine():
         return None
     return _start_of(holder["pid"]) == holder["started"]

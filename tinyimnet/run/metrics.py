@@ -1,9 +1,9 @@
-"""The metrics of a run: their keys in metrics.jsonl and on W&B, and how every chart and table names them."""
+"""Metrics of a run: their keys in metrics.jsonl and on W&B, and their names in charts and tables."""
 
 from dataclasses import dataclass
 
 STEP = "trainer/global_step"
-TOP1 = "val/ema_top1"  # what decides which checkpoint is the best one
+TOP1 = "val/ema_top1"  # selects the best checkpoint
 
 
 @dataclass(frozen=True)
@@ -11,12 +11,12 @@ class Metric:
     """A number that is logged over the global step.
 
     Attributes:
-        key: its name in metrics.jsonl and on W&B.
-        name: what it is, where it stands alone.
+        key: name in metrics.jsonl and on W&B.
+        name: title where the metric has a chart of its own.
         unit: empty for none.
-        group: the section that its chart is in.
-        chart: the chart that it is drawn in, with others of the same quantity and unit.
-        label: its name in that chart.
+        group: dashboard section of its chart.
+        chart: title of the chart that it shares with metrics of the same quantity and unit.
+        label: legend entry in that chart.
     """
 
     key: str
@@ -28,7 +28,7 @@ class Metric:
 
     @property
     def title(self) -> str:
-        """Name and unit: EMA top-1, validation [%]."""
+        """Name with unit, such as EMA top-1, validation [%]."""
         return f"{self.name} [{self.unit}]" if self.unit else self.name
 
 
@@ -38,30 +38,31 @@ METRICS = (
     Metric("val/ema_top5", "EMA top-5, validation", "%", "Accuracy", "Top-5, validation", "EMA weights"),
     Metric("val/top5", "Raw top-5, validation", "%", "Accuracy", "Top-5, validation", "raw weights"),
     Metric("train/loss", "Training loss", "", "Loss", "Loss", "training"),
-    Metric("val/loss", "Raw loss, validation", "", "Loss", "Loss", "validation, raw"),
-    Metric("val/ema_loss", "EMA loss, validation", "", "Loss", "Loss", "validation, EMA"),
+    Metric("val/loss", "Raw loss, validation", "", "Loss", "Loss", "validation (raw)"),
+    Metric("val/ema_loss", "EMA loss, validation", "", "Loss", "Loss", "validation (EMA)"),
     Metric("train/lr", "Learning rate", "", "Schedule", "Learning rate", "learning rate"),
     Metric("train/resolution", "Resolution", "px", "Schedule", "Resolution", "training"),
     Metric("train/grad_norm", "Gradient norm", "", "Health", "Gradient norm", "gradient norm"),
-    Metric("train/ema_distance", "Raw to EMA distance", "", "Health", "Raw to EMA distance", "EMA distance"),
+    Metric("train/ema_distance", "EMA distance", "", "Health", "EMA distance", "raw vs. EMA weights"),
     Metric("perf/images_per_s", "Throughput", "images/s", "Throughput", "Throughput", "images/s"),
-    Metric("perf/step_ms", "Time of a step", "ms", "Throughput", "Time of a step", "step"),
-    Metric("perf/forward_backward_ms", "Forward and backward", "ms", "Throughput", "Parts of a step", "forward, backward"),
-    Metric("perf/data_ms", "Data", "ms", "Throughput", "Parts of a step", "data"),
-    Metric("perf/optimizer_ms", "Optimizer", "ms", "Throughput", "Parts of a step", "optimizer"),
-    Metric("perf/wait_ms", "Waiting", "ms", "Throughput", "Parts of a step", "waiting"),
-    Metric("perf/save_s", "Waiting for a save", "s", "Health", "Saves and evaluations", "held up by saves"),
-    Metric("perf/eval_s", "Evaluation", "s", "Health", "Saves and evaluations", "evaluation"),
-    Metric("train/skipped_steps", "Skipped steps, so far", "", "Health", "Skipped steps, failed saves", "skipped steps"),
-    Metric("perf/failed_saves", "Failed saves, so far", "", "Health", "Skipped steps, failed saves", "failed saves"),
-    Metric("perf/gpu_memory_gb", "GPU memory, peak", "GB", "Health", "GPU memory", "peak"),
+    Metric("perf/step_ms", "Step time", "ms", "Throughput", "Step time", "step"),
+    Metric("perf/forward_backward_ms", "Forward + backward time", "ms", "Throughput", "Step time breakdown",
+           "forward + backward"),
+    Metric("perf/data_ms", "Data time", "ms", "Throughput", "Step time breakdown", "data"),
+    Metric("perf/optimizer_ms", "Optimizer time", "ms", "Throughput", "Step time breakdown", "optimizer"),
+    Metric("perf/wait_ms", "Wait time", "ms", "Throughput", "Step time breakdown", "wait"),
+    Metric("perf/save_s", "Time blocked by saving", "s", "Health", "Saving and evaluation", "blocked by saving"),
+    Metric("perf/eval_s", "Evaluation time", "s", "Health", "Saving and evaluation", "evaluation"),
+    Metric("train/skipped_steps", "Total skipped steps", "", "Health", "Skipped steps, failed saves", "skipped steps"),
+    Metric("perf/failed_saves", "Total failed saves", "", "Health", "Skipped steps, failed saves", "failed saves"),
+    Metric("perf/gpu_memory_gb", "Peak GPU memory", "GB", "Health", "GPU memory", "peak"),
     Metric("perf/attempt", "Attempt", "", "Health", "Attempt", "attempt"),
 )  # fmt: skip
 
-# What a finished run is compared by; the second is in DONE alone.
+# Results by which finished runs are compared; val/ema_top1_flip is in DONE only.
 RESULTS = {
     "val/ema_top1": "EMA top-1 [%]",
-    "val/ema_top1_flip": "EMA top-1, flip [%]",
+    "val/ema_top1_flip": "EMA top-1, flip TTA [%]",
     "val/ema_top5": "EMA top-5 [%]",
     "val/top1": "raw top-1 [%]",
     "val/ema_loss": "EMA loss",
@@ -69,7 +70,7 @@ RESULTS = {
 
 
 def by_chart() -> dict[str, list[Metric]]:
-    """The metrics of each chart, by the title of the chart with its unit, in the order of METRICS."""
+    """Metrics by chart title with unit, in the order of METRICS."""
     charts: dict[str, list[Metric]] = {}
     for metric in METRICS:
         title = f"{metric.chart} [{metric.unit}]" if metric.unit else metric.chart

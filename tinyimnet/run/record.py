@@ -1,7 +1,7 @@
-"""What a run folder says: the one reader of run folders, for reports, dashboards, status and tables. No torch here.
+"""Read-only view of a run folder for reports, dashboards, status and tables. No torch import.
 
-Nothing is written. Any file may be missing, of a run that has not begun, and any may be damaged, after a crash: then it
-says nothing, what is left decides, and `Record.damaged` says so.
+A file may be missing because the run has not started, or damaged after a crash. Either way it counts as empty, and
+`Record.damaged` names the damaged ones.
 """
 
 import json
@@ -23,19 +23,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Record:
-    """A run.
+    """A run as its folder describes it.
 
     Attributes:
-        path: the folder.
-        config: the configuration, as {"optim.lr": 0.5}; empty where it is missing or damaged.
-        lines: of metrics.jsonl, those with a step.
-        attempts: the starts of the run.
-        info: run_info.json.
-        results: DONE.
-        finished: whether DONE is there.
-        job: job.json, the last submission by launch.submit.
-        wandb: wandb_run.json.
-        damaged: a sentence for each file that could not be read.
+        path: run folder.
+        config: flat configuration such as {"optim.lr": 0.5}; empty if it is missing or damaged.
+        lines: lines of metrics.jsonl that have a step.
+        attempts: attempts, oldest first.
+        info: contents of run_info.json.
+        results: contents of DONE.
+        finished: whether DONE exists.
+        job: contents of job.json, the last submission by `tinyimnet submit`.
+        wandb: contents of wandb_run.json.
+        damaged: one sentence for each file that could not be read.
     """
 
     path: Path
@@ -51,51 +51,51 @@ class Record:
 
     @property
     def name(self) -> str:
-        """The name of the folder."""
+        """Name of the folder."""
         return self.path.name
 
     @property
     def url(self) -> str:
-        """Of the W&B run, or empty."""
+        """URL of the W&B run, or empty."""
         return str(self.wandb.get("url") or "")
 
     @property
     def wandb_id(self) -> str:
-        """Of the W&B run, or empty."""
+        """Id of the W&B run, or empty."""
         return str(self.wandb.get("id") or "")
 
     @property
     def step(self) -> int | None:
-        """The last step that is logged, else the one at which the last attempt began; None before the first attempt."""
+        """Last logged step, else the first step of the last attempt; None before the first attempt."""
         if self.lines:
             return int(self.lines[-1][STEP])
         return self.attempts[-1].step if self.attempts else None
 
     @property
     def total_steps(self) -> int:
-        """Of the whole run; 0: not known."""
+        """Optimizer steps of the whole run; 0 if unknown."""
         return self.attempts[-1].total_steps if self.attempts else self.info.get("total_steps") or 0
 
     @property
     def steps_per_epoch(self) -> float:
-        """As the lines have it; 0: they do not."""
+        """Optimizer steps per epoch, from the last logged line; 0 if unknown."""
         line = self.lines[-1]
         return round(line[STEP] / line["epoch"], 6) if line.get("epoch") else 0
 
     @property
     def parameters(self) -> int:
-        """Of the network; 0: not known."""
+        """Parameters of the network; 0 if unknown."""
         return self.info.get("parameters") or self.results.get("parameters") or 0
 
     @property
     def recipe(self) -> tuple[tuple[str, str], ...]:
-        """The configuration without what runs of one recipe may differ in, such as the seed."""
+        """The configuration without the keys that may differ within a recipe, such as the seed."""
         kept = {key: str(value) for key, value in self.config.items() if not key.startswith(NO_RECIPE)}
         return tuple(sorted(kept.items()))
 
     @property
     def training_seconds(self) -> float:
-        """Time in steps and evaluations that became part of the result; a replay counts once."""
+        """Time spent on the steps and evaluations that led to the result; replayed steps count once."""
         seconds, before = 0.0, 0.0
         for line in self.lines:
             seconds += line.get("perf/step_ms", 0) / 1000 * (line[STEP] - before) + line.get("perf/eval_s", 0)
@@ -103,21 +103,21 @@ class Record:
         return seconds
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
-        """Steps and values of a metric, the oldest first."""
+        """Steps and values of a metric, oldest first."""
         lines = [line for line in self.lines if key in line]
         return [line[STEP] for line in lines], [line[key] for line in lines]
 
     def last(self, key: str) -> float | None:
-        """The newest value of a metric; None: it was never logged."""
+        """Newest value of a metric; None if it was never logged."""
         return next((line[key] for line in reversed(self.lines) if key in line), None)
 
     def starts(self) -> list[tuple[int, int]]:
-        """Step and number of each attempt but the first; of attempts that began at one step, the last."""
+        """Start step and number of each attempt that resumed; of several with the same start step, the last."""
         begun = {attempt.step: i for i, attempt in enumerate(self.attempts, 1)}
         return [(step, number) for step, number in begun.items() if step]
 
     def state(self) -> str:
-        """finished, running, killed, failed, stopped, or new: not begun."""
+        """State of the run: finished, running, killed, failed, stopped, or new if it has not started."""
         if self.finished:
             return "finished"
         if lock.is_held(self.path):
@@ -130,25 +130,25 @@ class Record:
         return "stopped" if self.attempts or self.lines or asked else "new"
 
     def state_in_words(self) -> str:
-        """A few words on the state: up to which step, and what comes next."""
+        """Text to follow the state: the step reached, and how to resume the run."""
         step, saved = self.step or 0, newest_step(self.path)
         of = f" of {self.total_steps:,}" if self.total_steps else ""
-        goes_on = f"the same command goes on from step {saved:,}" if saved else "it has no checkpoint"
+        goes_on = f"rerun the same command to resume from step {saved:,}" if saved else "no checkpoint"
         words = {
             "finished": f"{step:,} steps",
             "running": f"at step {step:,}{of}",
             "killed": f"after step {step:,}{of}; {goes_on}",
-            "failed": f"after step {step:,}{of}; logs/rank_0.log says why; {goes_on}",
+            "failed": f"after step {step:,}{of}, see logs/rank_0.log; {goes_on}",
             "stopped": f"at step {max(step, saved):,}{of}; {goes_on}",
-            "new": "no attempt has begun",
+            "new": "not started",
         }
         if os.path.exists(self.path / "REQUEUE"):
-            words["stopped"] = f"by its scheduler {words['stopped']}"
+            words["stopped"] = f"by the scheduler {words['stopped']}"
         return words[self.state()]
 
 
 def read_record(path: Path) -> Record:
-    """Read a run folder as it is now."""
+    """Read the current state of a run folder."""
     damaged: list[str] = []
 
     def tolerant(read: Callable[[Path], T], name: str, nothing: T) -> T:
@@ -157,7 +157,7 @@ def read_record(path: Path) -> Record:
         except UserError as error:
             damaged.append(str(error))
         except OSError as error:
-            damaged.append(f"{path / name} cannot be read ({error.strerror}); mend its permissions.")
+            damaged.append(f"{path / name} cannot be read ({error.strerror}); fix its permissions.")
         return nothing
 
     def json_object(name: str) -> dict[str, Any]:
@@ -180,27 +180,27 @@ def read_record(path: Path) -> Record:
 
 
 def with_metrics(path: Path) -> Record:
-    """Read a run folder that has something to show.
+    """Read a run folder that has metrics.
 
     Raises:
-        UserError: it is none, has no metrics yet, or a file in it is damaged.
+        UserError: it is not a run folder, has no metrics yet, or has a damaged file.
     """
     record = read_record(path)
     if record.damaged:
         raise UserError(record.damaged[0])
     if not record.lines:
         raise UserError(
-            f"{path} has no line in metrics.jsonl yet; the first one comes after run.log_every "
-            f"({record.config.get('run.log_every')}) steps: wait for it, or start the run."
+            f"{path} has no line in metrics.jsonl yet; wait for the first one, which is written after run.log_every "
+            f"({record.config.get('run.log_every')}) steps, or start the run."
         )
     return record
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty where there is no file.
+    """The JSON object in a file; empty if the file is missing.
 
     Raises:
-        UserError: it is something else.
+        UserError: the file cannot be read or is not a JSON object.
     """
     try:
         found = json.loads(file.read_text())
@@ -218,7 +218,7 @@ def _numbers(line: dict[str, Any]) -> dict[str, float]:
 
 
 def _failed(log: Path) -> bool:
-    """Whether the last attempt ended by an error: errors.run writes one of two sentences."""
+    """Whether the last attempt ended with an error, which errors.run logs in one of two forms."""
     if not os.path.exists(log):
         return False
     last_attempt = log.read_text(errors="replace").rpartition(" INFO rank 0 of ")[2]

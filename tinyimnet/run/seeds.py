@@ -1,4 +1,4 @@
-"""Runs of one recipe that differ in their seed: which belong together, and what they are called."""
+"""Group runs of one recipe that differ only in their seed, and name the groups."""
 
 import os
 import re
@@ -10,7 +10,7 @@ _SEED = r"[-_.](seed|s)?[-_.=]?\d*$"
 
 
 def by_recipe(runs: Iterable[Record]) -> list[list[Record]]:
-    """The runs of each recipe, in the order in which they come."""
+    """Runs grouped by recipe, in the order in which they are given."""
     groups: dict[tuple, list[Record]] = {}
     for run in runs:
         groups.setdefault(run.recipe, []).append(run)
@@ -18,14 +18,14 @@ def by_recipe(runs: Iterable[Record]) -> list[list[Record]]:
 
 
 def common_name(names: list[str]) -> str:
-    """What the names of runs have in common, without the beginning of a seed: tiny1m-s0, tiny1m-s1 -> tiny1m; a, b -> 'a, ...'."""
+    """Common prefix of run names without the seed: tiny1m-s0, tiny1m-s1 -> tiny1m; a, b -> 'a, ...'."""
     if len(names) == 1:
         return names[0]
-    common = os.path.commonprefix(names)  # noqa: RUF071 (letters are meant, not folders)
+    common = os.path.commonprefix(names)  # noqa: RUF071 (a prefix of characters, not of path components)
     return re.sub(_SEED, "", common) or f"{names[0]}, ..."
 
 
 def group_name(name: str) -> str | None:
-    """The recipe in the name of a run that has its seed at the end: tiny1m-seed3 -> tiny1m; None for another name."""
+    """Recipe part of a run name that ends in -seedN: tiny1m-seed3 -> tiny1m; None for any other name."""
     found = re.fullmatch(r"(.+)-seed\d+", name)
     return found and found[1]

@@ -1,5 +1,6 @@
-"""Metrics to metrics.jsonl and to Weights & Biases.
+"""Log metrics to metrics.jsonl and to Weights & Biases.
 
-The training imports `tracker` alone; what speaks to W&B runs in processes of its own (mirror, sync, dashboard), with what
-they send (artifacts) and what W&B has already (uploaded). Pages that need no server are in report/.
+The training imports only `tracker`. Everything that talks to W&B runs in separate processes: `wandb_mirror`, `sync` and
+`dashboard`, which share `artifacts` (files to upload) and `uploaded` (what W&B already has). report/ makes pages that
+need no server.
 """

@@ -1,4 +1,4 @@
-"""What a W&B run gets from its run folder besides rows: pictures, tables, weights and code."""
+"""Uploads from a run folder to its W&B run other than rows: images, tables, weights and code."""
 
 import csv
 import json
@@ -10,7 +10,7 @@ import wandb
 from tinyimnet.evaluation.model_card import CARD
 from tinyimnet.files import ROOT
 
-# Named one by one: slurm/site.env and what else lies beside the code is nobody's business.
+# An explicit list, so that slurm/site.env and other private files beside the code are never uploaded.
 CODE = (
     "train.py", "tinyimnet/**/*.py", "tinyimnet/report/templates/*", "launch/*.py", "slurm/*.sbatch", "slurm/*.sh",
     "configs/*.yaml", "configs/*/*.yaml", "requirements.txt"
@@ -19,20 +19,22 @@ INPUT = "media/augmented"
 
 
 def send_input(run: Any, run_dir: Path) -> None:
-    """The images as the network sees them."""
+    """Upload the picture of augmented training images."""
     run.log({INPUT: wandb.Image(str(run_dir / "augmented.png"))})
 
 
 def send_code(run: Any) -> None:
-    """The source files as an artifact; W&B keeps one version of the same files."""
-    files = {str(path) for pattern in CODE for path in ROOT.glob(pattern)}
+    """Upload the source files as an artifact; W&B adds no version if they are unchanged."""
+    patterns = CODE if (ROOT / "pyproject.toml").exists() else CODE[1:3]  # site-packages contains other packages too
+    files = {str(path) for pattern in patterns for path in ROOT.glob(pattern)}
     run.log_code(str(ROOT), name=f"source-{run.project}", include_fn=lambda path: path in files)
 
 
 def send_results(run: Any, run_dir: Path, results: dict[str, Any]) -> None:
-    """The pictures and tables of RUN/evaluation, the numbers of DONE as the run's summary, and the weights.
+    """Upload the images and tables of RUN/evaluation, the numbers of DONE as the run's summary, and the weights.
 
-    The weights are versions of the artifact model-<run id>: the alias `final` is the end of the run, `best` its best epoch.
+    The weights are versions of the artifact model-<run id>, with the alias `final` for the end of the run and `best`
+    for its best epoch.
     """
     folder = run_dir / "evaluation"
     pictures: dict[str, Any] = {f"evaluation/{path.stem}": wandb.Image(str(path)) for path in folder.glob("*.png")}
@@ -50,14 +52,14 @@ def send_results(run: Any, run_dir: Path, results: dict[str, Any]) -> None:
 
 
 def table(path: Path) -> wandb.Table:
-    """A .csv file; what looks like a number is one."""
+    """Read a .csv file as a W&B table, with numeric cells as numbers."""
     with path.open(newline="") as file:
         header, *rows = csv.reader(file)
     return wandb.Table(columns=[*header], data=[[number(cell) for cell in row] for row in rows])
 
 
 def number(cell: str) -> Any:
-    """3, 2.5 or the text itself."""
+    """The cell as an int or float if it is one, else as text."""
     try:
         value = json.loads(cell)
     except ValueError:

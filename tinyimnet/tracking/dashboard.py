@@ -1,4 +1,4 @@
-"""Views on W&B, from code: a workspace view of the project, "Tiny ImageNet 1M", and reports of runs."""
+"""W&B views made from code: the project's workspace view "Tiny ImageNet 1M", and reports on runs."""
 
 import json
 import statistics
@@ -15,19 +15,21 @@ from tinyimnet.run.record import Record, with_metrics
 from tinyimnet.tracking.tracker import how_to_sync
 
 TITLE = "Tiny ImageNet 1M"
-TITLE_LENGTH = 128  # most characters of a report's title
-MAX_RUNS = 50  # curves in a panel; W&B draws 10 where nothing is said
-ANSWER = 120  # seconds for everything; wandb gives each of its requests 19 (WANDB_HTTP_TIMEOUT)
+TITLE_LENGTH = 128  # maximum number of characters in a report title
+MAX_RUNS = 50  # curves in a panel; the W&B default is 10
+ANSWER = 120  # seconds for all requests together; wandb allows 19 for each (WANDB_HTTP_TIMEOUT)
 PICTURES = ("media/augmented", "evaluation/confusion", "evaluation/reliability", "evaluation/most_confused")
-COLUMNS = ("run:state", "summary:val/ema_top1", "summary:val/ema_top5", "summary:val/top1", "summary:epoch",
-           "summary:perf/images_per_s", "summary:perf/attempt", "config:parameters.value", "config:run.value.seed")  # fmt: skip
+COLUMNS = (
+    "run:state", "summary:val/ema_top1", "summary:val/ema_top5", "summary:val/top1", "summary:epoch",
+    "summary:perf/images_per_s", "summary:perf/attempt", "config:parameters.value", "config:run.value.seed"
+)  # fmt: skip
 
 
 def read_run(path: Path) -> Record:
     """Read a run folder.
 
     Raises:
-        UserError: it is none, has no metrics yet, or its run was never sent to W&B.
+        UserError: it is not a run folder, has no metrics yet, or was never tracked on W&B.
     """
     run = with_metrics(path.absolute())
     if not run.wandb_id:
@@ -35,14 +37,14 @@ def read_run(path: Path) -> Record:
     return run
 
 
-# ---- in the process that speaks to W&B ----------------------------------------------------------------------
+# ---- in the process that talks to W&B -----------------------------------------------------------------------
 
 
 def publish(entity: str | None, project: str, runs: list[Record]) -> dict[str, str]:
-    """Save the view and, with runs, the report; returns their addresses.
+    """Save the workspace view and, if there are runs, the report on them; return the URLs.
 
     Raises:
-        UserError: there is no key, no such project, W&B does not have a run, or it does not answer or refuses.
+        UserError: the API key is missing, W&B lacks the project or a run, or W&B does not answer or refuses a request.
     """
     import wandb
     from wandb.sdk.lib.service.service_connection import WandbApiFailedError
@@ -59,26 +61,28 @@ def publish(entity: str | None, project: str, runs: list[Record]) -> dict[str, s
         return {"view": save_view(entity, project, views), **urls}
     except (wandb.Error, WandbApiFailedError, OSError) as error:
         raise UserError(
-            f"W&B failed ({one_line(error)}); look at the network, WANDB_BASE_URL and WANDB_API_KEY, then give the same "
-            "command again."
+            f"W&B request failed ({one_line(error)}); check the network, WANDB_BASE_URL and WANDB_API_KEY, then rerun "
+            "the same command."
         ) from None
 
 
 def saved(entity: str, project: str, kind: str) -> list[Any]:
-    """What a project has: "project-view", or "runs", which are reports; each with id, name, display_name, description.
+    """Saved views of a project, of the kind "project-view" (workspace views) or "runs" (reports).
+
+    Each view has the attributes id, name, display_name and description.
 
     Raises:
-        UserError: there is no such project.
+        UserError: the project does not exist.
     """
     import wandb
 
-    # A new Api each time: one lists a project once and keeps that, whatever the kind.
+    # A new Api each time: an Api caches the first listing of a project, whatever its kind.
     listed = wandb.Api().reports(f"{entity}/{project}")
-    listed.variables["viewType"] = kind  # the client lists reports only, its query any kind
+    listed.variables["viewType"] = kind  # the client method lists reports only, but its query accepts any kind
     try:
         return list(listed)
     except ValueError as error:
-        raise UserError(f"W&B: {one_line(error)}; choose --project and --entity.") from None
+        raise UserError(f"W&B: {one_line(error)}; check --project and --entity.") from None
 
 
 def check_sent(api: Any, entity: str, project: str, runs: list[Record]) -> None:
@@ -88,17 +92,17 @@ def check_sent(api: Any, entity: str, project: str, runs: list[Record]) -> None:
     for run in runs:
         if run.wandb_id not in sent:
             raise UserError(
-                f"W&B has no run {run.wandb_id} of {run.name} in {entity}/{project}; choose --project and --entity, or send "
-                f"it with: {how_to_sync(run.path)}"
+                f"W&B has no run {run.wandb_id} ({run.name}) in {entity}/{project}; check --project and --entity, or "
+                f"upload it with: {how_to_sync(run.path)}"
             )
 
 
 def save_view(entity: str, project: str, views: list[Any]) -> str:
-    """Make or renew the view of a project; returns its address."""
+    """Create or update the workspace view of a project; return its URL."""
     import wandb_workspaces.workspaces as ws
 
     def section(name: str, panels: list[Any]) -> ws.Section:
-        page = ws.SectionLayoutSettings(columns=3, rows=-(-len(panels) // 3))  # all panels on one page
+        page = ws.SectionLayoutSettings(columns=3, rows=-(-len(panels) // 3))  # one page for all panels
         axis = ws.SectionPanelSettings(x_axis=STEP)
         return ws.Section(name=name, panels=panels, is_open=True, layout_settings=page, panel_settings=axis)
 
@@ -111,14 +115,14 @@ def save_view(entity: str, project: str, views: list[Any]) -> str:
         runset_settings=ws.RunsetSettings(pinned_columns=list(COLUMNS)),
     )
     for old in views:
-        if old.display_name == TITLE:  # without its names, `save` would add another view
+        if old.display_name == TITLE:  # without the old name and id, `save` would add a second view
             view._internal_name, view._internal_id = old.name, old.id
     view.save()
     return view.url
 
 
 def save_report(entity: str, project: str, reports: list[Any], runs: list[Record]) -> str:
-    """Make or renew the report of some runs; returns its address."""
+    """Create or update the report on some runs; return its URL."""
     import wandb_workspaces.expr as expr
     import wandb_workspaces.reports.v2 as wr
 
@@ -128,7 +132,7 @@ def save_report(entity: str, project: str, reports: list[Any], runs: list[Record
     these = wr.Runset(
         entity=entity,
         project=project,
-        name="These runs",
+        name="Runs",
         filters=[expr.Metric("ID").isin(ids)],
         visible_columns=list(COLUMNS),
     )
@@ -136,12 +140,12 @@ def save_report(entity: str, project: str, reports: list[Any], runs: list[Record
         entity=entity,
         project=project,
         title=textwrap.shorten(f"{TITLE}: {names}", TITLE_LENGTH, placeholder=" ..."),
-        description=f"W&B runs {', '.join(sorted(ids))}",  # what it is found by
+        description=f"W&B runs {', '.join(sorted(ids))}",  # identifies the report when it is saved again
         width="fluid",
         blocks=[
             wr.H1("Results"),
             wr.MarkdownBlock(markdown(results(runs))),
-            wr.H1("Recipe: what differs"),
+            wr.H1("Config differences"),
             wr.MarkdownBlock(markdown(recipe(runs))),
             wr.H1("Curves"),
             wr.PanelGrid(runsets=[these], panels=drawn),
@@ -157,15 +161,16 @@ def save_report(entity: str, project: str, reports: list[Any], runs: list[Record
 
 
 def all_panels() -> dict[str, list[Any]]:
-    """The panels of each section; new ones at each call."""
+    """Panels by section; every call creates new ones."""
     import wandb_workspaces.reports.v2 as wr
 
     def plot(title: str, keys: list[Any], **grouping: Any) -> wr.LinePlot:
         return wr.LinePlot(title=title, x=STEP, y=keys, max_runs_to_show=MAX_RUNS, **grouping)
 
-    def over_seeds(spread: str) -> wr.LinePlot:  # a group is the seeds of one configuration (wandb_mirror.py)
+    def over_seeds(spread: str) -> wr.LinePlot:  # wandb_mirror.py makes the seeds of one configuration a group
         grouping = {"groupby": "Group", "groupby_aggfunc": "mean", "groupby_rangefunc": spread}
-        return plot(f"Top-1, EMA: mean and {spread} over seeds", [TOP1], **grouping)
+        words = {"stddev": "standard deviation", "minmax": "min/max"}[spread]
+        return plot(f"EMA top-1, validation: mean and {words} over seeds [%]", [TOP1], **grouping)
 
     sections: dict[str, list[Any]] = {}
     for title, metrics in by_chart().items():
@@ -173,8 +178,8 @@ def all_panels() -> dict[str, list[Any]]:
     return {
         **sections,
         "Seeds": [over_seeds("stddev"), over_seeds("minmax")],
-        "Pictures": [wr.MediaBrowser(title=key, media_keys=[key], num_columns=1) for key in PICTURES],
-        "Runs": [wr.RunComparer(diff_only="split")],
+        "Media": [wr.MediaBrowser(title=key, media_keys=[key], num_columns=1) for key in PICTURES],
+        "Run comparer": [wr.RunComparer(diff_only="split")],
     }
 
 
@@ -182,7 +187,7 @@ def all_panels() -> dict[str, list[Any]]:
 
 
 def results(runs: list[Record]) -> list[list[str]]:
-    """The last evaluation of each run, under a heading."""
+    """Table of the final results of each run, or else of its last evaluation; the first row is the header."""
     rows = [["run", "id", *RESULTS.values(), "epochs", "images/s", "attempts"]]
     for run in runs:
         speeds, last = run.series("perf/images_per_s")[1], {key: run.last(key) for key in (*RESULTS, "epoch")}
@@ -194,20 +199,20 @@ def results(runs: list[Record]) -> list[list[str]]:
 
 
 def recipe(runs: list[Record]) -> list[list[str]]:
-    """Settings that differ between the runs, or of a single one those that are not the defaults, under a heading."""
+    """Table of the settings that differ between runs, or from the defaults for a single run; header first."""
     columns = [(run.name, run.config) for run in runs]
     if len(runs) == 1:
         columns.insert(0, ("default", flatten(asdict(Config()))))
     rows = [["key", *(name for name, _ in columns)]]
     for key in columns[-1][1]:
-        values = [json.dumps(config.get(key)) for _, config in columns]  # a tuple as a list
+        values = [json.dumps(config.get(key)) for _, config in columns]  # as JSON, a tuple equals a list
         if len(set(values)) > 1 and not key.startswith(MAY_CHANGE):
             rows.append([key, *values])
     return rows
 
 
 def attempts(runs: list[Record]) -> list[list[str]]:
-    """Each start of each run, under a heading."""
+    """Table of every attempt of every run; the first row is the header."""
     rows = [["run", "attempt", "started (UTC)", "job", "nodes", "processes", "from step"]]
     for run in runs:
         for number, attempt in enumerate(run.attempts, 1):
@@ -218,6 +223,6 @@ def attempts(runs: list[Record]) -> list[list[str]]:
 
 
 def markdown(rows: list[list[str]]) -> str:
-    """A heading and rows as Markdown."""
+    """Format rows as a Markdown table; the first row is the header."""
     ruled = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "\n".join("| " + " | ".join(row) + " |" for row in ruled)

@@ -1,8 +1,8 @@
-"""Send to W&B what it does not have yet of runs.
+"""Upload the rows of runs that W&B is missing.
 
-For runs on nodes without a network, from one that has it, and for what a lost connection left behind. Records of attempts that
-were offline are sent as they are, in their order, with system metrics; rows that are missing then come from metrics.jsonl.
-At the end the server is asked whether it has every row.
+This is for runs on nodes without a network, from a node that has one, and for rows that a lost connection left behind.
+Records of offline attempts go first, unchanged and in order, with their system metrics. Rows that are still missing
+come from metrics.jsonl. Finally the server is asked whether it has every row.
 """
 
 import json
@@ -28,38 +28,38 @@ from tinyimnet.tracking.uploaded import KILLED, Uploaded, exit_code_of, rows_of,
 if TYPE_CHECKING:
     from tinyimnet.tracking.wandb_mirror import Mirror
 
-SETTLE = 30  # seconds that a server has to show rows that it took
-LOOK = 5.0  # seconds between two looks whether a run is still alive
+SETTLE = 30  # seconds that a server has to show the rows it accepted
+LOOK = 5.0  # seconds between checks whether a run is still training
 
 
 def at_rest() -> list[Path]:
-    """The runs that nobody trains, of sweeps too.
+    """Tracked runs that are not training, including those of sweeps.
 
     Raises:
-        UserError: there is none.
+        UserError: there are none.
     """
     root = runs_root()
     runs = [file.parent for way in ("*", "sweep-*/*") for file in sorted(root.glob(f"{way}/wandb_run.json"))]
     if not (resting := [run for run in runs if not lock.is_held(run)]):
-        what = f"each of the {len(runs)} runs in {root} is being trained" if runs else f"no run in {root}"
-        raise UserError(f"{what}; name run folders.")
+        what = f"all runs in {root} are still training (found {len(runs)})" if runs else f"no tracked run in {root}"
+        raise UserError(f"{what}; name the run folders to upload.")
     return resting
 
 
 def check(run: Path, *, live: bool = False) -> None:
-    """Raise a UserError where a run cannot be sent, or something else sends it."""
+    """Raise a UserError if a run cannot be uploaded or uploads its own rows."""
     try:
         metadata = json.loads((run / "wandb_run.json").read_text())
     except (OSError, ValueError):
-        raise UserError(f"{run} has no wandb_run.json: it is no run folder, or its training did not use W&B.") from None
+        raise UserError(f"{run} has no wandb_run.json: it is not a run folder or was not tracked on W&B.") from None
     if lock.is_held(run) and metadata.get("mode") == "online":
-        raise UserError(f"{run} is being trained and sends its rows itself; wait for its end.")
+        raise UserError(f"{run} is still training and uploads its own rows; wait for it to end.")
     if lock.is_held(run) and not live:
-        raise UserError(f"{run} is being trained; follow it with --live, or send it when it has ended.")
+        raise UserError(f"{run} is still training; follow it with --live, or sync it after it has ended.")
 
 
 def try_send(run: Path, timeout: int) -> UserError | None:
-    """Send one run; returns its error, so that the others are still sent."""
+    """Upload one run; return its error instead of raising it, so that the other runs are still uploaded."""
     try:
         check(run)
         print(f"{run}: {bounded(send, run, timeout)}", flush=True)
@@ -69,44 +69,45 @@ def try_send(run: Path, timeout: int) -> UserError | None:
 
 
 def bounded(call: Callable[[Path, Any], Any], run: Path, timeout: int | None) -> Any:
-    """What `call` returns in a process of its own, which is ended after so many seconds; one at a time for a run.
+    """Return `call(run, timeout)` from a separate process, which is killed after `timeout` seconds.
 
-    wandb's own calls and exit hooks have waited for ever for a server that hangs.
+    wandb calls and exit hooks have waited forever for a server that hangs. Only one such process per run is allowed.
     """
     with one_at_a_time(run), multiprocessing.get_context("spawn").Pool(1) as pool:
         try:
             return pool.apply_async(call, (run, timeout)).get(timeout)
         except multiprocessing.TimeoutError:
             raise UserError(
-                f"{run} was not sent within {timeout} s; the same command goes on, with a longer --timeout if need be."
+                f"{run} was not uploaded within {timeout} s; rerun the same command to continue, with a longer "
+                "--timeout if needed."
             ) from None
 
 
 @contextmanager
 def one_at_a_time(run: Path) -> Iterator[None]:
-    """Two that send the same rows would double them."""
+    """Hold the upload lock of a run: two uploads of the same rows would duplicate them."""
     with uploaded.send_lock(run) as file:
         if files.lock(file) is False:
-            raise UserError(f"{run} is being sent by another command or the end of its training; wait for that.")
+            raise UserError(f"{run} is already being uploaded, by its training or another sync; wait for that to end.")
         yield
 
 
-# ---- in the process that speaks to W&B ----------------------------------------------------------------------
+# ---- in the process that talks to W&B -----------------------------------------------------------------------
 
 
 def send(run_dir: Path, timeout: int) -> str:
-    """Send what is missing of a run that has ended; returns what was done.
+    """Upload what W&B is missing of a run that has ended; return a summary.
 
     Raises:
-        UserError: W&B does not take it.
+        UserError: the upload failed or is incomplete.
     """
     mirror = mirror_of(run_dir)
     rows = steps_of(read_lines(run_dir / "metrics.jsonl"))
-    ended = how_it_ended(run_dir, uploaded.records(run_dir, mirror.id))  # before there is a record of this
+    ended = how_it_ended(run_dir, uploaded.records(run_dir, mirror.id))  # before this upload adds a record
     try:
         before = ask(mirror)
         if before.is_complete(run_dir):
-            return f"W&B has all {len(rows):,} rows already: {before.url}"
+            return f"W&B already has all {len(rows):,} rows: {before.url}"
         send_records(mirror, before, timeout / 2)
         if not ask(mirror).is_complete(run_dir):
             mirror.connect()
@@ -114,18 +115,18 @@ def send(run_dir: Path, timeout: int) -> str:
         after = wait_for(mirror)
     except Exception as error:
         raise UserError(
-            f"{run_dir} was not sent ({one_line(error)}); look at the network, WANDB_BASE_URL and WANDB_API_KEY."
+            f"{run_dir} was not uploaded ({one_line(error)}); check the network, WANDB_BASE_URL and WANDB_API_KEY."
         ) from None
     if not after.is_complete(run_dir):
         raise UserError(
             f"W&B has {len(rows & after.steps):,} of {len(rows):,} rows of {run_dir} and final weights of step "
-            f"{after.final}; give the same command again."
+            f"{after.final}; rerun the same command."
         )
-    return f"sent {len(rows - before.steps):,} of {len(rows):,} rows; W&B has them all: {after.url}"
+    return f"uploaded {len(rows - before.steps):,} of {len(rows):,} rows; W&B now has all of them: {after.url}"
 
 
 def mirror_of(run_dir: Path) -> "Mirror":
-    """One that sends to the project that has the run."""
+    """A mirror that uploads to the W&B project where the run already is."""
     from tinyimnet.tracking.wandb_mirror import Mirror
 
     mirror = Mirror(run_dir, "online", fallback=False)
@@ -134,7 +135,7 @@ def mirror_of(run_dir: Path) -> "Mirror":
 
 
 def ask(mirror: "Mirror") -> Uploaded:
-    """Ask the server, without starting the run there."""
+    """Ask the server what it has of the run, without starting the run there."""
     import wandb
 
     api = wandb.Api(timeout=uploaded.ANSWER)
@@ -143,9 +144,9 @@ def ask(mirror: "Mirror") -> Uploaded:
 
 
 def send_records(mirror: "Mirror", has: Uploaded, timeout: float) -> None:
-    """Send the records of offline attempts of which the server has nothing; wandb puts them in the order of the attempts.
+    """Upload the records of offline attempts of which the server has no rows; wandb sorts them by attempt.
 
-    One of which it has a part would be sent from its beginning, and its rows would be there twice.
+    A record that the server has in part would be uploaded from its beginning, which would duplicate rows.
     """
     offline = uploaded.records(mirror.run_dir, mirror.id, offline=True)
     new = [
@@ -164,11 +165,11 @@ def send_records(mirror: "Mirror", has: Uploaded, timeout: float) -> None:
 
 
 def wait_for(mirror: "Mirror") -> Uploaded:
-    """What the server has, as soon as that is everything; what it took may show later."""
+    """Wait up to SETTLE seconds until the server shows everything, and return what it has."""
     until, pause = time.monotonic() + SETTLE, 1.0
     while not (has := ask(mirror)).is_complete(mirror.run_dir) and time.monotonic() < until:
         time.sleep(pause)
-        pause *= 2  # a look is several requests, of which W&B allows so many a minute
+        pause *= 2  # one check is several requests, and W&B limits requests per minute
     return has
 
 
@@ -180,7 +181,7 @@ def how_it_ended(run_dir: Path, recorded: list[Path]) -> int:
 
 
 def follow(run_dir: Path, _timeout: None) -> None:
-    """Send the rows of a run while it trains, until nobody holds its lock any more."""
+    """Upload the rows of a run while it trains, until its lock has no holder."""
     orders: queue.Queue[dict] = queue.Queue()
     mirror = mirror_of(run_dir)
 

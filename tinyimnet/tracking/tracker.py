@@ -1,7 +1,7 @@
-"""Metrics of a run: metrics.jsonl in the run folder, always, and its mirror on Weights & Biases.
+"""Log the metrics of a run to metrics.jsonl in the run folder and, through a mirror process, to Weights & Biases.
 
-Another process, wandb_mirror.py, talks to W&B: it follows the run folder. So nothing that happens there, a server
-that hangs, a service process that dies, a slow import, reaches a training step.
+The mirror, wandb_mirror.py, follows the run folder and talks to W&B, so that the training never does. A hung server, a
+crashed service process or a slow import therefore does not delay a training step.
 """
 
 import json
@@ -19,26 +19,26 @@ from pathlib import Path
 from typing import Any
 
 from tinyimnet.config import TrackingConfig
-from tinyimnet.console import console
+from tinyimnet.console import command, console
 from tinyimnet.distributed import slurm
 from tinyimnet.errors import UserError
 from tinyimnet.files import ROOT, read_lines, write_atomically
 from tinyimnet.run.metrics import STEP
 
 logger = logging.getLogger(__name__)
-RESTARTS = 3  # of a mirror that ends by itself
+RESTARTS = 3  # restarts of a mirror that exits by itself
 LEAVE = 15  # seconds that a job needs at its end to be requeued
-MARGIN = 45  # seconds on top of tracking.finish_timeout: a mirror that is still starting needs 31
+MARGIN = 45  # seconds in addition to tracking.finish_timeout; a mirror that is still starting needs 31
 
 
 class Tracker:
-    """One line for each logged step, on the main process; on the others every method does nothing.
+    """Log one line per logged step on the main process; on other ranks, logging is a no-op.
 
     Args:
-        run_dir: the run folder.
-        config: where W&B goes.
-        rank: of this process.
-        attempt: which start of the run this is, from 1.
+        run_dir: run folder.
+        config: tracking section of the configuration.
+        rank: rank of this process.
+        attempt: number of this attempt, counted from 1.
     """
 
     def __init__(self, run_dir: Path, config: TrackingConfig, *, rank: int = 0, attempt: int = 1):
@@ -47,10 +47,12 @@ class Tracker:
         self._mirror: MirrorProcess | None = None
         self._lines: FileIO | None = None
         self._unwritten = b""
-        self._writing = threading.Lock()  # the thread that saves checkpoints calls `flush`
+        self._writing = threading.Lock()  # the checkpoint thread calls `flush`
 
     def start(self, step: int) -> None:
-        """Open metrics.jsonl, without what was logged after `step` and is replayed with the same values; start the mirror.
+        """Open metrics.jsonl, drop its lines after `step`, and start the mirror.
+
+        The dropped lines are logged again with the same values when their steps are replayed.
 
         Raises:
             OSError: the file cannot be written.
@@ -64,39 +66,39 @@ class Tracker:
             self._mirror = MirrorProcess(self.run_dir, mode, self.rank)
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Record values under a global step; calls come in the order of the steps.
+        """Log values under a global step; steps must be in ascending order.
 
-        What a full disk does not take is kept and written with a later line.
+        A line that a full disk does not accept is kept and written with a later line.
         """
         if not self._lines:
             return
         line = {STEP: step, **values, "perf/attempt": self.attempt}
         with self._writing:
             self._unwritten += json.dumps(line).encode() + b"\n"
-        with suppress(OSError):  # the next checkpoint fails on it too, which is reported
+        with suppress(OSError):  # the next checkpoint fails too, and that is reported
             self._write()
 
     def flush(self) -> None:
-        """Put the lines on disk, before a checkpoint that they belong to; safe in another thread.
+        """Flush the lines to disk before the checkpoint that they belong to; thread-safe.
 
         Raises:
-            OSError: they are not on disk.
+            OSError: the lines are not on disk.
         """
         if self._lines:
             self._write()
             os.fsync(self._lines.fileno())
 
     def alert(self, title: str, text: str, *, level: int = logging.WARNING) -> None:
-        """Send a W&B alert, at most one of a title in five minutes; the log has it in any case."""
+        """Log a message and send it as a W&B alert, at most one per title in five minutes."""
         logger.log(level, "%s: %s", title, text)
         if self._mirror and self.rank == 0:
             name = "INFO" if level == logging.INFO else "WARN"
             self._mirror.tell(alert={"title": title, "text": text, "level": name, "wait_duration": 300})
 
     def close(self, exit_code: int, *, preempted: bool = False) -> None:
-        """Close the file and end the mirror, which has tracking.finish_timeout seconds to send what it has.
+        """Close the file and end the mirror, which has tracking.finish_timeout seconds to upload the rest.
 
-        Less where the job ends before that: it is requeued by its batch script, behind this.
+        It has less if the Slurm job ends sooner, because the batch script still has to requeue the job.
         """
         if self._lines:
             self._lines.close()
@@ -113,49 +115,50 @@ class Tracker:
 
 
 class MirrorProcess:
-    """The process that follows the run folder; it is started again when it ends by itself.
+    """The mirror process that follows the run folder; it is restarted if it exits by itself.
 
     Args:
-        run_dir: the run folder, with config.yaml.
+        run_dir: run folder with config.yaml.
         mode: online or offline.
-        rank: of this process; beyond 0 only system metrics are sent.
+        rank: rank of this process; ranks above 0 upload only system metrics.
     """
 
     def __init__(self, run_dir: Path, mode: str, rank: int):
         if rank == 0:
-            run_id(run_dir)  # on disk before anything of the run is anywhere else
+            run_id(run_dir)  # on disk before anything is uploaded
         self.run_dir = run_dir
         self.command = [
-            sys.executable, "-m", "tinyimnet.tracking.wandb_mirror", str(run_dir), f"--mode={mode}", f"--rank={rank}", f"--pid={os.getpid()}"
+            sys.executable, "-m", "tinyimnet.tracking.wandb_mirror", str(run_dir),
+            f"--mode={mode}", f"--rank={rank}", f"--pid={os.getpid()}",
         ]  # fmt: skip
         self._closing = False
         self._start()
         threading.Thread(target=self._listen, name="W&B mirror", daemon=True).start()
 
     def tell(self, **order: Any) -> None:
-        """Say something to it; not waited for, and lost where it is not there."""
+        """Send an order to the mirror without waiting; the order is lost if the mirror is gone."""
         with suppress(OSError, ValueError):
             self.process.stdin.write(json.dumps(order).encode() + b"\n")  # type: ignore[union-attr]
 
     def close(self, timeout: float, **end: Any) -> None:
-        """Have it send what it has, and end it after so many seconds."""
+        """Tell the mirror to upload the rest and exit; kill it after `timeout` seconds."""
         self._closing = True
         self.tell(end=end)
         try:
             if code := self.process.wait(timeout):
-                logger.warning("the W&B mirror ended too early (exit code %d); send what is missing: %s",
+                logger.warning("the W&B mirror exited early (exit code %d); upload the missing rows with: %s",
                                code, how_to_sync(self.run_dir))  # fmt: skip
         except subprocess.TimeoutExpired:
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             logger.warning(
-                "W&B did not end within %.0f s; send what is missing: %s",
+                "the W&B mirror did not finish within %.0f s; upload the missing rows with: %s",
                 timeout,
                 how_to_sync(self.run_dir),
             )
 
     def _start(self) -> None:
-        # A session of its own: Ctrl-C and what a launcher sends to the group are for the training alone.
+        # A new session, so that Ctrl-C and the signals a launcher sends to the process group reach only the training.
         self.process = subprocess.Popen(
             self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, start_new_session=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))},
@@ -163,13 +166,13 @@ class MirrorProcess:
         os.set_blocking(self.process.stdin.fileno(), False)  # type: ignore[union-attr]
 
     def _listen(self) -> None:
-        """Print what it says; a line is a sentence for the person."""
+        """Print the lines of the mirror, which are messages for the user, and restart it when it exits."""
         for _ in range(1 + RESTARTS):
             for line in self.process.stdout:  # type: ignore[union-attr]
                 console.print(line.decode(errors="replace").rstrip(), markup=False)
             if self._closing:
                 return
-            logger.warning("the W&B mirror ended (exit code %d)", self.process.wait())
+            logger.warning("the W&B mirror exited (exit code %d)", self.process.wait())
             time.sleep(1)
             if self._closing:
                 return
@@ -177,20 +180,20 @@ class MirrorProcess:
 
 
 def wandb_mode(config: TrackingConfig) -> str:
-    """online, offline or disabled: WANDB_MODE, else tracking.wandb.
+    """The W&B mode, online, offline or disabled: WANDB_MODE if it is set, else tracking.wandb.
 
     Raises:
-        UserError: WANDB_MODE is something else.
+        UserError: WANDB_MODE has another value.
     """
     mode = os.environ.get("WANDB_MODE") or config.wandb
-    mode = {"run": "online", "dryrun": "offline"}.get(mode, mode)  # wandb's older words
+    mode = {"run": "online", "dryrun": "offline"}.get(mode, mode)  # older names in wandb
     if mode not in ("online", "offline", "disabled"):
         raise UserError(f"WANDB_MODE is {mode!r} and must be online, offline or disabled.")
     return mode
 
 
 def run_id(run_dir: Path) -> str:
-    """Id of the W&B run: WANDB_RUN_ID, else that of the run folder, else a new one; it is in wandb_run.json then."""
+    """Id of the W&B run, saved in wandb_run.json: WANDB_RUN_ID if it is set, else the saved id, else a new one."""
     file = run_dir / "wandb_run.json"
     try:
         kept = json.loads(file.read_text())["id"]
@@ -203,6 +206,5 @@ def run_id(run_dir: Path) -> str:
 
 
 def how_to_sync(run_dir: Path) -> str:
-    """The command that sends what W&B does not have yet of a run."""
-    place = run_dir.relative_to(Path.cwd()) if run_dir.is_relative_to(Path.cwd()) else run_dir
-    return f"python -m tinyimnet sync {place}"
+    """The command that uploads the rows that W&B lacks."""
+    return command("sync", run_dir)

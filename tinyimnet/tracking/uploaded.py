@@ -1,7 +1,7 @@
-"""What W&B has of a run: its server, and the records of its attempts on this disk, read with the client's own reader.
+"""What W&B has of a run: on the server, and in local records of its attempts, read with wandb's own reader.
 
-RUN/wandb/run-<time>-<id>           of an attempt that was connected
-RUN/wandb/offline-run-<time>-<id>   of one that was not
+RUN/wandb/run-<time>-<id>           record of an online attempt
+RUN/wandb/offline-run-<time>-<id>   record of an offline attempt
 """
 
 import json
@@ -15,8 +15,8 @@ from typing import Any, TextIO
 from tinyimnet.files import read_lines
 from tinyimnet.run.metrics import STEP
 
-ANSWER = 20  # seconds that the server has for an answer
-KILLED = 137  # exit code of what ended without a word, as a shell counts SIGKILL
+ANSWER = 20  # seconds that the server has to answer
+KILLED = 137  # exit code for an attempt that did not report one; the shell's code for SIGKILL
 
 
 @dataclass
@@ -26,8 +26,8 @@ class Uploaded:
     Attributes:
         steps: global steps of its rows.
         keys: names in its summary.
-        final: optimizer steps behind the final weights that it has, 0 where it has none.
-        url: of the run.
+        final: optimizer steps of the final weights that it has; 0 if it has none.
+        url: URL of the run.
     """
 
     steps: set[float] = field(default_factory=set)
@@ -36,28 +36,28 @@ class Uploaded:
     url: str = ""
 
     def is_complete(self, run_dir: Path) -> bool:
-        """Whether it has every row of the run folder, and of a finished run the results."""
+        """Whether W&B has every row of the run folder and, for a finished run, the final weights."""
         rows = steps_of(read_lines(run_dir / "metrics.jsonl"))
         return rows <= self.steps and final_step(run_dir) in (0, self.final)
 
 
 def final_step(run_dir: Path) -> int:
-    """Optimizer steps behind final.safetensors; 0 before the run is finished."""
+    """Optimizer steps of final.safetensors; 0 until the run is finished."""
     done = run_dir / "DONE"
     return json.loads(done.read_text())["steps"] if done.exists() else 0
 
 
 def send_lock(run_dir: Path) -> TextIO:
-    """The file that whoever sends a run locks (files.lock): two would send the same rows. Not the training's LOCK."""
+    """Open the file to lock (files.lock) while uploading, so that rows are not uploaded twice; not the run's LOCK."""
     (run_dir / "wandb").mkdir(exist_ok=True)
     return (run_dir / "wandb" / "turn").open("a")
 
 
 def on_server(path: str) -> Uploaded:
-    """What the server has of the run entity/project/id.
+    """What the server has of the run entity/project/id; empty if it has no such run.
 
     Raises:
-        wandb.errors.CommError: it does not answer.
+        wandb.errors.CommError: the server does not answer.
     """
     import wandb
 
@@ -77,7 +77,7 @@ def on_server(path: str) -> Uploaded:
 
 
 def recorded(run_dir: Path, run: str) -> Uploaded:
-    """What the records on this disk hold of the W&B run with this id."""
+    """What the local records contain of the W&B run with this id."""
     uploaded = Uploaded()
     for line in (line for record in records(run_dir, run) for line in inspect(record)):
         if line["type"] == "history":
@@ -89,29 +89,29 @@ def recorded(run_dir: Path, run: str) -> Uploaded:
 
 
 def records(run_dir: Path, run: str, *, offline: bool = False) -> list[Path]:
-    """Folders of the records of the W&B run with this id, the oldest first; or of its offline attempts alone."""
+    """Record folders of the W&B run with this id, oldest first; with `offline`, only those of offline attempts."""
     found = (run_dir / "wandb").glob(f"{'offline-' if offline else '*'}run-*-{run}")
     return sorted(found, key=lambda folder: folder.name.removeprefix("offline-"))
 
 
 def rows_of(record: Path) -> list[dict[str, Any]]:
-    """The rows in a record, also of an attempt that was killed; names of nested values have dots."""
+    """Rows in a record, even of a killed attempt; nested keys are joined with dots."""
     return [line["history"]["item"] for line in inspect(record) if line["type"] == "history"]
 
 
 def steps_of(rows: Iterable[dict[str, Any]]) -> set[float]:
-    """Global steps of rows; pictures and tables have none."""
+    """Global steps of rows; rows of images and tables have none."""
     return {row[STEP] for row in rows if STEP in row}
 
 
 def exit_code_of(record: Path) -> int:
-    """Exit code of the training whose record it is."""
+    """Exit code of the training in a record; KILLED if it has none."""
     codes = [line["exit"].get("exit_code", 0) for line in inspect(record) if line["type"] == "exit"]
     return codes[-1] if codes else KILLED
 
 
 def inspect(record: Path) -> list[dict[str, Any]]:
-    """The lines of a record."""
+    """Lines of a record."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(record)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

@@ -1,11 +1,11 @@
-"""Mirror a run folder to one Weights & Biases run, online or offline: a process of its own beside the training.
+"""Mirror a run folder to one Weights & Biases run, online or offline, in a process beside the training.
 
 python -m tinyimnet.tracking.wandb_mirror RUN [--mode offline] [--rank N]
 
-The run folder is the truth: rows come from metrics.jsonl, and only those are sent that the W&B run does not have yet,
-whatever was lost or sent in an earlier attempt. The training says on standard input what happens, a JSON object a line:
-{"alert": {...}} or {"end": {"exit_code": 0, "preempted": false}}. Its end without a word means that it was killed.
-What is printed here is a sentence for the person and goes to the console of the training.
+The mirror uploads the rows of metrics.jsonl that the W&B run does not have yet, including those that earlier attempts
+failed to send. The training writes orders to standard input, one JSON object per line: {"alert": {...}} or
+{"end": {"exit_code": 0, "preempted": false}}. If standard input closes without an "end", the training was killed.
+Lines printed here are messages for the user and go to the console of the training.
 """
 
 import argparse
@@ -37,12 +37,12 @@ from tinyimnet.tracking.tracker import MARGIN, how_to_sync, run_id
 from tinyimnet.tracking.uploaded import KILLED, Uploaded, on_server, recorded, send_lock
 
 INIT_TIMEOUT = 20  # seconds; a server that refuses or hangs costs 10 more (wandb 0.31)
-POLL = 1.0  # seconds between two looks at metrics.jsonl
-AGAIN = 10.0  # seconds between two tries to connect
-# wandb 0.31 sends every variable of Slurm, and one, SLURM_JWT, is a token.
+POLL = 1.0  # seconds between reads of metrics.jsonl
+AGAIN = 10.0  # seconds between attempts to connect
+# The only Slurm variables left in the environment: wandb 0.31 uploads all of them, and SLURM_JWT is a token.
 SLURM = ("SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_JOB_NODELIST", "SLURM_JOB_NUM_NODES", "SLURM_ARRAY_JOB_ID",
          "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")  # fmt: skip
-# What is drawn over the global step; the client adds it to no other row.
+# Metrics drawn over the global step. The client adds the step only to rows that have one of them.
 AXES = ("train/*", "val/*", "perf/*", "epoch")
 
 
@@ -50,11 +50,11 @@ class Mirror:
     """One W&B run that follows one run folder.
 
     Args:
-        run_dir: the run folder, with config.yaml.
+        run_dir: run folder with config.yaml.
         mode: online or offline.
-        rank: of the training process; beyond 0 only its system metrics are sent.
-        pid: of the training process, whose system metrics are sent; 0 where there is none.
-        fallback: record offline where the server does not answer.
+        rank: rank of the training process; ranks above 0 upload only system metrics.
+        pid: id of the training process, whose system metrics are uploaded; 0 if there is none.
+        fallback: record offline if the server does not answer.
     """
 
     def __init__(self, run_dir: Path, mode: str, *, rank: int = 0, pid: int = 0, fallback: bool = True):
@@ -65,18 +65,18 @@ class Mirror:
         self.run: Any = None
         self.uploaded = Uploaded()  # what W&B has
         self.entity: str | None = read_object(run_dir / "wandb_run.json").get("entity")
-        self.send_lock: TextIO | None = None  # held while this process sends
+        self.send_lock: TextIO | None = None  # held while this process uploads
         self.offset = 0  # bytes of metrics.jsonl read
         self.tried = -AGAIN
 
     def follow(self, orders: "queue.Queue[dict]") -> None:
-        """Send what comes until the training ends."""
+        """Upload new rows and handle orders until the training ends."""
         while True:
             order: dict = {}
             with suppress(queue.Empty):
                 order = orders.get(timeout=POLL)
             if "end" in order:
-                # A connection may turn out to be dead in the last call only: then once more, with a new one.
+                # A dead connection may go unnoticed until this last call, so a failure gets one retry on a new one.
                 end = partial(self.finish, **order["end"])
                 if not self.try_connected(end, wait=False):
                     self.try_connected(end, wait=False)
@@ -86,10 +86,10 @@ class Mirror:
                 self.try_connected(partial(self.alert, **order["alert"]))
 
     def try_connected(self, call: Callable[[], None], *, wait: bool = True) -> bool:
-        """Make a call that needs a connected run; returns whether it worked.
+        """Make a call that needs a connected run; return whether it succeeded.
 
-        Where it fails, a later attempt begins with a new connection, which finds out what arrived: wandb-core dies of the
-        SIGTERM that scancel sends to every process, and then all calls raise.
+        After a failure, the next call reconnects and finds out which rows arrived. For example, scancel sends SIGTERM
+        to every process, which kills wandb-core, and from then on every call on that connection raises.
         """
         try:
             if self.run is None:
@@ -99,18 +99,18 @@ class Mirror:
                 self.connect()
             call()
             return True
-        except Exception as error:  # OSError of a dead wandb-core, wandb.Error and more
+        except Exception as error:  # OSError from a dead wandb-core, wandb.Error and others
             if self.rank == 0:
                 lines = self.run_dir / "metrics.jsonl"
-                say(f"connection lost ({one_line(error)}); it connects again, and {lines} has every row")
+                say(f"connection lost ({one_line(error)}); reconnecting (all rows are kept in {lines})")
             self.disconnect()
             return False
 
     def connect(self) -> None:
-        """Start or resume the run in the wanted mode, else offline.
+        """Start or resume the run in the requested mode, or fall back to offline.
 
         Raises:
-            Exception: neither works.
+            Exception: neither mode works.
         """
         if self.rank:
             self.join()
@@ -122,9 +122,9 @@ class Mirror:
                 self.disconnect()
                 if not self.fallback:
                     raise
-                say(f"{one_line(error)} Recording offline; send it later with: {how_to_sync(self.run_dir)}")
+                say(f"{one_line(error)} Recording offline; upload later with: {how_to_sync(self.run_dir)}")
                 self.mode = "offline"
-                self.send_lock = None  # closed: `sync --live` may send
+                self.send_lock = None  # closes the file, so that `sync --live` may upload
         if self.mode == "offline":
             self.uploaded = recorded(self.run_dir, self.id)
             self.run = self.start("offline")
@@ -132,7 +132,7 @@ class Mirror:
         self.send_once()
 
     def connect_online(self) -> None:
-        """Start or resume the run on the server, after the mirror of an attempt that was killed has said its last word."""
+        """Start or resume the run on the server, after the mirror of a killed earlier attempt has finished."""
         if self.pid and not self.send_lock:
             self.send_lock = send_lock(self.run_dir)
             until = time.monotonic() + 2 * self.tracking.finish_timeout + MARGIN
@@ -142,10 +142,10 @@ class Mirror:
         self.uploaded = on_server(f"{self.run.entity}/{self.run.project}/{self.id}") if self.run.resumed else Uploaded()
 
     def join(self) -> None:
-        """Join the run of the main process, which makes it.
+        """Join the run that the main process creates.
 
         Raises:
-            RuntimeError: that is not online yet.
+            RuntimeError: the main process is not online yet.
         """
         wandb_run = read_object(self.run_dir / "wandb_run.json")
         if "url" not in wandb_run:
@@ -154,7 +154,7 @@ class Mirror:
         self.run = self.start("online")
 
     def start(self, mode: str) -> Any:
-        """wandb.init."""
+        """Call wandb.init; on rank 0, also send the configuration and write wandb_run.json."""
         prepare_environment(self.run_dir)
         shared = self.tracking.per_rank and mode == "online"
         settings: dict[str, Any] = {
@@ -164,19 +164,20 @@ class Mirror:
             "x_transaction_log_flush_interval": 2.0,
             "x_stats_pid": self.pid or os.getpid(),
             "x_disable_stats": not self.pid,
-            "stop_fn": (self.run_dir / "STOP").touch,  # the stop button; the training looks for it every second
+            "stop_fn": (self.run_dir / "STOP").touch,  # stop button; the training checks for STOP every second
             "console": "off",
-            "disable_git": True,  # the address of a remote can hold a token; run_info.json has the commit
+            "disable_git": True,  # the URL of a remote can contain a token; run_info.json has the commit
             "silent": True,
         }
         if shared:
-            # Only the main process says when the run has ended.
+            # Only the main process sets the final state of the run.
             first = self.rank == 0
             settings |= {"x_label": f"rank_{self.rank}", "x_primary": first, "x_update_finish_state": first}
         run = wandb.init(
             entity=self.entity, project=self.project, name=self.run_dir.name, id=self.id, dir=self.run_dir,
             resume=None if shared and self.rank else "allow", mode="shared" if shared else mode,  # type: ignore[arg-type]
-            group=os.environ.get("WANDB_RUN_GROUP") or group_name(self.run_dir.name), settings=wandb.Settings(**settings),
+            group=os.environ.get("WANDB_RUN_GROUP") or group_name(self.run_dir.name),
+            settings=wandb.Settings(**settings),
         )  # fmt: skip
         if self.rank:
             return run
@@ -185,25 +186,26 @@ class Mirror:
         for names in AXES:
             run.define_metric(names, step_metric=STEP)
         wandb_run = {**read_object(self.run_dir / "wandb_run.json"), "id": self.id}
-        if mode == "online":  # launch.status shows where; a sweep has a project of its own
+        if mode == "online":  # for `tinyimnet status`, and because a sweep sets its own project
             wandb_run |= {"url": run.url, "entity": run.entity, "project": run.project}
             say(str(run.url))
-        if self.pid:  # `sync` keeps away from a training that sends its rows itself
+        if self.pid:  # `sync` refuses a run whose training uploads its own rows
             wandb_run["mode"] = mode
         write_atomically(self.run_dir / "wandb_run.json", json.dumps(wandb_run).encode())
         return run
 
     def send_once(self) -> None:
-        """Send what does not change in the attempt of a run."""
+        """Upload what stays the same during an attempt."""
         if self.tracking.log_code:
             artifacts.send_code(self.run)
         if (self.run_dir / "augmented.png").exists() and artifacts.INPUT not in self.uploaded.keys:
             artifacts.send_input(self.run, self.run_dir)
 
     def send_rows(self) -> None:
-        """Log the lines of metrics.jsonl that W&B does not have, under the global step as an axis of its own.
+        """Log the lines of metrics.jsonl that W&B is missing, with the global step as a separate axis.
 
-        W&B's own step counts rows: it drops a row whose step is below the last one, as those of a replay are.
+        W&B's own step counts rows and is not the global step: W&B drops a row whose step is below the last one, which
+        would drop every replayed row.
         """
         if self.rank:
             return
@@ -213,7 +215,7 @@ class Mirror:
                 self.uploaded.steps.add(row[STEP])
 
     def new_rows(self) -> list[dict[str, float]]:
-        """Lines that were added since the last call; half a line waits for its end."""
+        """Lines added since the last call; an incomplete line is left for the next call."""
         try:
             with (self.run_dir / "metrics.jsonl").open("rb") as file:
                 file.seek(self.offset)
@@ -229,47 +231,46 @@ class Mirror:
         self.run.alert(**alert)
 
     def finish(self, exit_code: int, preempted: bool) -> None:
-        """Send the last rows and end the run: finished, failed, or preempted, which is a state to come back from."""
+        """Upload the last rows and end the run as finished, failed, or preempted if it will be resumed."""
         self.send_rows()
         done = read_object(self.run_dir / "DONE")
         if self.rank == 0 and done and self.uploaded.final != done["steps"]:
             artifacts.send_results(self.run, self.run_dir, done)
-        # A sweep would hand a preempted trial to another agent, while the job that has it comes back to it by itself.
+        # A sweep would give a preempted trial to another agent, although the requeued job resumes it anyway.
         comes_back = preempted and not os.environ.get("WANDB_SWEEP_ID")
         if comes_back and self.rank == 0:
             self.run.mark_preempting()
         try:
-            self.run.finish(exit_code=exit_code or int(comes_back))  # W&B takes 0 for finished even then
+            self.run.finish(exit_code=exit_code or int(comes_back))  # 0 would show as finished
         except TimeoutError:
-            say(
-                f"not all was sent within {self.tracking.finish_timeout} s; send it later with: {how_to_sync(self.run_dir)}"
-            )
+            limit = self.tracking.finish_timeout
+            say(f"upload not complete within {limit} s; upload the rest with: {how_to_sync(self.run_dir)}")
 
     def disconnect(self) -> None:
-        """Forget a run that does not work; else the next wandb.init says that its id is in use."""
+        """Drop a broken run; otherwise the next wandb.init fails because the id is in use."""
         self.run = None
         with suppress(Exception):
             wandb.teardown()
 
 
 def prepare_environment(run_dir: Path) -> None:
-    """Hide most of Slurm's variables from W&B, and keep its files out of the home directory, often small or read-only."""
+    """Hide most Slurm variables from wandb, and move its files out of the home directory, often small or read-only."""
     for name in [name for name in os.environ if name.startswith("SLURM_") and name not in SLURM]:
         del os.environ[name]
-    if not os.environ.get("WANDB_MODE"):  # empty is unset for the training; wandb refuses it
+    if not os.environ.get("WANDB_MODE"):  # the training treats empty as unset, but wandb rejects it
         os.environ.pop("WANDB_MODE", None)
     for place in ("DATA", "CACHE"):
         os.environ.setdefault(f"WANDB_{place}_DIR", str((run_dir / "wandb" / place.lower()).absolute()))
 
 
 def say(sentence: str) -> None:
-    """Tell the person; the training may be gone."""
+    """Print a message for the user; the training that reads it may be gone."""
     with suppress(OSError):
         print(f"W&B: {sentence}", flush=True)
 
 
 def listen(orders: "queue.Queue[dict]") -> None:
-    """Hand on what the training says, until it ends."""
+    """Queue the orders of the training until it ends."""
     for line in sys.stdin:
         with suppress(ValueError):
             orders.put(json.loads(line))
@@ -284,14 +285,14 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--pid", type=int, default=os.getppid())
     args = parser.parse_args()
-    # Slurm sends these to every process of a step; the training decides what they mean.
+    # Slurm sends these signals to every process of a step, but only the training acts on them.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     orders: queue.Queue[dict] = queue.Queue()
     threading.Thread(target=listen, args=(orders,), daemon=True).start()
     Mirror(args.run, args.mode, rank=args.rank, pid=args.pid).follow(orders)
     sys.stdout.flush()
-    os._exit(0)  # wandb's own exit hooks have waited for ever (1 of 16)
+    os._exit(0)  # skips wandb's exit hooks, which hung in 1 of 16 runs
 
 
 if __name__ == "__main__":

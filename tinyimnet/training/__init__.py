@@ -1,5 +1,5 @@
-"""The learning: the loop, what a checkpoint holds, optimizers and schedules, the moving average, the time of a step.
+"""The training loop and its parts: checkpoint state, optimizers, schedules, weight EMA and step timing.
 
-Batches come from data/, and what is measured between epochs from evaluation/. What keeps a run alive (checkpoint files, the
-lock, signals, process groups) is in run/ and distributed/.
+Batches come from data/ and evaluation from evaluation/. Checkpoint files, the run lock, signals and process groups are
+in run/ and distributed/.
 """

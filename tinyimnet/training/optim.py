@@ -1,4 +1,4 @@
-"""Optimizer, learning rate and EMA decay; both schedules are pure functions of the global step."""
+"""Optimizer, learning-rate schedule and EMA decay schedule; both schedules are pure functions of the global step."""
 
 import math
 
@@ -10,9 +10,10 @@ from tinyimnet.training.muon import Muon
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
-    """Weights with more than one dimension decay, norms and biases do not; Muon takes the filters behind the stem.
+    """Split the parameters by weight decay and, for Muon, by update rule.
 
-    Each group has its `peak_lr`; the learning rate of a step is that times `lr_scale`.
+    Parameters with more than one dimension decay; norms and biases do not. Muon orthogonalises the convolution filters
+    after the stem. Each group has a `peak_lr`; a step's learning rate is `peak_lr` times `lr_scale`.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     filters = _dense_filters(model) if config.name == "muon" else set()
@@ -39,7 +40,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
 
 
 def _dense_filters(model: nn.Module) -> set[str]:
-    """Names of convolution weights that mix all channels, but for the stem's: those that Muon orthogonalises."""
+    """Names of the weights that Muon orthogonalises: convolutions that mix all channels, except the stem's."""
     return {
         f"{name}.weight"
         for name, module in model.named_modules()
@@ -48,16 +49,16 @@ def _dense_filters(model: nn.Module) -> set[str]:
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, AdamW, or Muon with such an SGD for what it does not take.
+    """Build SGD with Nesterov momentum, AdamW, or Muon with that SGD for the parameters it does not orthogonalise.
 
-    All can skip a step on the device (`found_inf`) without a host sync; SGD and AdamW are one fused kernel.
+    Each can skip a step on the device (`found_inf`) without a host sync. SGD and AdamW use one fused kernel.
     """
     groups = parameter_groups(model, config)
     if config.name == "muon":
         return Muon(groups, momentum=config.momentum)
     if config.name == "sgd":
         sgd = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=True, fused=True)
-        # torch allocates these uninitialised in the first step; where that one is skipped they stay garbage.
+        # torch allocates these buffers uninitialised in the first step; if that step is skipped, they stay garbage.
         for parameter in (p for group in groups for p in group["params"]):
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd
@@ -65,7 +66,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 
 
 def lr_scale(step: int, config: OptimConfig, total_steps: int, steps_per_epoch: int) -> float:
-    """Factor on the peak learning rate at step 0 <= step < total_steps: linear warm-up, then cosine or linear to zero."""
+    """Learning-rate factor at step 0 <= step < total_steps: linear warm-up, then cosine or linear decay to zero."""
     warmup_steps = round(config.warmup_epochs * steps_per_epoch)
     if step < warmup_steps:
         return (step + 1) / warmup_steps
@@ -74,5 +75,5 @@ def lr_scale(step: int, config: OptimConfig, total_steps: int, steps_per_epoch: 
 
 
 def ema_decay_at(step: int, decay: float) -> float:
-    """Decay of the average after step `step`: short at first, so that the initial weights are soon forgotten."""
+    """EMA decay after step `step`: low at first, so that the initial weights are forgotten quickly."""
     return min(decay, (1 + step) / (10 + step))

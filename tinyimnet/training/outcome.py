@@ -1,4 +1,4 @@
-"""How a run starts and ends: a few words for the person, the marker for the job script."""
+"""The start and the end of a run: console lines, result files, markers for the job script."""
 
 import json
 import logging
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tinyimnet.console import console, print_table
+from tinyimnet.console import command, console, short
 from tinyimnet.distributed.preemption import wants_requeue
 from tinyimnet.errors import UserError
 from tinyimnet.evaluation import analysis, pictures
@@ -18,7 +18,8 @@ from tinyimnet.files import read_lines, write_atomically
 from tinyimnet.model.network import count_parameters
 from tinyimnet.run.folder import Attempt, mark, read_config
 from tinyimnet.run.lock import RunLock
-from tinyimnet.tracking.tracker import Tracker
+from tinyimnet.run.record import read_object, with_metrics
+from tinyimnet.tracking.tracker import Tracker, wandb_mode
 from tinyimnet.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -26,15 +27,19 @@ AUGMENTED = "augmented.png"
 
 
 def started(run_dir: Path, trainer: Trainer) -> None:
-    """Say what is about to run, and where; a picture of images as the network sees them, once."""
-    config, world_size = trainer.config.train, trainer.accelerator.num_processes
-    accumulation_steps = len(trainer.micro_batches)
+    """Print what is about to run and where; write the picture of augmented images, once."""
+    config, accelerator = trainer.config, trainer.accelerator
+    processes, accumulation_steps = accelerator.num_processes, len(trainer.micro_batches)
+    device = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else "CPU"
+    mode = wandb_mode(config.tracking)
+    wandb = mode if mode == "disabled" else f"project {config.tracking.project}, {mode}"
     console.print(
-        f"{_short(run_dir)}: {count_parameters(trainer.bare):,} parameters, {len(trainer.batches.images):,} training and "
-        f"{len(trainer.evaluator.images):,} validation images\n"
-        f"{config.epochs} epochs of {trainer.steps_per_epoch} steps of {config.global_batch_size} images "
-        f"(processes x accumulation steps x images: {world_size} x {accumulation_steps} x {trainer.state.micro_batch_size}) in {config.precision} on {trainer.accelerator.device}, "
-        f"{torch.get_num_threads()} CPU threads a process"
+        f"{config.train.epochs} epochs of {len(trainer.batches.images):,} images, "
+        f"{count_parameters(trainer.bare):,} parameters, {config.train.precision} on {device}\n"
+        f"batch {config.train.global_batch_size} = {processes} process(es) x {accumulation_steps} micro-batch(es) "
+        f"x {trainer.state.micro_batch_size} images; W&B: {wandb}\n"
+        f"run folder: {short(run_dir)}",
+        markup=False,
     )
     if not (run_dir / AUGMENTED).exists():
         images, titles = pictures.augmented(trainer.batches, trainer.state.metadata["names"], step=0, count=32)
@@ -42,26 +47,26 @@ def started(run_dir: Path, trainer: Trainer) -> None:
 
 
 def stopped(run_dir: Path, tracker: Tracker, reason: str, step: int, attempt: Attempt) -> None:
-    """Report a run that stopped and saved; leave the marker REQUEUE if its scheduler asked, and not a person."""
+    """Report a run that stopped and saved; write the marker REQUEUE if its scheduler asked for it."""
     if wants_requeue(reason):
         marker = {"reason": reason, "attempt": [attempt.job, attempt.restart], "steps": step - attempt.step}
         mark(run_dir, "REQUEUE", json.dumps(marker))
         if not marker["steps"]:
-            tracker.alert("No progress", f"stopped by {reason} before one step was done, at step {step}")
-    console.print(f"stopped by {reason}: saved at step {step}; the same command goes on from there")
+            tracker.alert("No progress", f"stopped by {reason} before the first step of the attempt, at step {step}")
+    console.print(f"stopped by {reason}: saved at step {step}; rerun the same command to resume")
 
 
 def failed(run_dir: Path, lock: RunLock, error: UserError) -> None:
-    """Leave the marker ERROR, unless the folder is another process's by now or cannot be written."""
+    """Write the marker ERROR, unless another process owns the folder or it cannot be written."""
     with suppress(UserError, OSError):
         lock.check()
         mark(run_dir, "ERROR", str(error))
 
 
 def finish(run_dir: Path, trainer: Trainer) -> dict[str, float | int]:
-    """Export the averaged weights and look at what they get wrong; every process calls it.
+    """Export the EMA weights and analyse their errors; every process calls it.
 
-    Returns on the main process what is not in the metrics: size, length, accuracy with flip averaging, calibration.
+    Returns on the main process the results that are not in the metrics: size, length, flip averaging, calibration.
     """
     flipped = trainer.evaluator.measure(trainer.ema.module, "val/ema_", flip=True)
     network = trainer.evaluator.consolidated(trainer.ema.module)
@@ -71,7 +76,7 @@ def finish(run_dir: Path, trainer: Trainer) -> dict[str, float | int]:
     best: dict[str, float | int] = {"best_ema_top1": trainer.state.best_top1}
     try:
         best["best_step"] = save_best(run_dir)
-    except UserError as error:  # no reason to lose the run at its end
+    except UserError as error:  # the run itself is complete
         logger.warning("%s is not written: %s", BEST, error)
     return {
         "parameters": count_parameters(network),
@@ -92,7 +97,7 @@ def _analyse(run_dir: Path, trainer: Trainer, network: torch.nn.Module) -> dict[
 
 
 def finished(run_dir: Path, tracker: Tracker, results: dict[str, float | int]) -> None:
-    """A run that reached its last step: curves, model card, DONE, table."""
+    """Complete the run folder of a run that reached its last step: curves, model card, DONE, page."""
     from tinyimnet.evaluation import plots  # here: matplotlib takes half a second to import
 
     lines = read_lines(run_dir / "metrics.jsonl")
@@ -101,36 +106,39 @@ def finished(run_dir: Path, tracker: Tracker, results: dict[str, float | int]) -
     info = json.loads((run_dir / "run_info.json").read_text())
     write_atomically(run_dir / CARD, model_card(read_config(run_dir), info, results).encode())
     mark(run_dir, "DONE", json.dumps(results, indent=1))
+    write_page(run_dir)
     tracker.alert("Finished", f"EMA top-1 {lines[-1]['val/ema_top1']:.2f} %", level=logging.INFO)
     show(run_dir)
 
 
+def write_page(run_dir: Path) -> None:
+    """Write report.html; the run is finished, so a failure is only reported."""
+    from tinyimnet.report import one_run
+
+    try:
+        write_atomically(run_dir / one_run.PAGE, one_run.page(with_metrics(run_dir)).encode())
+    except (UserError, OSError) as error:
+        logger.warning("%s is not written: %s", one_run.PAGE, error)
+
+
 def show(run_dir: Path) -> None:
-    """Print what a finished run reached and where everything lies."""
+    """Print the results of a finished run, the main files and the next command."""
     try:
         results = json.loads((run_dir / "DONE").read_text())
         results["parameters"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{run_dir / 'DONE'} is damaged ({error}); delete it and give the same command again."
-        ) from None
-    place = _short(run_dir)
-    rows = [
-        ("parameters", f"{results['parameters']:,}"),
-        ("trained", f"{results['epochs']} epochs, {results['steps']:,} steps"),
-        (
-            "val top-1 / top-5, EMA weights",
-            f"{results['val/ema_top1']:.2f} % / {results['val/ema_top5']:.2f} %",
-        ),
-        ("val top-1, EMA, mirror image averaged", f"{results['val/ema_top1_flip']:.2f} %"),
-        ("val top-1 / top-5, raw weights", f"{results['val/top1']:.2f} % / {results['val/top5']:.2f} %"),
-        ("best val top-1 of an epoch, EMA", f"{results['best_ema_top1']:.2f} %"),
-        ("weights", str(place / FINAL)),
-        ("metrics and curves", f"{place / 'metrics.jsonl'}, {place / 'curves.png'}"),
-        ("look closer", f"python -m tinyimnet evaluate {place}"),
-    ]
-    print_table(f"{place} is finished", rows)
-
-
-def _short(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+        raise UserError(f"{run_dir / 'DONE'} is damaged ({error}); delete it and rerun the same command.") from None
+    classes = read_object(run_dir / "run_info.json").get("classes", 200)
+    place = short(run_dir)
+    console.print(
+        f"{place} is finished: {results['epochs']} epochs, {results['steps']:,} steps, "
+        f"{results['parameters']:,} parameters\n"
+        f"  val top-1  {results['val/ema_top1']:.2f} %, top-5 {results['val/ema_top5']:.2f} % "
+        f"(EMA weights; chance is {100 / classes:.2f} %)\n"
+        f"  also       {results['val/top1']:.2f} % raw weights, {results['val/ema_top1_flip']:.2f} % flip averaging, "
+        f"{results['best_ema_top1']:.2f} % best epoch\n"
+        f"  page       {place / 'report.html'}\n"
+        f"  weights    {place / FINAL}\n"
+        f"next: {command('evaluate', place, '--tta', 'flip')}",
+        markup=False,
+    )

@@ -1,4 +1,4 @@
-"""run_info.json: what is worth knowing about a run besides its configuration and metrics; W&B shows it with both."""
+"""run_info.json: facts about a run beyond its configuration and metrics; W&B shows it with both."""
 
 import json
 import platform
@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 
+import tinyimnet
 from tinyimnet.distributed import slurm
 from tinyimnet.distributed.cpu import cpu_name
 from tinyimnet.distributed.preflight import RankInfo
@@ -20,24 +21,24 @@ PACKAGES = ("torch", "accelerate", "numpy", "wandb", "submitit")
 
 
 def write(run_dir: Path, trainer: Trainer, ranks: list[RankInfo]) -> None:
-    """Write run_info.json for this attempt of the run: chosen values, never the environment, which may hold secrets."""
+    """Write run_info.json for this attempt: selected values, never the environment, which may hold secrets."""
     write_atomically(run_dir / "run_info.json", json.dumps(describe(trainer, ranks), indent=1).encode())
 
 
 def describe(trainer: Trainer, ranks: list[RankInfo]) -> dict[str, Any]:
-    """Size and cost of the network, how the batch is cut, where and with what it runs, which code.
+    """Collect the network's size and cost, the batch split, hardware, versions, commit and job.
 
     Args:
-        trainer: of this process.
-        ranks: what each process said of itself (preflight.check).
+        trainer: the trainer of this process.
+        ranks: what each rank reported to the preflight (preflight.check).
     """
     commit, modified = git_state()
     return {
         "parameters": count_parameters(trainer.bare),
-        # Of one image of 64x64. Not of the network in training: what torch.compile meets while operations are counted it
-        # never compiles again in this process (pytorch issue 190286).
+        # For one 64x64 image. Counted on the EMA copy: a network that torch.compile meets during operation counting is
+        # not compiled again in this process (pytorch issue 190286).
         "macs": sum(stage.macs for stage in model_summary(cast(Network, trainer.ema.module))),
-        # Not "data": W&B shows this beside the configuration, which has a section of that name.
+        # Not "data": W&B shows this value beside the configuration, which has a section of that name.
         "dataset": Path(trainer.config.data.root).name,
         "classes": len(trainer.state.metadata["classes"]),
         "train_images": len(trainer.batches.images),
@@ -48,12 +49,13 @@ def describe(trainer: Trainer, ranks: list[RankInfo]) -> dict[str, Any]:
         "micro_batch_size": trainer.state.micro_batch_size,
         "accumulation_steps": len(trainer.micro_batches),
         "device": trainer.accelerator.device.type,
-        "cpu": f"{cpu_name()}, {torch.get_num_threads()} threads a process",
+        "cpu": f"{cpu_name()}, {torch.get_num_threads()} threads per process",
         "gpus": [rank["device"] for rank in ranks if rank["gpus"]],
         "nodes": list(dict.fromkeys(rank["host"] for rank in ranks)),
         "versions": {
             "python": platform.python_version(),
             "cuda": torch.version.cuda,
+            "tinyimnet": tinyimnet.__version__,
             **{p: version(p) for p in PACKAGES},
         },
         "git_commit": commit,
@@ -64,10 +66,12 @@ def describe(trainer: Trainer, ranks: list[RankInfo]) -> dict[str, Any]:
 
 
 def git_state() -> tuple[str, bool]:
-    """Commit of the code that runs and whether it was changed since: of the copy that launch.submit made, or of the checkout."""
+    """Commit of the code that runs and whether it has uncommitted changes; empty for an installed package."""
     snapshot, changes = ROOT / "COMMIT", ROOT / "UNCOMMITTED.diff"
     if snapshot.exists():
         return snapshot.read_text().strip(), bool(changes.exists() and changes.read_text().strip())
+    if not (ROOT / ".git").exists():  # an installed package, perhaps inside a checkout of something else
+        return "", False
     return _git("rev-parse", "HEAD"), bool(_git("status", "--porcelain", "--untracked-files=no"))
 
 

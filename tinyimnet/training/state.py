@@ -1,4 +1,4 @@
-"""Everything that a checkpoint holds, and nothing else does: a run goes on from it bit for bit."""
+"""The training state that a checkpoint stores; resuming from it is bit-identical."""
 
 import json
 import logging
@@ -18,23 +18,24 @@ logger = logging.getLogger(__name__)
 
 
 class TrainState:
-    """Weights, their average, the optimizer, what is counted on the device, and where the run is.
+    """Weights, their EMA, the optimizer, the counters on the device and the progress of the run.
 
     Args:
         accelerator: the process group.
         model: the bare network.
-        ema: its average.
-        optimizer: as Accelerate wrapped it.
-        metadata: of the weights (weights.metadata_of).
-        micro_batch_size: images in a forward pass of a process.
+        ema: the moving average of its weights.
+        optimizer: the optimizer, wrapped by Accelerate.
+        metadata: metadata of the weights (weights.metadata_of).
+        micro_batch_size: images per forward pass on one process.
 
     Attributes:
         step: optimizer steps done.
         best_top1: best val/ema_top1 so far, in percent.
-        statistics: BatchNorm's running means and variances, those of this rank.
-        loss_sum, loss_steps: loss summed since the last log line, and its steps; on the device, as all of `counters`.
-        grad_norm: of the last step.
-        skipped_in_a_row, skipped_steps: steps with a non-finite gradient: the last ones in a row, and all.
+        statistics: BatchNorm running means and variances of this rank.
+        loss_sum, loss_steps: sum of the loss since the last log line and its number of steps; like all of `counters`,
+            on the device.
+        grad_norm: gradient norm of the last step.
+        skipped_in_a_row, skipped_steps: steps with a non-finite gradient: the latest consecutive ones, and all.
     """
 
     def __init__(
@@ -55,20 +56,20 @@ class TrainState:
         self.loss_sum, self.loss_steps, self.grad_norm, self.skipped_in_a_row, self.skipped_steps = self.counters
 
     def keep_statistics(self) -> None:
-        """Keep BatchNorm's statistics ahead of a step: one that is skipped gives them back."""
+        """Back up the BatchNorm statistics before a step, so that a skipped step can restore them."""
         torch._foreach_copy_(self._kept_statistics, self.statistics)
 
     def count_step(self, loss: Tensor, grad_norm: Tensor, finite: Tensor) -> None:
-        """Count a step that was done or, where its gradient was not finite, skipped; never waits for the device.
+        """Count a step as done, or as skipped if its gradient was not finite, without waiting for the device.
 
         Args:
-            loss: of this rank, ().
-            grad_norm: over the global batch, ().
-            finite: whether the norm is, () bool.
+            loss: loss of this rank, shape ().
+            grad_norm: gradient norm over the global batch, shape ().
+            finite: whether the norm is finite, shape () bool.
         """
         skipped = (~finite).float()
         for statistic, kept in zip(self.statistics, self._kept_statistics, strict=True):
-            torch.where(finite, statistic, kept, out=statistic)  # they have seen the bad batch by now
+            torch.where(finite, statistic, kept, out=statistic)  # undo the update by the skipped batch
         self.loss_sum += torch.where(finite, loss, 0)
         self.loss_steps += 1 - skipped
         self.grad_norm.copy_(grad_norm)
@@ -76,7 +77,7 @@ class TrainState:
         self.skipped_steps += skipped
 
     def _of_rank(self) -> dict[str, list[Tensor]]:
-        """What differs between ranks."""
+        """Tensors that differ between ranks."""
         return {
             "model": self.statistics,
             "ema": float_buffers(self.ema.module),
@@ -84,10 +85,14 @@ class TrainState:
         }
 
     def snapshot(self) -> tuple[dict[str, Any], Callable[[], None]]:
-        """A copy in the host's memory, and a function that waits until it is whole; every rank calls it, rank 0 gets it.
+        """Copy the state to host memory; every rank calls it, rank 0 gets the copy.
 
-        The device copies in the order of its work, and only the thread that writes the copy waits for it. To read the tensors from
-        there one by one would wait for all that the training has queued meanwhile, each time.
+        The device makes the copies in the order of its work, and only the thread that writes the checkpoint waits for
+        them. If that thread read the tensors one by one instead, each read would wait for all work that the training
+        has queued meanwhile.
+
+        Returns:
+            The copy, and a function that waits until it is complete.
         """
         by_rank = {
             name: self.accelerator.gather(torch.cat([t.flatten() for t in tensors])[None])
@@ -115,27 +120,28 @@ class TrainState:
         return copy, copied.synchronize
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Become what `snapshot` saw.
+        """Restore the state that `snapshot` copied.
 
-        Taken by another number of ranks, what differs between ranks is averaged.
+        If the snapshot has a different number of ranks, values that differ between ranks are averaged.
 
         Raises:
-            UserError: it does not fit this network, or is of other data.
+            UserError: the checkpoint does not fit this network or was trained on different data.
         """
         try:
             self.step, self.best_top1 = saved["step"], saved["best_top1"]
             data = json.loads(saved["metadata"])["data"]
             if data != self.metadata["data"]:
                 raise UserError(
-                    f"data.root holds other data than the run was trained on, or data.soft_labels (sha256 "
-                    f"{self.metadata['data'][:12]}, not {data[:12]}); give those that it began with, or another --run.dir."
+                    "data.root or data.soft_labels holds different data than the run was trained on (sha256 "
+                    f"{self.metadata['data'][:12]}, not {data[:12]}); restore the original data to resume the run, "
+                    "or choose another --run.dir."
                 )
             self.model.load_state_dict(saved["model"])
             self.ema.module.load_state_dict(saved["ema"])
             entries = [group.keys() for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(saved["optimizer"])
-            if [group.keys() for group in self.optimizer.param_groups] != entries:  # torch takes over any
-                raise ValueError("its parameter groups have other entries")
+            if [group.keys() for group in self.optimizer.param_groups] != entries:  # torch accepts any entries
+                raise ValueError("its parameter groups have different entries")
             if self.accelerator.scaler:
                 self.accelerator.scaler.load_state_dict(saved["scaler"])
             for name, tensors in self._of_rank().items():
@@ -144,19 +150,19 @@ class TrainState:
                 unflatten(by_rank[self.accelerator.process_index] if same_world else by_rank.mean(0), tensors)
             if saved["micro_batch_size"] != self.micro_batch_size and self.accelerator.is_main_process:
                 logger.warning(
-                    "a micro-batch has %d images and had %d: BatchNorm normalises other groups of images from here on, "
-                    "so the result is another one; train.device_batch_size sets the size.",
+                    "a micro-batch now has %d images instead of %d, so BatchNorm normalises different groups of images "
+                    "and the results will differ; train.device_batch_size sets the micro-batch size.",
                     self.micro_batch_size, saved["micro_batch_size"],
                 )  # fmt: skip
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"the checkpoint does not fit this version of the program ({type(error).__name__}: {one_line(error)}); "
-                "resume it with the version that wrote it, or start in another --run.dir."
+                "resume it with the version that wrote it, or choose another --run.dir."
             ) from error
 
 
 def _on_host(value: Any) -> Any:
-    """Dictionaries and lists with a copy of each tensor, which a GPU writes into pinned memory while the host goes on."""
+    """Copy nested dictionaries and lists of tensors to the host; from a GPU, asynchronously into pinned memory."""
     if isinstance(value, dict):
         return {key: _on_host(item) for key, item in value.items()}
     if isinstance(value, list):

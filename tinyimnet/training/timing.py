@@ -1,4 +1,4 @@
-"""Where the time of a step goes, without waiting for the device."""
+"""Time spent in each part of a step, measured without waiting for the device."""
 
 import time
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ PARTS = ("data", "forward_backward", "optimizer")
 
 
 class StepClock:
-    """Time of the parts of a step: by CUDA events on a GPU, which record on its own time line, else by the host's clock.
+    """Times the parts of a step: on a GPU by CUDA events on the device's timeline, otherwise by the host's clock.
 
     Args:
-        device: where the arithmetic runs.
+        device: the device that runs the computation.
 
     Attributes:
-        steps: steps since the last `restart`; the caller counts them.
+        steps: steps since the last `restart`, counted by the caller.
     """
 
     def __init__(self, device: torch.device):
@@ -25,14 +25,14 @@ class StepClock:
         self.restart()
 
     def restart(self) -> None:
-        """Measure from here."""
+        """Start a new measurement."""
         self.steps, self.started = 0, time.perf_counter()
         self._seconds = dict.fromkeys(PARTS, 0.0)
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Count what runs inside as this part of the step; 2 us on a CPU."""
+        """Add the time of the enclosed code to a part of the step; costs 2 us on a CPU."""
         if self.on_gpu:
             before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             before.record()
@@ -45,10 +45,10 @@ class StepClock:
         self._seconds[name] += time.perf_counter() - started
 
     def read(self, global_batch_size: int) -> dict[str, float]:
-        """Images/s and the parts of a mean step in ms since `restart`; call it where the device was waited for anyway.
+        """Images/s, and the mean step and its parts in ms, since `restart`; call it after a device sync.
 
-        `wait` is the rest: agreeing on stops, logging, copying a checkpoint, and on a GPU all time in which none of the
-        parts ran there.
+        `wait` is the remainder: agreeing on stops, logging, copying a checkpoint and, on a GPU, all time in which none
+        of the parts ran there.
         """
         seconds = time.perf_counter() - self.started
         parts = {name: 1000 * part for name, part in self._seconds.items()}

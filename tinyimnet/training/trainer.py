@@ -1,7 +1,7 @@
 """The training loop.
 
-A step: learning rate -> gather and augment -> forward under autocast -> backward -> clip -> optimizer -> EMA. Nothing
-in it waits for the device; the host reads a number back only where a line is logged.
+A step: learning rate -> gather and augment -> forward under autocast -> backward -> clip -> optimizer -> EMA. A step
+never waits for the device; the host reads values back only to log a line.
 """
 
 import logging
@@ -39,24 +39,24 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer:
-    """One run on this process, from its newest checkpoint to its last step.
+    """Trains a run on this process, from its newest checkpoint to its last step.
 
     Args:
         config: the configuration.
         accelerator: the process group.
-        dataset: what it trains on.
-        saved: the newest checkpoint, None for a new run.
-        tracker: takes the metrics.
+        dataset: the data set to train on.
+        saved: the newest checkpoint; None for a new run.
+        tracker: receives the metrics.
         saver: writes the checkpoints.
-        stop: says when to save and end.
+        stop: tells when to save and exit.
 
     Attributes:
-        state: what a checkpoint holds: weights, optimizer, counters, step.
-        bare: the network; `model` is the same as Accelerate wrapped it.
-        ema: its moving average.
+        state: what a checkpoint stores: weights, optimizer, counters, step.
+        bare: the network; `model` is the same network wrapped by Accelerate.
+        ema: the moving average of its weights.
 
     Raises:
-        UserError: the global batch does not divide, or the checkpoint or train.init_from does not fit.
+        UserError: the global batch does not divide evenly, or the checkpoint or train.init_from does not fit.
     """
 
     def __init__(
@@ -85,8 +85,8 @@ class Trainer:
         precision = config.train.precision
         self.evaluator = Evaluator(accelerator, self.bare, dataset, self.batches.normalise, precision)
         if config.train.compile:
-            # In place: the names of the weights stay as they are. One graph for each of at most 7 resolutions. Not the
-            # kernel that was fastest when it was tried: that may be another one, which rounds in another way, on another node.
+            # In place, to keep the weight names, and with one graph for each of at most 7 resolutions. `deterministic`
+            # stops Inductor from choosing kernels by timing: another node may choose one that rounds differently.
             self.bare.compile(dynamic=False, options={"deterministic": True})
         optimizer = optim.build_optimizer(self.bare, config.optim)
         self.model, self.optimizer = accelerator.prepare(self.bare, optimizer)
@@ -101,17 +101,17 @@ class Trainer:
         self._begin(saved)
 
     def _build_network(self, n_classes: int) -> nn.Module:
-        """The network at its first step, on the device."""
+        """Build the initial network on the device."""
         bare = build_model(self.config.model, n_classes, self.config.run.seed).to(self.accelerator.device)
         if self.config.model.whiten_stem:
-            # Rank 0's: signs and last digits of eigenvectors may differ between machines.
+            # Computed on rank 0, because signs and last digits of eigenvectors may differ between machines.
             filters = from_main(self.accelerator, lambda: whitening_filters(self.batches.plain(N_IMAGES)))
             freeze_stem(bare.get_parameter("stem.0.weight"), filters)
         return bare
 
     def _begin(self, saved: dict[str, Any] | None) -> None:
-        """Resume from a checkpoint, or begin with the weights of train.init_from, if it names some."""
-        if saved:  # from then on the file of train.init_from is not needed any more
+        """Resume from a checkpoint, or start from the weights of train.init_from if it is set."""
+        if saved:  # the file of train.init_from is no longer needed
             self.state.restore(saved)
         elif run := self.config.train.init_from:
             weights = from_main(self.accelerator, lambda: initial_weights(Path(run), self.bare, self.state.metadata))
@@ -121,13 +121,13 @@ class Trainer:
     # ---- the loop -------------------------------------------------------------------------------------------
 
     def fit(self) -> str:
-        """Train from where `state` is to the last step; returns why it stopped earlier, after a save, or "".
+        """Train to the last step and return ""; if stopped earlier, save and return the reason.
 
         Raises:
-            UserError: the last checkpoint could not be written, too many non-finite steps in a row, or the run folder
-                was taken over by another process.
+            UserError: the last checkpoint could not be written, too many consecutive steps were non-finite, or another
+                process took over the run folder.
         """
-        logger.info("from step %d of %d", self.step, self.total_steps)
+        logger.info("training from step %d of %d", self.step, self.total_steps)
         if self.step:
             self.progress.resumed(self.step)
         reason = ""
@@ -143,7 +143,7 @@ class Trainer:
         return reason
 
     def train_step(self) -> None:
-        """One optimizer step over the global batch."""
+        """Run one optimizer step over the global batch."""
         lr_scale = self.lr_scale(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr_scale * group["peak_lr"]
@@ -160,13 +160,13 @@ class Trainer:
         self.clock.steps += 1
 
     def backward(self, drawn: batches.Draw) -> Tensor:
-        """Gradients of the mean loss over the global batch, accumulated over micro-batches; returns this rank's loss."""
+        """Accumulate gradients of the mean loss over the global batch; returns this rank's loss."""
         total, accumulation_steps = torch.zeros((), device=self.accelerator.device), len(self.micro_batches)
         for i, rows in enumerate(self.micro_batches):
             with self.clock.part("data"):
                 images, targets = self.batches.load(drawn, rows, self.step)
             torch.manual_seed(batches.model_seed(self.config.run.seed, self.step, rows.start))
-            # DDP averages gradients over ranks in the last micro-batch only.
+            # DDP averages gradients over ranks only in the last micro-batch.
             averaging = self.accelerator.no_sync(self.model) if i + 1 < accumulation_steps else nullcontext()
             with self.clock.part("forward_backward"), averaging:
                 loss = F.cross_entropy(self.model(images), targets) / accumulation_steps
@@ -175,10 +175,10 @@ class Trainer:
         return total
 
     def clip(self, max_norm: float) -> Tensor:
-        """The norm of the gradient over the global batch, which is then scaled down to max_norm; 0: it stays as it is.
+        """Clip the gradient to max_norm (0: no clipping) and return its norm over the global batch before clipping.
 
-        Measured on copies: CUDA's kernel adds up in another order where memory is not aligned to 16 bytes, and where in
-        DDP's buckets a gradient lies changes after the first backward pass of an attempt.
+        The norm is computed on copies: CUDA's kernel sums in a different order if memory is not aligned to 16 bytes,
+        and the position of a gradient in DDP's buckets changes after the first backward pass of an attempt.
         """
         self.accelerator.unscale_gradients()
         gradients = [p.grad for p in self.bare.parameters() if p.grad is not None]
@@ -188,15 +188,15 @@ class Trainer:
         return norm
 
     def step_or_skip(self, loss: Tensor, grad_norm: Tensor) -> None:
-        """Step the optimizer, except where the gradient is not finite: the fused kernel reads that on the device."""
+        """Step the optimizer; on the device, its kernel skips the step if the gradient is not finite."""
         finite = torch.isfinite(grad_norm)
-        self.optimizer.optimizer.found_inf = (~finite).float()  # under fp16 the GradScaler puts its own in this place
+        self.optimizer.optimizer.found_inf = (~finite).float()  # under fp16 the GradScaler replaces it
         self.optimizer.optimizer.grad_scale = None
         self.optimizer.step()
         self.state.count_step(loss, grad_norm, finite)
 
     def at_boundary(self) -> None:
-        """What is due after a step: a log line, an evaluation, a checkpoint."""
+        """Log, evaluate and save after a step, as due."""
         epoch, place = divmod(self.step, self.steps_per_epoch)
         last = self.step == self.total_steps
         evaluate_now = place == 0 and (epoch % self.config.run.eval_every == 0 or last)
@@ -217,7 +217,7 @@ class Trainer:
         if evaluate_now or self.step % self.config.run.save_every == 0:
             self.save(best=best)
         if evaluate_now:
-            self.clock.restart()  # an evaluation and its checkpoint do not count
+            self.clock.restart()  # exclude the evaluation and its checkpoint
 
     # ---- numbers --------------------------------------------------------------------------------------------
 
@@ -227,11 +227,11 @@ class Trainer:
         return self.state.step
 
     def lr_scale(self, step: int) -> float:
-        """Factor on the peak learning rates in a step."""
+        """Factor on the peak learning rates at a step."""
         return optim.lr_scale(step, self.config.optim, self.total_steps, self.steps_per_epoch)
 
     def train_metrics(self) -> dict[str, float]:
-        """Means since the last log line; the one place where the training waits for the device."""
+        """Metrics since the last log line; the only place where the training waits for the device."""
         values = torch.stack([*self.state.counters, distance(self.bare, self.ema.module)])
         loss_sum, loss_steps, grad_norm, skipped_in_a_row, skipped_steps, ema_distance = reduction.mean_over_ranks(
             values
@@ -243,9 +243,9 @@ class Trainer:
         torch._foreach_zero_([self.state.loss_sum, self.state.loss_steps])
         if skipped_in_a_row >= self.config.train.max_skipped_steps:
             reason = (
-                f"the gradient was not finite in {skipped_in_a_row:.0f} steps in a row up to step {self.step} "
-                f"(train.max_skipped_steps is {self.config.train.max_skipped_steps}); the last checkpoint is kept: "
-                "lower optim.lr or set optim.clip_grad_norm, in another --run.dir."
+                f"the gradient was not finite in {skipped_in_a_row:.0f} consecutive steps up to step {self.step} "
+                f"(train.max_skipped_steps is {self.config.train.max_skipped_steps}) and the last checkpoint is kept; "
+                "lower optim.lr or set optim.clip_grad_norm, and start again in another --run.dir."
             )
             self.tracker.alert("Training diverged", reason)
             raise UserError(reason)
@@ -261,10 +261,10 @@ class Trainer:
         }
 
     def validate(self) -> dict[str, float]:
-        """Metrics of the raw weights and of their average on the validation set.
+        """Metrics of the raw and the averaged weights on the validation set.
 
-        At the resolution of the last step: a network that has seen 32 to 56 px only loses 10 points at 64 (trial 10 of
-        docs/experiments.md). The end of the run is measured at 64 px.
+        They are measured at the resolution of the last step: a network trained only at 32 to 56 px loses 10 points at
+        64 px (trial 10 in docs/experiments.md). At the end of the run they are measured at 64 px.
         """
         last = self.step == self.total_steps
         resolution = IMAGE_SIZE if last else self.batches.resolution(self.step - 1)
@@ -274,7 +274,7 @@ class Trainer:
     # ---- checkpoints ----------------------------------------------------------------------------------------
 
     def save(self, *, best: bool) -> None:
-        """Start to write a checkpoint, after the one before it is written; all ranks call it, rank 0 writes."""
+        """Start writing a checkpoint after the previous one is written; all ranks call it, rank 0 writes."""
         started = time.perf_counter()
         snapshot, copied = self.state.snapshot()
         if self.accelerator.is_main_process:
@@ -283,22 +283,22 @@ class Trainer:
         self.save_seconds += time.perf_counter() - started
 
     def report_failed_save(self, *, wait: bool) -> str:
-        """Report a save that failed, and return why; the next save tries again."""
+        """Report a failed save and return its reason, or ""; the next save tries again."""
         if reason := self.saver.collect(wait=wait):
-            what_now = "the run goes on, the earlier checkpoints are intact and the next save tries again"
+            what_now = "training continues, the earlier checkpoints are intact and the next save tries again"
             self.tracker.alert("Checkpoint not written", f"{reason}; {what_now}")
         return reason
 
     def finish_saving(self) -> None:
-        """Wait until the last checkpoint is on disk, after a second try where that failed; rank 0 calls it.
+        """Wait until the last checkpoint is on disk, retrying once if the write failed; rank 0 calls it.
 
         Raises:
-            UserError: it is not.
+            UserError: the checkpoint could not be written.
         """
         if self.report_failed_save(wait=True):
             self.saver.retry()
         if reason := self.saver.collect(wait=True):
             raise UserError(
                 f"the checkpoint of step {self.step} could not be written to {self.saver.folder.parent} ({reason}); "
-                "mend that and give the same command again: it goes on from the checkpoint before it."
+                "fix that and rerun the same command to resume from the previous checkpoint."
             )

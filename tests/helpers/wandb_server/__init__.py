@@ -1,1 +1,1 @@
-"""A small W&B server for tests: what the client, the agent and the workspaces package ask it."""
+"""A small W&B server for tests, with what the wandb client, its agent and wandb-workspaces request."""

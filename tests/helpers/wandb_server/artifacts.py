@@ -1,4 +1,4 @@
-"""Artifacts of the W&B test server as GraphQL objects."""
+"""GraphQL objects for the artifacts of the W&B test server."""
 
 import json
 from typing import TYPE_CHECKING
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
 
 
 class ArtifactQueries:
-    """Builds the objects.
+    """Build the GraphQL objects.
 
     Args:
-        queries: builds runs and projects.
-        url: of the server, for links to files.
+        queries: builds the objects of runs and projects.
+        url: URL of the server, for links to files.
     """
 
     def __init__(self, queries: "Queries", url: str):
         self.queries, self.store, self.url = queries, queries.store, url
 
     def file(self, folder: str, name: str, data: bytes) -> Node:
-        """One file to download."""
+        """A file to download."""
         link = self.link(folder, name)
         return {
             "__typename": "File",
@@ -41,7 +41,7 @@ class ArtifactQueries:
         }
 
     def link(self, folder: str, name: str = "") -> str:
-        """Where a file is uploaded and downloaded."""
+        """URL to which a file is uploaded and from which it is downloaded."""
         return f"{self.url}/storage/{folder}/{quote(name)}"
 
     def version(self, artifact: Artifact | None) -> Node | None:
@@ -87,7 +87,7 @@ class ArtifactQueries:
         return connection([self.file(folder, name, data) for name, data in artifact.files.items()])
 
     def aliases(self, artifact: Artifact) -> list[Node]:
-        """Those that are at this version now."""
+        """Aliases that currently point to this version."""
         return [
             {
                 "__typename": "ArtifactAlias",
@@ -140,7 +140,7 @@ class ArtifactQueries:
         }
 
     def versions(self, collection: Collection) -> Node:
-        """Those of a collection; the edge has the number."""
+        """Versions of a collection; each edge has the version number."""
         page = connection([self.version(artifact) for artifact in collection.versions])
         for edge, artifact in zip(page["edges"], collection.versions, strict=True):
             edge["version"] = artifact.version

@@ -1,7 +1,7 @@
-"""GraphQL of the W&B test server: it answers what a client selects from plain dicts, without a schema.
+"""GraphQL for the W&B test server: selections are resolved from plain dicts, without a schema.
 
-So a newer client that asks for a field which this server does not know gets null and the rest of its answer,
-and the field is reported by name. graphql-core only parses.
+If a newer client selects a field that the server does not know, the field is null in an otherwise complete answer, and
+its path is reported. graphql-core is used only for parsing.
 """
 
 import inspect
@@ -11,12 +11,12 @@ from typing import Any
 import graphql.language.ast as ast
 from graphql import parse
 
-# A GraphQL object: field name to value, or to a function of the field's arguments that returns the value.
+# A GraphQL object: maps field names to values, or to functions from the field's arguments to values.
 Node = dict[str, Any]
 
 
 def connection(nodes: Sequence[Node | None]) -> Node:
-    """A list as GraphQL pages it: always one page."""
+    """A list as a GraphQL connection, always with a single page."""
     return {
         "edges": [{"node": node, "cursor": str(number)} for number, node in enumerate(nodes)],
         "pageInfo": {"__typename": "PageInfo", "hasNextPage": False, "endCursor": None},
@@ -28,9 +28,9 @@ class Operation:
     """One query or mutation of a client.
 
     Args:
-        query: the GraphQL document.
-        variables: the client's.
-        report: is called with the path of each field that the server does not know.
+        query: GraphQL document.
+        variables: variables sent by the client.
+        report: called with the path of each field that the server does not know.
     """
 
     def __init__(self, query: str, variables: dict[str, Any], report: Callable[[str], None]):
@@ -45,7 +45,7 @@ class Operation:
             self._coerce(variable)
 
     def _coerce(self, definition: ast.VariableDefinitionNode) -> None:
-        """Fill in a default; one value for a list is a list of one (GraphQL specification, 3.11)."""
+        """Fill in a default, and turn a single value for a list into a list of one (GraphQL specification, 3.11)."""
         name = definition.variable.name.value
         if name not in self.variables and definition.default_value is not None:
             self.variables[name] = self.value(definition.default_value)
@@ -55,7 +55,7 @@ class Operation:
             self.variables[name] = [given]
 
     def value(self, node: ast.ValueNode) -> Any:
-        """The Python value of an argument."""
+        """Python value of an argument."""
         match node:
             case ast.VariableNode():
                 return self.variables.get(node.name.value)
@@ -72,11 +72,11 @@ class Operation:
         return node.value  # type: ignore[attr-defined]  # a string, a boolean or an enum
 
     def answer(self, root: Node) -> Any:
-        """The selected part of a root object."""
+        """The selected fields of a root object."""
         return self._select(root, self.definition.selection_set, self.name)
 
     def _select(self, value: Any, selection: ast.SelectionSetNode | None, path: str) -> Any:
-        """The selected fields of an object, or of each object of a list."""
+        """The selected fields of an object, or of each object in a list."""
         if value is None or selection is None:
             return value
         if isinstance(value, list):
@@ -95,7 +95,7 @@ class Operation:
         return selected
 
     def _field(self, value: Node, part: ast.FieldNode, path: str) -> Any:
-        """The value of one field; null for an unknown one."""
+        """Value of a field; null if the field is unknown."""
         name = part.name.value
         if name not in value:
             self.report(path)
@@ -112,7 +112,7 @@ class Operation:
         return found(**{name: value for name, value in arguments.items() if value is not None})
 
     def _fragment(self, value: Node, part: ast.SelectionNode, path: str) -> dict[str, Any]:
-        """The fields of a fragment, named or inline; nothing where it is for another type."""
+        """Fields of a named or inline fragment; empty if the fragment applies to another type."""
         if isinstance(part, ast.FragmentSpreadNode):
             return self._select(value, self.fragments[part.name.value].selection_set, path)
         assert isinstance(part, ast.InlineFragmentNode)
@@ -122,7 +122,7 @@ class Operation:
         return self._select(value, part.selection_set, path) if fits else {}
 
     def _included(self, part: ast.SelectionNode) -> bool:
-        """Whether @include and @skip let a part through."""
+        """Whether @include and @skip keep a selection."""
         for directive in part.directives or ():
             condition = self.value((directive.arguments or ())[0].value)
             if condition is (directive.name.value == "skip"):

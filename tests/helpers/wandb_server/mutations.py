@@ -1,4 +1,4 @@
-"""What clients change on the W&B test server: the GraphQL mutations that wandb 0.31 sends."""
+"""GraphQL mutations that wandb 0.31 sends to the W&B test server."""
 
 import base64
 import json
@@ -25,13 +25,13 @@ RUN_FIELDS = {
 
 
 class Mutations:
-    """Each takes the `input` of the client, in which what it leaves out is missing or null."""
+    """The mutations. Each takes the client's `input`, in which omitted fields are missing or null."""
 
     def __init__(self, queries: Queries):
         self.queries, self.artifacts, self.store = queries, queries.artifacts, queries.store
 
     def root(self) -> Node:
-        """The fields of Mutation."""
+        """Fields of the Mutation type."""
         return {
             "upsertBucket": self.upsert_run,
             "stopRun": self.stop_run,
@@ -51,7 +51,7 @@ class Mutations:
         }
 
     def upsert_run(self, input: Node) -> Node:
-        """Start a run, start an existing one again, or change one."""
+        """Start, resume or update a run."""
         if input.get("name"):
             key = (*self.store.project(input.get("entityName"), input.get("modelName")), input["name"])
             inserted = key not in self.store.runs
@@ -65,7 +65,7 @@ class Mutations:
             run.raw_config = json.loads(input["config"])
         if input.get("summaryMetrics"):
             run.summary = json.loads(input["summaryMetrics"])
-        if input.get("host") is not None:  # the client names its host when it starts, not when it changes a run
+        if input.get("host") is not None:  # the client sends its host only when it starts a run
             run.start()
             run.resumed += not inserted
         return {
@@ -75,24 +75,24 @@ class Mutations:
         }
 
     def stop_run(self, input: Node) -> Node:
-        """Somebody presses stop: the client hears of it in the answer to its next file_stream."""
+        """Press the stop button; the answer to the client's next file_stream request reports it."""
         self.store.run_of_node(input["id"]).stopped = True
         return {"success": True}
 
     def create_run_files(self, input: Node) -> Node:
-        """Where to upload files of a run."""
+        """Upload URLs for files of a run."""
         run = self.store.run(input.get("entityName"), input["projectName"], input["runName"])
         link = self.artifacts.link
         files = [{"name": name, "uploadUrl": link(f"run-{run.node}", name)} for name in input["files"]]
         return {"runID": run.node, "uploadHeaders": [], "files": files}
 
     def alert(self, input: Node) -> Node:
-        """run.alert."""
+        """Store an alert from run.alert."""
         self.store.alerts.append(input)
         return {"success": True}
 
     def create_artifact(self, input: Node) -> Node:
-        """Begin a version; the same content as in the newest one makes none, but moves the aliases."""
+        """Create a version; content identical to the newest version only moves the aliases."""
         key = (
             *self.store.project(input.get("entityName"), input["projectName"]),
             input["artifactCollectionName"],
@@ -117,16 +117,16 @@ class Mutations:
         return {"artifact": self.artifacts.version(artifact)}
 
     def manifest(self, node: str) -> Node:
-        """Where to upload the manifest of an artifact; it has the artifact's node as its own."""
+        """Upload URL for the manifest of an artifact; its id is the artifact's node id."""
         file = {"id": node, "uploadUrl": self.artifacts.link(f"manifest-{node}"), "uploadHeaders": []}
         return {"artifactManifest": {"id": node, "file": file}}
 
     def create_artifact_files(self, input: Node) -> Node:
-        """Where to upload the files of an artifact."""
+        """Upload URLs for the files of an artifact."""
         return {"files": connection([self.upload(**file) for file in input["artifactFiles"]])}
 
     def upload(self, artifactID: str, name: str, **_: Any) -> Node:
-        """Where to upload one of them."""
+        """Upload URL for one file of an artifact."""
         return {
             "name": name,
             "storagePath": f"{artifactID}/{name}",
@@ -137,7 +137,7 @@ class Mutations:
         }
 
     def commit_artifact(self, input: Node) -> Node:
-        """Make a version complete, if its files arrived as the manifest says."""
+        """Commit a version whose files match the manifest."""
         artifact = self.store.artifacts[input["artifactID"]]
         artifact.commit(self.store.artifacts)
         return {"artifact": self.artifacts.version(artifact)}
@@ -150,7 +150,7 @@ class Mutations:
         return {"artifact": self.artifacts.version(artifact)}
 
     def upsert_sweep(self, input: Node) -> Node:
-        """Create a sweep; there is no way to change one."""
+        """Create a sweep; updating one is not supported."""
         config = yaml.safe_load(input["config"])
         project = self.store.project(input.get("entityName"), input.get("projectName"))
         sweep = Sweep(uuid.uuid4().hex[:8], *project, config=config)
@@ -158,7 +158,7 @@ class Mutations:
         return {"sweep": self.queries.sweep(sweep), "configValidationWarnings": []}
 
     def create_agent(self, input: Node) -> Node:
-        """An agent of a sweep registers."""
+        """Register an agent of a sweep."""
         node = f"Agent{self.store.number()}"
         self.store.agents[node] = Agent(self.store.sweeps[input["sweep"]])
         return {"agent": {"id": node}}
@@ -174,10 +174,10 @@ class Mutations:
         return {"agent": {"id": input["id"]}, "commands": json.dumps(commands)}
 
     def commands(self, sweep: Sweep, running: list[str]) -> list[dict[str, Any]]:
-        """What an agent that has some trials running shall do.
+        """Commands for an agent, given the trials that it runs.
 
-        An agent without one first gets a trial that was preempted, then a new one. It stays while trials of other
-        agents run, since these can be preempted, and then it ends.
+        An idle agent gets a preempted trial if there is one, else a new trial. Otherwise it waits while other agents
+        run trials, since these can be preempted, and then exits.
         """
         runs = self.store.trials(sweep)
         if running:
@@ -185,7 +185,7 @@ class Mutations:
             return [{"type": "stop", "run_id": run_id} for run_id in behind]
         for run in runs:
             if run.state == "preempted":
-                run.start()  # or the next agent would get it too
+                run.start()  # otherwise the next agent would get it too
                 return [sweep.command("resume", run.id)]
         run_id = uuid.uuid4().hex[:8]
         if sweep.next_trial(run_id):
@@ -197,7 +197,7 @@ class Mutations:
 
     def upsert_view(self, input: Node) -> Node:
         """Save a workspace or report."""
-        # wandb-workspaces finds a report by the end of its address, which it takes for base64.
+        # wandb-workspaces looks a report up by the end of its URL, which it decodes as base64.
         node = input.get("id") or base64.b64encode(f"View:{self.store.number()}".encode()).decode()
         inserted = node not in self.store.views
         entity, project = self.store.project(input.get("entityName"), input.get("projectName"))
@@ -215,6 +215,6 @@ class Mutations:
         return {"view": self.queries.view(view), "inserted": inserted}
 
     def upsert_project(self, input: Node) -> Node:
-        """Make a project."""
+        """Create a project."""
         project = self.queries.project(*self.store.project(input.get("entityName"), input.get("name")))
         return {"model": project, "project": project, "inserted": True}

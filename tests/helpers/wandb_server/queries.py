@@ -1,4 +1,4 @@
-"""What the W&B test server answers to queries: its records as GraphQL objects, as wandb 0.31 selects them."""
+"""GraphQL queries of the W&B test server: its records as the objects that wandb 0.31 selects from."""
 
 import json
 import re
@@ -27,11 +27,11 @@ FEATURES = (
 
 
 class Queries:
-    """Builds the objects. References between them are functions, so that only what is selected is built.
+    """Build the GraphQL objects. References between them are functions, so that only selected objects are built.
 
     Args:
-        store: the records.
-        url: of the server, for links to files.
+        store: records of the server.
+        url: URL of the server, for links to files.
     """
 
     def __init__(self, store: Store, url: str):
@@ -39,7 +39,7 @@ class Queries:
         self.artifacts = ArtifactQueries(self, url)
 
     def root(self) -> Node:
-        """The fields of Query."""
+        """Fields of the Query type."""
 
         def project(name: str = "", entityName: str = "") -> Node | None:
             key = (entityName or self.store.entity, name)
@@ -90,11 +90,11 @@ class Queries:
         }
 
     def projects(self, entity: str) -> Node:
-        """Those of a team."""
+        """Projects of a team."""
         return connection([self.project(owner, name) for owner, name in self.store.projects if owner == entity])
 
     def project(self, entity: str, name: str) -> Node:
-        """A project, with ways to its runs, sweeps, views and artifacts."""
+        """A project, with access to its runs, sweeps, views and artifacts."""
 
         def run(name: str, missingOk: bool = False) -> Node | None:
             found = self.store.runs.get((entity, project, name))
@@ -140,7 +140,7 @@ class Queries:
         }
 
     def run(self, run: StoredRun) -> Node:
-        """A run, with what a client needs to resume it and wandb.Api to read it."""
+        """A run, with the fields that a client needs to resume it and wandb.Api to read it."""
 
         def wandb_config(keys: list[str] | None = None) -> str:
             own = run.raw_config.get("_wandb", {}).get("value", {})
@@ -183,7 +183,7 @@ class Queries:
             "wandbConfig": wandb_config,
             "summaryMetrics": json.dumps(run.summary),
             "systemMetrics": lambda: json.dumps(run.events[-1] if run.events else {}),
-            # A client that resumes the run goes on behind these lines.
+            # A client that resumes the run appends after these lines.
             "historyLineCount": run.line_count(HISTORY),
             "eventsLineCount": run.line_count(EVENTS),
             "logLineCount": run.line_count(OUTPUT),
@@ -201,7 +201,7 @@ class Queries:
         }
 
     def run_files(self, run: StoredRun, names: list[str] | None = None, pattern: str = "%", **_: Any) -> Node:
-        """Uploaded files of a run; % in a pattern stands for anything."""
+        """Uploaded files of a run; % in a pattern matches any text."""
         shape = re.compile(re.escape(pattern).replace("%", ".*"))
         chosen = [name for name in run.files if (not names or name in names) and shape.fullmatch(name)]
         return connection([self.artifacts.file(f"run-{run.node}", name, run.files[name]) for name in chosen])

@@ -1,4 +1,4 @@
-"""What the W&B test server keeps of runs, artifacts and saved views, by the rules of W&B."""
+"""Runs, artifacts and saved views as the W&B test server stores them, following the rules of W&B."""
 
 import base64
 import hashlib
@@ -20,17 +20,17 @@ HISTORY, EVENTS, OUTPUT, SUMMARY = (
 
 
 def timestamp() -> str:
-    """Now, as GraphQL answers give it."""
+    """The current time in the format of GraphQL answers."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 @dataclass(eq=False)
 class StoredRun:
-    """One run as the server knows it.
+    """A run as the server stores it.
 
     Args:
-        node: its id in GraphQL; `id` is what wandb.init calls id.
-        crash_after: seconds without a word of the client after which a running run counts as crashed.
+        node: GraphQL node id; `id` is the id passed to wandb.init.
+        crash_after: seconds without a request from the client after which a running run counts as crashed.
     """
 
     node: str
@@ -51,8 +51,8 @@ class StoredRun:
     files: dict[str, bytes] = field(default_factory=dict, repr=False)
     used: list["Artifact"] = field(default_factory=list)
     exit_code: int | None = None
-    resumed: int = 0  # how often it was started again; in shared mode each further client counts
-    stopped: bool = False  # somebody pressed the stop button in this attempt
+    resumed: int = 0  # how often the run was resumed; in shared mode, each additional client counts
+    stopped: bool = False  # the stop button was pressed in this attempt
     was_preempting: bool = False
     created: str = field(default_factory=timestamp)
     lines: dict[str, dict[int, str]] = field(default_factory=dict, repr=False)  # file: line number: line
@@ -62,41 +62,41 @@ class StoredRun:
 
     @property
     def state(self) -> str:
-        """running, finished, failed, crashed, preempting or preempted."""
+        """State of the run: running, finished, failed, crashed, preempting or preempted."""
         if time.monotonic() - self._heard > self.crash_after:
             return {"running": "crashed", "preempting": "preempted"}.get(self._said, self._said)
         return self._said
 
     @property
     def config(self) -> dict[str, Any]:
-        """{key: value}, without what the client adds for itself."""
+        """The configuration as {key: value}, without the client's own entry."""
         return {key: item.get("value") for key, item in self.raw_config.items() if key != "_wandb"}
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """The logged rows, in order."""
+        """Logged rows, in order."""
         return [json.loads(line) for line in self.text(HISTORY)]
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """The rows of system metrics, in order."""
+        """Rows of system metrics, in order."""
         return [json.loads(line) for line in self.text(EVENTS)]
 
     @property
     def output(self) -> list[str]:
-        """The console, without the time before each line."""
+        """Console output, without the timestamp of each line."""
         return [re.sub(r"^(ERROR )?\d{4}-\d\d-\d\dT\S+ ", "", line) for line in self.text(OUTPUT)]
 
     def text(self, file: str) -> list[str]:
-        """The lines of a streamed file, in order."""
+        """Lines of a streamed file, in order."""
         return [line for _, line in sorted(self.lines.get(file, {}).items())]
 
     def line_count(self, file: str) -> int:
-        """Lines that a client which resumes the run has to leave alone."""
+        """Number of lines that a client must keep when it resumes the run."""
         return max(self.lines.get(file, {}), default=-1) + 1
 
     def history_keys(self) -> dict[str, Any]:
-        """Which keys were logged how often, and the last step."""
+        """How often each key was logged, and the last step."""
         rows = self.history
         counts = Counter(key for row in rows for key in row)
         keys = {key: {"typeCounts": [{"type": "number", "count": n}]} for key, n in counts.items()}
@@ -105,30 +105,30 @@ class StoredRun:
     def select(
         self, keys: Sequence[str] = (), minStep: int = 0, maxStep: float = math.inf, **_: Any
     ) -> list[dict[str, Any]]:
-        """The rows that have all keys, as sampledHistory gives them; they are too few here to be sampled.
+        """Rows that have all keys, as in sampledHistory, but not sampled because there are few.
 
-        maxStep is in the range, unlike in GraphQL's history: so it is on W&B's own server, and the client asks for
-        one step less (wandb/wandb pull request 12010).
+        maxStep is inclusive, unlike in `history`. W&B's own server does the same, and the client asks for one step less
+        (wandb/wandb pull request 12010).
         """
         rows = [row for row in self.history if minStep <= row["_step"] <= maxStep]
         return [{key: row[key] for key in keys} if keys else row for row in rows if row.keys() >= set(keys)]
 
     def start(self) -> None:
-        """A client begins with this run, the first one or a later one."""
+        """A client starts or resumes this run."""
         self._said, self.exit_code, self.stopped = "running", None, False
         self.hear()
 
     def hear(self) -> None:
-        """The client attempts."""
+        """Note that the client is alive."""
         self._heard = time.monotonic()
 
     def receive(self, stream: dict[str, Any], client: str | None) -> None:
-        """Take one file_stream request.
+        """Store the rows of a file_stream request.
 
         Args:
-            stream: the decoded body.
-            client: the id of a client in mode="shared", None in other modes. Each of these counts its own lines
-                and steps from where it found the run, so here they get places in the order in which they arrive.
+            stream: decoded request body.
+            client: id of the client in mode="shared", None in other modes. Each shared client numbers its own lines
+                and steps from where it found the run, so lines are renumbered in order of arrival.
         """
         self.hear()
         for file, chunk in (stream.get("files") or {}).items():
@@ -153,7 +153,7 @@ class StoredRun:
 
 @dataclass(eq=False)
 class Collection:
-    """The versions of one artifact name; an alias is at one version, and moves."""
+    """Versions of one artifact name; each alias points to one version and can move."""
 
     entity: str
     project: str
@@ -163,18 +163,18 @@ class Collection:
     aliases: dict[str, "Artifact"] = field(default_factory=dict)
 
     def find(self, alias: str) -> "Artifact | None":
-        """The version with an alias such as best, or a number such as v3."""
+        """The version with an alias such as best or a number such as v3."""
         return self.aliases.get(alias) or next((a for a in self.versions if a.version == alias), None)
 
     def assign(self, artifact: "Artifact") -> None:
-        """Move the aliases that a client asked for to a version; the newest one is always latest, too."""
+        """Move the requested aliases and `latest` to a version."""
         for alias in (*artifact.asked_aliases, "latest"):
             self.aliases[alias] = artifact
 
 
 @dataclass(eq=False)
 class Artifact:
-    """One version. It has a version and aliases once the client has committed it."""
+    """A version of an artifact; it has a version number and aliases once the client has committed it."""
 
     node: str
     collection: Collection
@@ -191,47 +191,47 @@ class Artifact:
 
     @property
     def name(self) -> str:
-        """Without the version."""
+        """Artifact name without the version."""
         return self.collection.name
 
     @property
     def type(self) -> str:
-        """As in wandb.Artifact."""
+        """Type, as in wandb.Artifact."""
         return self.collection.type
 
     @property
     def aliases(self) -> list[str]:
-        """Those that are at this version now."""
+        """Aliases that currently point to this version."""
         return [alias for alias, artifact in self.collection.aliases.items() if artifact is self]
 
     @property
     def entries(self) -> dict[str, dict[str, Any]]:
-        """The manifest: file name to digest (base64 of the md5), size and more."""
+        """Manifest entries: file name to digest (base64 of the md5), size and more."""
         return json.loads(self.manifest[""])["contents"] if self.manifest else {}
 
     def commit(self, others: dict[str, "Artifact"]) -> None:
-        """Make it the newest version.
+        """Make this the newest version.
 
         Raises:
-            ValueError: a file of the manifest did not arrive, or with other bytes.
+            ValueError: a file of the manifest was not uploaded, or its contents differ.
         """
         for name, entry in self.entries.items():
             if "ref" in entry:
                 continue
-            birth = others.get(entry.get("birthArtifactID", ""))  # it uploaded a file that is unchanged
+            birth = others.get(entry.get("birthArtifactID", ""))  # the artifact that uploaded an unchanged file
             if name not in self.files and birth and name in birth.files:
                 self.files[name] = birth.files[name]
             if name not in self.files:
                 raise ValueError(f"{self.name}: {name} was not uploaded")
             if base64_md5(self.files[name]) != entry["digest"]:
-                raise ValueError(f"{self.name}: the md5 of {name} is not that of the manifest")
+                raise ValueError(f"{self.name}: the md5 of {name} does not match the manifest")
         self.version = f"v{len(self.collection.versions)}"
         self.collection.versions.append(self)
         self.collection.assign(self)
 
 
 def base64_md5(data: bytes) -> str:
-    """The digest of a file in manifests."""
+    """Digest of a file, as in manifests."""
     return base64.b64encode(hashlib.md5(data).digest()).decode()
 
 

@@ -1,4 +1,4 @@
-"""Runs that are tracked, without a training: a folder, attempts that log rows, and what the server has of them."""
+"""Tracked runs without a training: a run folder, attempts that log rows, and what the server stores of them."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from tinyimnet.run.metrics import STEP
 from tinyimnet.tracking.tracker import MirrorProcess, Tracker
 
 FINISH = 5  # tracking.finish_timeout
-# A training that logs some steps and dies of SIGKILL: {log} is lines of Python, indented by nothing.
+# A training that logs some steps and kills itself with SIGKILL. {log} is replaced by unindented lines of Python.
 KILLED = """
 import os, sys, time
 from pathlib import Path
@@ -31,7 +31,7 @@ os.kill(os.getpid(), 9)
 
 
 def new_folder(parent: Path, **options: Any) -> Path:
-    """The folder of a run as a start leaves it; `options` are those of `tracking`."""
+    """Create a run folder as the start of a training leaves it; `options` are keys of the tracking section."""
     folder = parent / "tiny-seed3"
     folder.mkdir()
     settings = Config(tracking=TrackingConfig(**{"finish_timeout": FINISH, **options}))
@@ -40,7 +40,7 @@ def new_folder(parent: Path, **options: Any) -> Path:
 
 
 def start(run_dir: Path, at: int = 0, **options: Any) -> Tracker:
-    """The tracker of an attempt that goes on from step `at`."""
+    """Start the tracker of an attempt that resumes from step `at`."""
     tracker = Tracker(run_dir, TrackingConfig(**{"finish_timeout": FINISH, **options}))
     tracker.start(at)
     return tracker
@@ -53,11 +53,11 @@ def log(tracker: Tracker, *steps: int) -> None:
 
 
 def log_without_the_mirror(tracker: Tracker, *steps: int) -> None:
-    """Log some steps, each of which has to be in the file at once, and must have nothing to do with the mirror."""
+    """Log some steps, and check that each is in the file at once and that logging does not touch the mirror."""
 
     class Untouchable:
         def __getattr__(self, name: str) -> None:
-            raise AssertionError(f"a step that is logged reaches for {name} of the mirror")
+            raise AssertionError(f"logging a step accessed {name} of the mirror")
 
     mirror, tracker._mirror = tracker._mirror, Untouchable()  # type: ignore[assignment]
     for step in steps:
@@ -67,28 +67,28 @@ def log_without_the_mirror(tracker: Tracker, *steps: int) -> None:
 
 
 def killed_training(run_dir: Path, lines: str) -> int:
-    """Run a training that logs and is killed; its exit code. `lines` are Python that has a `tracker`."""
+    """Run a training that executes `lines`, Python code that can use `tracker`, and is killed; return its exit code."""
     return python("-c", KILLED.format(log=lines, finish=FINISH), str(run_dir)).returncode
 
 
 def mirror_of(tracker: Tracker) -> MirrorProcess:
-    """The process beside a training."""
+    """Mirror process of a training."""
     assert tracker._mirror
     return tracker._mirror
 
 
 def service_of(tracker: Tracker) -> int:
-    """Process id of wandb's own service, which the mirror has started."""
+    """Process id of the wandb-core service that the mirror starts."""
     return wait_until(lambda: child_of(mirror_of(tracker).process.pid, "wandb-core"))
 
 
 def run_id(run_dir: Path) -> str:
-    """The id on W&B, as the folder has it."""
+    """W&B run id in the run folder."""
     return json.loads((run_dir / "wandb_run.json").read_text())["id"]
 
 
 def on_server(server: WandbServer, run_dir: Path) -> StoredRun:
-    """The run of a folder, as soon as the server has it."""
+    """Wait until the server has the run of a folder, and return it."""
 
     def find() -> StoredRun | None:
         try:
@@ -100,22 +100,22 @@ def on_server(server: WandbServer, run_dir: Path) -> StoredRun:
 
 
 def steps(run: StoredRun) -> list[float]:
-    """The axis of the rows that arrived, in their order."""
+    """Global steps of the rows that arrived, in order."""
     return [row[STEP] for row in run.history if STEP in row]
 
 
 def steps_on_disk(run_dir: Path) -> list[float]:
-    """The same of metrics.jsonl."""
+    """Global steps of the rows in metrics.jsonl, in order."""
     return [json.loads(line)[STEP] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 def offline_records(run_dir: Path) -> list[Path]:
-    """Folders of the attempts that were offline, the oldest first."""
+    """Record folders of offline attempts, oldest first."""
     return sorted((run_dir / "wandb").glob("offline-run-*"))
 
 
 def without_a_key(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
-    """Be on a machine of somebody who never used W&B."""
+    """Set up the environment of a user who has never used W&B."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(home))  # no .netrc there

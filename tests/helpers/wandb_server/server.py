@@ -1,7 +1,7 @@
-"""A small W&B server in memory: what the unmodified wandb 0.31 client speaks to in tests, on 127.0.0.1 only.
+"""A small in-memory W&B server on 127.0.0.1, for tests with the unmodified wandb 0.31 client.
 
-It is a reading of the client's protocol (HTTP here, GraphQL in queries.py and mutations.py), so it
-shows what the client does and what a server of this kind would keep, not the rules of wandb.ai beyond that.
+It is inferred from the client's protocol (HTTP here, GraphQL in queries.py and mutations.py). Tests therefore show what
+the client does and what such a server would store, but not how wandb.ai behaves beyond that.
 """
 
 import base64
@@ -30,22 +30,22 @@ Answer = tuple[int, bytes]  # HTTP status and body
 
 
 class WandbServer:
-    """The server, from `with` to the end of its block.
+    """The server, which runs inside a `with` block.
 
     Args:
-        entity: the team of the only user.
-        api_key: the only one that it accepts (clients want at least 40 characters).
-        crash_after: seconds without a heartbeat until a running run counts as crashed.
+        entity: team of the only user.
+        api_key: the only key that is accepted (clients require at least 40 characters).
+        crash_after: seconds without a heartbeat after which a running run counts as crashed.
     """
 
     def __init__(self, entity: str = "lab", api_key: str = "k" * 40, crash_after: float = 60):
         self.entity, self.api_key = entity, api_key
         self.store = Store(entity, crash_after)
         self.requests: list[str] = []  # names of GraphQL operations
-        self.unknown: set[str] = set()  # fields and addresses that a client asked for in vain
+        self.unknown: set[str] = set()  # unsupported fields and paths that clients requested
         self.errors: list[str] = []  # tracebacks
         self.fault: Fault | None = None
-        self.broken = 0  # requests that met a fault
+        self.broken = 0  # number of requests that hit a fault
         self.lock = threading.RLock()
         self.http = HttpServer(self)
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
@@ -57,12 +57,12 @@ class WandbServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.break_with("reset")  # for connections that are still open
+        self.break_with("reset")  # closes connections that are still open
         self.http.shutdown()
         self.http.server_close()
 
     def environment(self, home: Path) -> dict[str, str]:
-        """Variables with which a client speaks to this server and leaves nothing outside `home`."""
+        """Environment variables that make a client use this server and write only inside `home`."""
         return {
             "WANDB_BASE_URL": self.url,
             "WANDB_API_KEY": self.api_key,
@@ -71,15 +71,15 @@ class WandbServer:
             "WANDB_CONFIG_DIR": str(home / "config"),
             "WANDB_DATA_DIR": str(home / "data"),
             "WANDB_ERROR_REPORTING": "false",
-            "WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "1",  # seconds between two lots of rows, not 15
+            "WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "1",  # seconds between uploads of rows; the default is 15
             "HOME": str(home),
         }
 
     def run(self, id: str, project: str | None = None) -> StoredRun:
-        """A run by its id.
+        """Find a run by its id.
 
         Raises:
-            KeyError: there is none, or the project is needed to tell it from others.
+            KeyError: there is no such run, or several projects have one and `project` is not given.
         """
         runs = list(self.store.runs.values())
         found = [run for run in runs if run.id == id and project in (None, run.project)]
@@ -93,12 +93,12 @@ class WandbServer:
 
     @property
     def alerts(self) -> list[dict[str, Any]]:
-        """What run.alert sent: title, text, severity, runName and more."""
+        """Alerts from run.alert: title, text, severity, runName and more."""
         return self.store.alerts
 
     @property
     def artifacts(self) -> list[Artifact]:
-        """All committed versions of all artifacts, in the order in which they were begun."""
+        """All committed versions of all artifacts, in order of creation."""
         return self.store.committed()
 
     @property
@@ -108,28 +108,28 @@ class WandbServer:
 
     @property
     def sweeps(self) -> list[Sweep]:
-        """All sweeps, in the order in which they were made."""
+        """All sweeps, in order of creation."""
         return list(self.store.sweeps.values())
 
     def break_with(self, what: str | int, path: str = "") -> None:
         """Break every request whose path contains `path`, until `heal`.
 
         Args:
-            what: "reset" (the connection closes without an answer), "hang" (no answer; the connection closes when
+            what: "reset" (close the connection without an answer), "hang" (no answer; the connection is closed when
                 the server heals or ends) or an HTTP status.
-            path: such as /graphql, file_stream or /storage; "" for all.
+            path: part of a path, such as /graphql, file_stream or /storage; "" for all paths.
         """
         self.heal()
         self.fault = Fault(what, path)
 
     def heal(self) -> None:
-        """Answer again."""
+        """Answer requests again."""
         fault, self.fault = self.fault, None
         if fault:
             fault.over.set()
 
     def answer(self, method: str, path: str, body: bytes, client: str | None) -> Answer:
-        """One request that came through."""
+        """Answer a request that no fault intercepted."""
         if path == "/graphql":
             return self.graphql(json.loads(body))
         stream = re.fullmatch(r"/files/([^/]+)/([^/]+)/([^/]+)/file_stream", path)
@@ -147,7 +147,7 @@ class WandbServer:
         return 404, b"{}"
 
     def graphql(self, request: dict[str, Any]) -> Answer:
-        """A query or mutation."""
+        """Answer a query or mutation."""
         operation = Operation(request["query"], request.get("variables") or {}, self.unknown.add)
         self.requests.append(operation.name)
         root = self.mutations.root() if operation.is_mutation else self.queries.root()
@@ -155,7 +155,7 @@ class WandbServer:
 
 
 class Fault:
-    """What is broken, until it is over."""
+    """A fault of the server; `over` is set when it is healed."""
 
     def __init__(self, what: str | int, path: str):
         if what not in ("reset", "hang") and not isinstance(what, int):
@@ -165,7 +165,7 @@ class Fault:
 
 
 class HttpServer(ThreadingHTTPServer):
-    """Listens on a free port of 127.0.0.1; a connection that hangs does not keep the process from ending."""
+    """HTTP server on a free port of 127.0.0.1; hung connections do not keep the process alive."""
 
     daemon_threads = True
 
@@ -174,7 +174,7 @@ class HttpServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients are killed in tests: a connection that breaks is no error of the server."""
+        """Record an error, but not a broken connection: tests kill clients."""
         error = traceback.format_exc()
         if "ConnectionResetError" not in error and "BrokenPipeError" not in error:
             self.wandb.errors.append(error)
@@ -187,7 +187,7 @@ class Handler(BaseHTTPRequestHandler):
     server: HttpServer
 
     def handle_request(self) -> None:
-        """Read, break or check, and answer one request."""
+        """Read a request, apply a fault if there is one, check the API key and answer."""
         server, path = self.server.wandb, unquote(self.path.partition("?")[0])
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         fault = server.fault
@@ -206,14 +206,14 @@ class Handler(BaseHTTPRequestHandler):
                 status, data = server.answer(self.command, path, body, client)
         except Exception as error:
             server.errors.append(traceback.format_exc())
-            status = 200 if path == "/graphql" else 400  # a client would try again for ever after 500
+            status = 200 if path == "/graphql" else 400  # after a 500 the client would retry forever
             data = json.dumps({"data": None, "errors": [{"message": repr(error)}]}).encode()
         self.send(status, data)
 
     do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = handle_request
 
     def break_with(self, fault: Fault) -> None:
-        """Do not answer, or with an error."""
+        """Fail a request as the fault specifies."""
         if isinstance(fault.what, int):
             self.send(fault.what, b'{"errors": [{"message": "broken on purpose"}]}')
             return
@@ -222,12 +222,12 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def api_key(self) -> str:
-        """The key of a request: user:key or a token."""
+        """The API key of a request, from basic authentication (user:key) or a token."""
         kind, _, secret = self.headers.get("Authorization", "").partition(" ")
         return base64.b64decode(secret).decode().partition(":")[2] if kind == "Basic" else secret
 
     def send(self, status: int, data: bytes) -> None:
-        """One answer."""
+        """Send an answer."""
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
@@ -236,12 +236,12 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
     def log_message(self, *_: object) -> None:
-        """Nothing on the console."""
+        """Print nothing to the console."""
 
 
 @pytest.fixture
 def wandb_server(clean_process: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    """A server of this test, to which every client in this process and its children speaks."""
+    """A server for one test, used by every client in this process and its children."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     home = tmp_path / "home"
@@ -251,6 +251,6 @@ def wandb_server(clean_process: None, tmp_path: Path, monkeypatch: pytest.Monkey
             monkeypatch.setenv(name, value)
         yield server
     assert not server.unknown and not server.errors, (
-        "This wandb client is newer than the test server: it asks for something that queries.py or mutations.py of "
-        f"tests/helpers/wandb_server has to learn. Unknown: {sorted(server.unknown)}. Errors: {server.errors}"
+        "The wandb client sent requests that the test server does not support. A newer client needs additions to "
+        f"tests/helpers/wandb_server. Unknown: {sorted(server.unknown)}. Errors: {server.errors}"
     )

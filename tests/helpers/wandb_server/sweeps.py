@@ -1,4 +1,4 @@
-"""Sweeps of the W&B test server: what is tried next, and which trials hyperband stops."""
+"""Sweeps of the W&B test server: choice of the next trial, and early stopping by hyperband."""
 
 import itertools
 import math
@@ -13,7 +13,7 @@ from helpers.wandb_server.records import StoredRun
 
 @dataclass(eq=False)
 class Sweep:
-    """A sweep: what it tries next, and which of its trials it stops early."""
+    """A sweep: chooses its next trial and stops trials early."""
 
     name: str
     entity: str
@@ -27,22 +27,22 @@ class Sweep:
         self._trials = itertools.islice(trials(self.config), self.config.get("run_cap"))
 
     def next_trial(self, run_id: str) -> bool:
-        """Choose the parameters of a new run; False where all were tried."""
+        """Choose the parameters of a new run; return False if all were tried."""
         parameters = next(self._trials, None)
         if parameters is not None:
             self.issued[run_id] = parameters
         return parameters is not None
 
     def command(self, kind: str, run_id: str) -> dict[str, Any]:
-        """Tell an agent to run or resume a trial."""
+        """The command that tells an agent to run or resume a trial."""
         parameters = {name: {"value": value} for name, value in self.issued[run_id].items()}
         return {"type": kind, "run_id": run_id, "args": parameters, "program": self.config.get("program")}
 
     def falls_behind(self, run: StoredRun, runs: Iterable[StoredRun]) -> bool:
         """Whether hyperband stops a trial, by the rule of W&B's own package (wandb/sweeps, hyperband_stopping.py).
 
-        At the last bracket that a trial has passed, the value that it had there must be among the best 1/eta of
-        all trials that passed it. A bracket counts the logged rows with the metric, not epochs or steps.
+        At the last bracket that a trial has passed, its value must have been among the best 1/eta of all trials that
+        passed that bracket. Brackets count logged rows with the metric, not epochs or steps.
         """
         rule = self.config.get("early_terminate")
         if not rule:
@@ -62,16 +62,16 @@ class Agent:
     """A process that runs trials of a sweep."""
 
     sweep: Sweep
-    trials: list[str] = field(default_factory=list)  # run ids that it has, as it said last or was told since
+    trials: list[str] = field(default_factory=list)  # run ids it last reported, plus those assigned since
     heard: float = 0.0
 
     def hear(self, trials: list[str]) -> None:
-        """It says which of its trials run."""
+        """Record which trials the agent reports as running."""
         self.trials, self.heard = trials, time.monotonic()
 
 
 def brackets(rule: dict[str, Any]) -> list[int]:
-    """Counts of rows at which hyperband looks at a trial, ascending.
+    """Row counts at which hyperband evaluates a trial, ascending.
 
     min_iter 3, eta 3: 3, 9, 27, ...; max_iter 27, eta 3, s 2: 3, 9.
     """
@@ -82,10 +82,10 @@ def brackets(rule: dict[str, Any]) -> list[int]:
 
 
 def trials(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The parameters of one trial after another: all combinations, or without end.
+    """Yield the parameters of each trial: all combinations for grid, an endless sequence for random.
 
     Raises:
-        ValueError: this server does not know the method or a distribution.
+        ValueError: the server does not support the method or a distribution.
     """
     parameters = config["parameters"]
     if config["method"] == "grid":
@@ -93,14 +93,14 @@ def trials(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from (dict(zip(parameters, values, strict=True)) for values in itertools.product(*choices))
         return
     if config["method"] != "random":
-        raise ValueError(f"the test server knows the methods grid and random, not {config['method']!r}")
+        raise ValueError(f"the test server supports the methods grid and random, not {config['method']!r}")
     chance = random.Random(0)
     while True:
         yield {name: draw(parameter, chance) for name, parameter in parameters.items()}
 
 
 def draw(parameter: dict[str, Any], chance: random.Random) -> Any:
-    """One value of a parameter of a random search."""
+    """Draw a value of a parameter for random search."""
     if "value" in parameter:
         return parameter["value"]
     if "values" in parameter:
@@ -114,4 +114,4 @@ def draw(parameter: dict[str, Any], chance: random.Random) -> Any:
         case "log_uniform_values":
             return math.exp(chance.uniform(math.log(low), math.log(high)))
         case other:
-            raise ValueError(f"the test server does not know the distribution {other!r}")
+            raise ValueError(f"the test server does not support the distribution {other!r}")

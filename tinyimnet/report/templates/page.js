@@ -1,4 +1,4 @@
-// The pointer moves over a chart: its legend shows the values there, each the newest of its curve up to that step.
+// While the pointer is over a chart, the legend shows each curve's latest value at or before the step under the pointer.
 for (const figure of document.querySelectorAll(".chart")) {
   const svg = figure.querySelector("svg");
   const cursor = svg.querySelector(".cursor");

@@ -1,6 +1,6 @@
-"""Runs as the tools here see them: which folders are meant, and what Slurm says of their jobs, asked once for all.
+"""Run folders and the states of their Slurm jobs, with one query for all runs.
 
-What a folder says is in tinyimnet/run/record.py. No torch here: the tools have to start at once, on a login node too.
+tinyimnet/run/record.py reads the folders. No torch import: commands must start at once, also on a login node.
 """
 
 import os
@@ -12,17 +12,17 @@ from pathlib import Path
 from tinyimnet.errors import UserError
 from tinyimnet.run.record import Record, read_object
 
-ANSWER = 60  # seconds that a command of Slurm may take: a busy controller is slow, a lost one never answers
+ANSWER = 60  # timeout of a Slurm command in seconds: a busy controller is slow, a lost one never responds
 
 
 # ---- folders ------------------------------------------------------------------------------------------------
 
 
 def find_runs(places: Iterable[Path], *, inside: bool = True) -> list[Path]:
-    """The absolute folders of runs that are named or, with `inside`, lie in a folder that is named, each once.
+    """Absolute run folders among `places` or, with `inside`, directly inside them, without duplicates.
 
     Raises:
-        UserError: a place is no such folder.
+        UserError: a place is not a run folder and, with `inside`, contains none.
     """
     found: list[Path] = []
     for place in places:
@@ -30,27 +30,27 @@ def find_runs(places: Iterable[Path], *, inside: bool = True) -> list[Path]:
         if inside and not named:
             named = sorted(filter(_is_run, place.glob("*")))
         if not named:
-            what = "no run folder and holds none" if inside else "no run folder"
-            raise UserError(f"{place} is {what}: a run has config.yaml or job.json in it; name another folder.")
+            what = "not a run folder and contains none" if inside else "not a run folder"
+            raise UserError(f"{place} is {what} (a run folder has config.yaml or job.json); give another folder.")
         found += [Path(os.path.abspath(path)) for path in named]
     return list(dict.fromkeys(found))
 
 
 def names_of(paths: list[Path]) -> list[str]:
-    """Short names that tell run folders apart: each without the folder that all of them lie in."""
+    """Short unique names of run folders: their paths relative to the folder that contains all of them."""
     common = os.path.commonpath([path.parent for path in paths])
     return [str(path.relative_to(common)) for path in paths]
 
 
 def _is_run(folder: Path) -> bool:
-    """os.path, because a folder that may not be read is none and no error."""
+    """Uses os.path, so that an unreadable folder is not a run, instead of an error."""
     return any(os.path.isfile(folder / name) for name in ("config.yaml", "job.json"))
 
 
 def job_of(run: Record) -> str:
-    """The Slurm job of the newest submission or attempt; empty: the newest is outside Slurm, or trains another run.
+    """Slurm job of the newest submission or attempt; "" if that is outside Slurm, or the job trains another run.
 
-    A run that was sent to Slurm may go on by hand later, and the other way round.
+    A run that was submitted to Slurm may be resumed by hand later, and vice versa.
     """
     submitted, sent = run.job.get("submitted"), run.job.get("cluster") == "slurm"
     if run.attempts and not (isinstance(submitted, int | float) and submitted > run.attempts[-1].started):
@@ -61,11 +61,11 @@ def job_of(run: Record) -> str:
 
 
 def _trains(job: str, path: Path) -> bool:
-    """Whether a job is about this run: an element of a sweep takes one trial after the other, and writes down which."""
+    """Whether a job trains this run: a sweep element trains several trials in turn, and records the current one."""
     if not path.parent.name.startswith("sweep-"):
         return True
     array, _, element = job.partition("_")
-    trial = read_object(path.parent / f".trial-{array}-{element or 0}")  # the name is slurm/sweep.sbatch's
+    trial = read_object(path.parent / f".trial-{array}-{element or 0}")  # named by slurm/sweep.sbatch
     return Path(str(trial.get("run_dir"))).name == path.name
 
 
@@ -73,10 +73,10 @@ def _trains(job: str, path: Path) -> bool:
 
 
 def live_jobs() -> dict[str, tuple[str, str]]:
-    """State and nodes (of a pending job: the reason, in brackets) of the user's jobs; empty without Slurm.
+    """State and nodes of the user's jobs, or (reason) instead of nodes for pending ones; {} without Slurm.
 
     Raises:
-        UserError: squeue is there and gives no answer.
+        UserError: squeue is installed but failed.
     """
     if not shutil.which("squeue"):
         return {}
@@ -85,7 +85,7 @@ def live_jobs() -> dict[str, tuple[str, str]]:
 
 
 def ended_jobs(jobs: Iterable[str]) -> dict[str, str]:
-    """State of jobs that are no longer in the queue, as far as the accounting is there and knows them."""
+    """States of jobs that left the queue, as far as accounting is available and knows them."""
     wanted = ",".join(sorted(jobs))
     if not wanted or not shutil.which("sacct"):
         return {}
@@ -97,7 +97,7 @@ def ended_jobs(jobs: Iterable[str]) -> dict[str, str]:
 
 
 def state_of(run: Record, live: dict[str, tuple[str, str]], ended: dict[str, str]) -> str:
-    """One word: what Slurm says of its job, unless the run is finished, else what its folder says (Record.state)."""
+    """State of a run in one word: finished, else the state of its Slurm job, else that of its folder (Record.state)."""
     state, job = run.state(), job_of(run)
     if state == "finished":
         return state
@@ -105,22 +105,22 @@ def state_of(run: Record, live: dict[str, tuple[str, str]], ended: dict[str, str
         slurm_state = live[job][0]
         requeued = slurm_state == "pending" and run.attempts and run.attempts[-1].job == job
         return "requeued" if requeued else slurm_state
-    if ended.get(job, "completed") != "completed":  # completed, but not finished: it was stopped and saved
+    if ended.get(job, "completed") != "completed":  # completed but not finished: the run stopped and saved
         return ended[job]
     return "unknown" if state == "new" and job and job not in ended else state
 
 
 def call(*command: str) -> str:
-    """What a command of Slurm prints.
+    """Run a Slurm command and return its output.
 
     Raises:
-        UserError: it fails, or does not answer.
+        UserError: it failed or timed out.
     """
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=ANSWER, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         reason = " ".join((getattr(error, "stderr", None) or str(error)).split())
-        raise UserError(f"{command[0]} failed ({reason}); try again when Slurm answers.") from None
+        raise UserError(f"{command[0]} failed ({reason}); retry when Slurm responds.") from None
 
 
 def _table(text: str, columns: int) -> list[list[str]]:

@@ -1,7 +1,7 @@
-"""The job that submitit pickles: the arguments of train.py, and how an attempt of it ends.
+"""The job that submitit pickles: arguments of train.py, and how an attempt ends.
 
-It holds no state: every attempt finds its own in the run folder. That is what makes it right after a lost node too, where
-Slurm starts the pickle of the submission again. Whether there is another attempt, launch.requeue decides in the batch script.
+The job holds no state: every attempt reads its state from the run folder. This also works after a lost node, when
+Slurm restarts the original pickle. In the batch script, launch.requeue decides whether there is another attempt.
 """
 
 import atexit
@@ -20,25 +20,25 @@ from tinyimnet.config import RunConfig
 
 @dataclass
 class TrainJob:
-    """One run; called once on each process of each attempt.
+    """One run, called once on each process of each attempt.
 
     Attributes:
-        arguments: of train.py.
+        arguments: arguments of train.py.
     """
 
     arguments: list[str]
 
     def __call__(self) -> dict[str, Any]:
-        """Train until the end, and return what DONE holds, or until asked to stop."""
+        """Train until the end or a stop request; returns the contents of DONE, {} before the end."""
         from tinyimnet import config_cli, train
         from tinyimnet.distributed import process_group
         from tinyimnet.errors import USER_ERROR, UserError
 
         environment = submitit.JobEnvironment()
-        # submitit's own, which starts a job of its local cluster again. The training takes the signal over.
+        # submitit's handler, which restarts a job of its local cluster. The training replaces it.
         again = signal.getsignal(environment._usr_sig())
         exit_code = 1
-        # Ahead of the interpreter's own end, which can hang in gloo's threads (process_group.exit_process).
+        # Runs before the interpreter shuts down, which can hang in gloo's threads (process_group.exit_process).
         atexit.register(lambda: process_group.exit_process(exit_code))
         if environment.cluster != "slurm" and environment.num_tasks > 1:
             helper = submitit.helpers.TorchDistributedEnvironment()
@@ -56,23 +56,23 @@ class TrainJob:
         return json.loads(done.read_text()) if done.exists() else {}
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """What submitit starts in the next attempt: the same."""
+        """The job that submitit starts in the next attempt: this one, unchanged."""
         return submitit.helpers.DelayedSubmission(self)
 
 
 def come_back(run: RunConfig, environment: submitit.JobEnvironment, again: Any) -> None:
-    """On submitit's local cluster: end all processes and start them again where the run was stopped as by a scheduler.
+    """Restart all processes on submitit's local cluster if a scheduler's signal stopped the run.
 
     Raises:
-        RuntimeError: it was, and is not to be started again.
+        RuntimeError: such a signal stopped the run, but it must not restart.
     """
-    from launch.requeue import PATIENCE, decide
+    from tinyimnet.launch.requeue import PATIENCE, decide
 
     verdict = decide(run, 0, {}, os.environ)
     print(f"job {environment.job_id}: {verdict.sentence}", flush=True)
     if verdict.requeue:
         if environment.global_rank == 0:
             again(signal.SIGUSR2, None)
-        time.sleep(2 * PATIENCE)  # it ends all of them
+        time.sleep(2 * PATIENCE)  # the handler ends all processes meanwhile
     if verdict.exit_code:
         raise RuntimeError(verdict.sentence)

@@ -1,5 +1,10 @@
-"""The logs of a run, all its processes side by side: python -m launch.logs RUN [--follow] [--lines N]"""
+"""Print the logs of a run, each line prefixed with its rank, or with [slurm] for the output of its job.
 
+tinyimnet logs runs/tiny1m
+tinyimnet logs runs/tiny1m --follow --lines 100
+"""
+
+import argparse
 import os
 import signal
 import sys
@@ -8,22 +13,24 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch import runs
-from tinyimnet import errors
-from tinyimnet.errors import Parser, UserError
+from tinyimnet import cli, errors
+from tinyimnet.errors import UserError
+from tinyimnet.launch import runs
 from tinyimnet.run.record import read_object
 
-POLL = 0.5  # seconds between two looks
+POLL = 0.5  # seconds between checks
 
 
-def main(argv: list[str]) -> int:
-    """Print the last lines of every log, and with --follow what comes after them; returns the exit code."""
-    description = "Print the logs of a run, each line behind its rank, or [slurm] for Slurm's own output."
-    parser = Parser(prog="python -m launch.logs", description=description, allow_abbrev=False)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, such as runs/tiny1m")
-    parser.add_argument("-f", "--follow", action="store_true", help="go on until it is finished, or Ctrl-C")
+    parser.add_argument("-f", "--follow", action="store_true", help="print new lines until the run is finished")
     parser.add_argument("--lines", type=int, default=20, metavar="N", help="lines of each log (default: 20)")
-    args = parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print the last lines of every log and, with --follow, new ones as they are written."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # exit quietly on `| head`
     if args.lines < 0:
         raise UserError(f"--lines is {args.lines} and must be 0 or more.")
     [path] = runs.find_runs([args.run], inside=False)
@@ -44,47 +51,47 @@ def main(argv: list[str]) -> int:
 
 @dataclass
 class Tail:
-    """A log that is printed as it grows, line by line, each behind a prefix."""
+    """A growing log, printed line by line with a prefix."""
 
     file: Path
     prefix: str
     position: int = 0
     inode: int = 0
-    rest: bytes = b""  # a line whose end is not written yet
+    rest: bytes = b""  # an incomplete last line
 
     def show(self, last: int | None = None) -> bool:
-        """Print the whole lines that are new, or the last few of them; returns whether the file has grown."""
+        """Print the new complete lines, or only the `last` of them; returns whether the file has grown."""
         try:
             with self.file.open("rb") as file:
                 stat = os.fstat(file.fileno())
-                if stat.st_ino != self.inode or stat.st_size < self.position:  # another file, or begun again
+                if stat.st_ino != self.inode or stat.st_size < self.position:  # replaced or truncated
                     self.show_rest()
                     self.inode, self.position = stat.st_ino, 0
                 file.seek(self.position)
                 *lines, self.rest = (self.rest + file.read()).split(b"\n")
                 grown, self.position = file.tell() > self.position, file.tell()
-        except OSError:  # gone for the moment
+        except OSError:  # temporarily missing
             return False
         self._print(lines if last is None else lines[max(0, len(lines) - last + bool(self.rest)) :])
         return grown
 
     def show_rest(self) -> None:
-        """Print a last line without an end, where there is one."""
+        """Print the incomplete last line, if any."""
         self._print([self.rest] if self.rest else [])
         self.rest = b""
 
     def _print(self, lines: list[bytes]) -> None:
-        """The bytes as they are: a log may hold anything, and the terminal may not know UTF-8."""
+        """Write bytes unchanged: a log may hold anything, and the terminal may not support UTF-8."""
         sys.stdout.buffer.writelines(self.prefix.encode() + line + b"\n" for line in lines)
         sys.stdout.buffer.flush()
 
 
 def follow(path: Path, tails: dict[Path, Tail]) -> None:
-    """Print what is added to the logs and what is in new ones, until the run is finished and nothing more comes."""
+    """Print new lines and new logs until the run is finished and no log grows."""
     if not tails:
-        print(f"{path} has no logs yet: waiting, Ctrl-C ends it.", file=sys.stderr, flush=True)
+        print(f"{path} has no logs yet; waiting for them (Ctrl-C to quit).", file=sys.stderr, flush=True)
     while True:
-        finished = (path / "DONE").exists()  # before the look: what came ahead of it is printed
+        finished = (path / "DONE").exists()  # checked first, so that lines written before DONE are printed
         for file, prefix in find_logs(path).items():
             tails.setdefault(file, Tail(file, prefix))
         grown = [tail.show() for tail in tails.values()]
@@ -94,7 +101,7 @@ def follow(path: Path, tails: dict[Path, Tail]) -> None:
 
 
 def find_logs(path: Path) -> dict[Path, str]:
-    """The logs that a run has by now, by rank, Slurm's own last, and what to put before their lines."""
+    """Existing logs of a run and the prefixes of their lines, sorted by rank, with Slurm's output last."""
     ranks = sorted((path / "logs").glob("rank_*.log"), key=lambda file: (len(file.stem), file.stem))
     logs = {file: f"[{file.stem.removeprefix('rank_')}] " for file in ranks}
     output = read_object(path / "job.json").get("output")
@@ -104,5 +111,4 @@ def find_logs(path: Path) -> dict[Path, str]:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it quietly
-    sys.exit(errors.run(main, sys.argv[1:]))
+    sys.exit(errors.run(cli.main, ["logs", *sys.argv[1:]]))

@@ -1,8 +1,10 @@
-"""One table of runs: where they are, how far, how fast, how good. python -m launch.status [RUN_OR_FOLDER ...]
+"""Show all runs in one table: state, nodes, attempts, progress, speed, accuracy, time left.
 
-Slurm is asked once for all runs, and not at all where none of them was sent to it.
+tinyimnet status                        # the runs in $RUNS_ROOT or runs/
+tinyimnet status --watch runs/tiny1m*
 """
 
+import argparse
 import signal
 import sys
 import time
@@ -17,33 +19,35 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from launch import runs
-from tinyimnet import errors
+from tinyimnet import cli, errors
 from tinyimnet.config import runs_root
 from tinyimnet.console import clock, console
 from tinyimnet.data.dataset import IMAGE_SIZE
 from tinyimnet.data.resolution import step_resolutions, work_left
-from tinyimnet.errors import Parser, UserError
+from tinyimnet.errors import UserError
+from tinyimnet.launch import runs
 from tinyimnet.run.metrics import TOP1
 from tinyimnet.run.record import Record, read_record
 
 WAITING = ("pending", "requeued", "configuring", "completing", "stopped")
-STYLES = {"running": "green", "finished": "bold", **dict.fromkeys(WAITING, "yellow")}  # all others: red
+STYLES = {"running": "green", "finished": "bold", **dict.fromkeys(WAITING, "yellow")}  # other states are red
 HEADER = ("run", "state", "nodes", "attempts", "step", "images/s", "EMA top-1 %\nlast / best", "ETA")
-LEFT = 3  # of these columns are text; the others are numbers
-WIDE = 1000  # characters, more than any table needs
+LEFT = 3  # leading text columns; the others are numbers
+WIDE = 1000  # characters; no table is wider
 
 
-def main(argv: list[str]) -> int:
-    """Print the table, once or until Ctrl-C; returns the exit code."""
-    description = "Show runs in one table: state, nodes, attempts used, steps, speed, accuracy, time left."
-    parser = Parser(prog="python -m launch.status", description=description, allow_abbrev=False)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
     where = "run folders, or folders of them (default: $RUNS_ROOT, or runs)"
     parser.add_argument("places", nargs="*", type=Path, metavar="RUN_OR_FOLDER", help=where)
-    parser.add_argument("--watch", action="store_true", help="draw the table again and again until Ctrl-C")
-    pause = "with --watch: time between two tables (default: 5)"
+    parser.add_argument("--watch", action="store_true", help="redraw the table until Ctrl-C")
+    pause = "with --watch: seconds between redraws (default: 5)"
     parser.add_argument("--interval", type=float, default=5.0, metavar="SECONDS", help=pause)
-    args = parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print the table, once or until Ctrl-C."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # exit quietly on `| head`
     if not 1 <= args.interval <= 86400:
         raise UserError(f"--interval is {args.interval:g} and must be between 1 and 86400 seconds.")
     places = args.places or [runs_root()]
@@ -55,7 +59,7 @@ def main(argv: list[str]) -> int:
 
 
 def watch(places: list[Path], interval: float) -> None:
-    """Redraw the table on a terminal, print one after the other elsewhere, until Ctrl-C."""
+    """Redraw the table on a terminal, or print it repeatedly elsewhere, until Ctrl-C."""
     with suppress(KeyboardInterrupt):
         if not console.is_terminal:
             while True:
@@ -68,10 +72,10 @@ def watch(places: list[Path], interval: float) -> None:
 
 
 def view(places: list[Path]) -> Group:
-    """The table as of now, and below it what has no room in it.
+    """The current table; below it Slurm errors, and W&B URLs that do not fit into the table.
 
     Raises:
-        UserError: a place is no run and holds none.
+        UserError: a place is not a run folder and contains none.
     """
     found = [read_record(path) for path in runs.find_runs(places)]
     names = runs.names_of([run.path for run in found])
@@ -80,7 +84,7 @@ def view(places: list[Path]) -> Group:
     try:
         live = runs.live_jobs() if jobs else {}
     except UserError as error:
-        notes.append(f"{error} Until then the folders say what runs.")
+        notes.append(f"{error} Until then, states come from the run folders.")
     ended = runs.ended_jobs(jobs - live.keys())
     rows = [(name, *_cells(run, live, ended)) for name, run in zip(names, found, strict=True)]
     urls = [run.url for run in found]
@@ -93,7 +97,7 @@ def view(places: list[Path]) -> Group:
 
 
 def seconds_left(run: Record, now: float) -> float | None:
-    """Seconds to the last step at the pace of this attempt, or else of the last log line; None: unknown."""
+    """Seconds to the last step at the speed of this attempt, or else of the last log line; None if unknown."""
     if not run.attempts or run.step is None:
         return None
     attempt, speed, config = run.attempts[-1], run.last("perf/images_per_s"), run.config
@@ -117,7 +121,7 @@ def seconds_left(run: Record, now: float) -> float | None:
 
 
 def _cells(run: Record, live: dict[str, tuple[str, str]], ended: dict[str, str]) -> tuple[str, ...]:
-    """What the table shows of a run, without its name."""
+    """Table cells of a run, without its name."""
     state, job = runs.state_of(run, live, ended), runs.job_of(run)
     nodes = live[job][1] if job in live else ", ".join(run.attempts[-1].nodes if run.attempts else [])
     speed, top1 = run.last("perf/images_per_s"), run.series(TOP1)[1]
@@ -134,7 +138,7 @@ def _cells(run: Record, live: dict[str, tuple[str, str]], ended: dict[str, str])
 
 
 def _progress(run: Record) -> str:
-    """'1,234 / 5,000 (24 %)', or as much of it as is known."""
+    """'1,234 / 5,000 (24 %)', or the part of it that is known."""
     if run.step is None:
         return "-"
     total = run.total_steps
@@ -158,5 +162,4 @@ def _table(rows: list[tuple[str, ...]], urls: list[str]) -> Table:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it quietly
-    sys.exit(errors.run(main, sys.argv[1:]))
+    sys.exit(errors.run(cli.main, ["status", *sys.argv[1:]]))

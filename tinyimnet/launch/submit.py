@@ -1,13 +1,13 @@
-"""Send runs to a cluster with submitit: one job, or an array over seeds and a grid.
+"""Send runs to Slurm with submitit: one job, or an array over seeds and a grid.
 
-python -m launch.submit --config configs/tiny1m.yaml --nodes 2 --gpus-per-node 8 --timeout 240
-python -m launch.submit --config configs/tiny1m.yaml --seeds 0-4 --grid optim.lr=0.1,0.2 model.drop_path=0,0.1
-python -m launch.submit --config configs/smoke.yaml --cluster local --profile configs/cluster/cpu.yaml
-python -m launch.submit --dry-run ...                # prints the sbatch script and sends nothing
+tinyimnet submit --config configs/tiny1m.yaml --nodes 2 --gpus-per-node 8 --timeout 240
+tinyimnet submit --config configs/tiny1m.yaml --seeds 0-4 --grid optim.lr=0.1,0.2 model.drop_path=0,0.1
+tinyimnet submit --config configs/smoke.yaml --cluster local --profile configs/cluster/cpu.yaml
+tinyimnet submit --dry-run ...                # print the sbatch script, submit nothing
 
-The shape of a job comes from --profile; account, modules and places of a cluster from slurm/site.env, which you source
-first. All other options are train.py's. The code is copied into the run folder: what you edit afterwards changes
-nothing for a job that waits, runs or comes back.
+--profile sets the shape of a job. Source slurm/site.env first: it sets account, modules and paths of the cluster. All
+other options are train.py's. Submit from a git checkout: its tracked files are copied into the run folder, so later
+edits do not affect pending, running or requeued jobs.
 """
 
 import argparse
@@ -27,45 +27,61 @@ from typing import Any
 import submitit
 import yaml
 
-from launch.job import TrainJob
+from tinyimnet import cli, config_cli, errors
 from tinyimnet import config as configuration
-from tinyimnet import config_cli, errors
 from tinyimnet.config import Config
-from tinyimnet.errors import Parser, UserError
+from tinyimnet.console import command
+from tinyimnet.errors import UserError
 from tinyimnet.files import ROOT, write_atomically
+from tinyimnet.launch.job import TrainJob
 from tinyimnet.run.attempt import find_run
 
-# sbatch's variables that are not named as their options are.
+# sbatch options whose SBATCH_* variable has a different name.
 VARIABLES = {"time": "TIMELIMIT", "mem": "MEM_PER_NODE", "array": "ARRAY_INX"}
 
 
 @dataclass(frozen=True)
 class Profile:
-    """The shape of a job: --profile FILE, a YAML of these keys."""
+    """Shape of a job: keys of the YAML file given with --profile."""
 
     nodes: int = 1
-    """Nodes of a job."""
+    """Nodes per job."""
     gpus_per_node: int = 0
-    """GPUs of a node; each has one process."""
+    """GPUs per node, with one process each."""
     tasks_per_node: int = 1
-    """Processes of a node without GPUs."""
+    """Processes per node if it has no GPUs."""
     cpus_per_task: int = 1
-    """CPUs of a process."""
+    """CPUs per process."""
     timeout: int = 240
-    """Minutes of one attempt of the job."""
+    """Time limit of one attempt, in minutes."""
     signal_delay: int = 120
-    """Seconds before the end of its time at which Slurm warns the job."""
+    """Seconds before the time limit at which Slurm signals the job."""
     parallel: int = 8
-    """Jobs of an array that run at the same time."""
+    """Array jobs that run at the same time."""
     sbatch: dict[str, Any] | None = None
-    """Any other options of sbatch: {partition: gpu, mem: 64G}."""
+    """Other options of sbatch, such as {partition: gpu, mem: 64G}."""
 
 
-def main(argv: list[str]) -> int:
-    """Submit what the arguments ask for; with --cluster local and debug, wait for the end."""
-    args, overrides = _parser().parse_known_args(argv)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("--config", type=Path, default=config_cli.DEFAULT_CONFIG, help="configuration, as for train.py")
+    parser.add_argument("--cluster", choices=("slurm", "local", "debug"), default="slurm",
+                        help="local: run on this machine; debug: run in this process")  # fmt: skip
+    parser.add_argument("--profile", type=Path, default=config_cli.CONFIGS / "cluster" / "gpu.yaml",
+                        help="YAML file with the shape of a job (default: configs/cluster/gpu.yaml)")  # fmt: skip
+    parser.add_argument("--nodes", type=int, help="nodes per job")
+    parser.add_argument("--gpus-per-node", type=int, help="GPUs per node, with one process each")
+    parser.add_argument("--timeout", type=int, metavar="MINUTES", help="time limit of one attempt")
+    parser.add_argument("--seeds", help="0-4 or 0,7,9: one run per seed")
+    parser.add_argument("--grid", nargs="+", default=[], metavar="KEY=V,V", help="one run per combination of values")
+    parser.add_argument("--parallel", type=int, help="array jobs that run at the same time")
+    parser.add_argument("--dry-run", action="store_true", help="print the sbatch script, submit nothing")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Submit the runs; with --cluster local or debug, wait until they end."""
     profile = read_profile(args)
-    runs = expand(args, overrides)
+    runs = expand(args, args.options)
     first = runs[0].run
     folder = Path(first.dir) / f"submit-{time.strftime('%Y%m%d-%H%M%S')}"
     files = [folder / f"{Path(config.run.dir).name}.yaml" for config in runs]
@@ -74,7 +90,7 @@ def main(argv: list[str]) -> int:
         print(sbatch_script(executor, len(runs)))
         return 0
     for config in runs:
-        find_run(config)  # refuse now what a job would refuse in an hour
+        find_run(config)  # fail now, not when the job starts
     if args.cluster == "slurm":
         for name in overridden(sbatch_script(executor, len(runs))):
             os.environ.pop(name, None)
@@ -92,39 +108,22 @@ def main(argv: list[str]) -> int:
         write_atomically(run_dir / "job.json", json.dumps(sent).encode())
         print(f"{run_dir}: job {job.job_id}", flush=True)
     if args.cluster == "slurm":
-        print(f"watch: python -m launch.status {configuration.runs_root()}; python -m launch.logs {first.dir} --follow")
+        watch = command("status", configuration.runs_root()), command("logs", first.dir, "--follow")
+        print(f"watch: {'; '.join(watch)}")
         return 0
     for job in jobs:
         job.results()
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m launch.submit", description="Send runs to a cluster; other options are train.py's.",
-                    allow_abbrev=False)  # fmt: skip
-    parser.add_argument("--config", type=Path, default=config_cli.DEFAULT_CONFIG, help="as for train.py")
-    parser.add_argument("--cluster", choices=("slurm", "local", "debug"), default="slurm",
-                        help="local: processes on this machine; debug: in this process")  # fmt: skip
-    parser.add_argument("--profile", type=Path, default=ROOT / "configs" / "cluster" / "gpu.yaml",
-                        help="YAML with the shape of a job (default: configs/cluster/gpu.yaml)")  # fmt: skip
-    parser.add_argument("--nodes", type=int, help="nodes of a job")
-    parser.add_argument("--gpus-per-node", type=int, help="GPUs of a node, each with one process")
-    parser.add_argument("--timeout", type=int, metavar="MINUTES", help="time limit of one attempt of a job")
-    parser.add_argument("--seeds", help="0-4 or 0,7,9: a run for each seed")
-    parser.add_argument("--grid", nargs="+", default=[], metavar="KEY=V,V", help="a run for each combination")
-    parser.add_argument("--parallel", type=int, help="jobs of an array that run at the same time")
-    parser.add_argument("--dry-run", action="store_true", help="print the sbatch script and send nothing")
-    return parser
-
-
-# ---- what is sent -------------------------------------------------------------------------------------------
+# ---- runs and code ------------------------------------------------------------------------------------------
 
 
 def read_profile(args: argparse.Namespace) -> Profile:
-    """The profile with what the command line changes.
+    """The profile, with overrides from the command line.
 
     Raises:
-        UserError: the file cannot be read, or has an unknown key or a value of a wrong kind.
+        UserError: the file cannot be read, or has an unknown key or an invalid value.
     """
     try:
         tree = yaml.safe_load(args.profile.read_text()) or {}
@@ -132,24 +131,24 @@ def read_profile(args: argparse.Namespace) -> Profile:
         profile = Profile(**{**tree, **{key: value for key, value in given.items() if value is not None}})
     except (OSError, yaml.YAMLError, TypeError) as error:
         known = ", ".join(Profile.__dataclass_fields__)
-        raise UserError(f"--profile {args.profile} cannot be used ({error}); its keys are {known}.") from None
+        raise UserError(f"--profile {args.profile} cannot be used ({error}); valid keys are {known}.") from None
     for key, least in {"nodes": 1, "gpus_per_node": 0, "tasks_per_node": 1, "cpus_per_task": 1, "timeout": 1,
                        "signal_delay": 1, "parallel": 1}.items():  # fmt: skip
         value = getattr(profile, key)
         if not isinstance(value, int) or value < least:
             raise UserError(
-                f"{key} is {value!r} and must be a whole number from {least} on (--profile {args.profile})."
+                f"{key} is {value!r} and must be an integer of at least {least} (--profile {args.profile})."
             )
     return profile
 
 
 def expand(args: argparse.Namespace, overrides: list[str]) -> list[Config]:
-    """The configuration of each run: every value of the grid with every seed, each in a folder of its own.
+    """The configuration of each run: one run per combination of grid values and seeds, each in its own folder.
 
-    Paths are absolute, because the jobs run in a copy of the code.
+    Paths are absolute because the jobs run in a copy of the code.
 
     Raises:
-        UserError: a configuration is wrong.
+        UserError: a configuration is invalid.
     """
     axes = [_axis(axis) for axis in args.grid]
     if args.seeds:
@@ -158,7 +157,7 @@ def expand(args: argparse.Namespace, overrides: list[str]) -> list[Config]:
     for point in itertools.product(*axes):
         chosen = [f"--{key}={value}" for key, value in point]
         arguments = ["--config", str(args.config), *overrides, *chosen]
-        config = config_cli.load(arguments, prog="python -m launch.submit")
+        config = config_cli.load(arguments, prog="tinyimnet submit")
         name = "".join(f"-{key.rpartition('.')[2]}{re.sub(r'[^0-9A-Za-z.]+', '_', value)}" for key, value in point)
         run = replace(config.run, dir=_absolute(config.run.dir + name))
         root, soft_labels = _absolute(config.data.root), _absolute(config.data.soft_labels)
@@ -169,7 +168,7 @@ def expand(args: argparse.Namespace, overrides: list[str]) -> list[Config]:
 
 
 def make_job(config: Config, file: Path) -> TrainJob:
-    """A job for this configuration, which is written down: the files that it was read from may change."""
+    """A job for this configuration, saved to `file` because the files that it was read from may change."""
     write_atomically(file, configuration.dump(config).encode())
     return TrainJob(["--config", str(file)])
 
@@ -179,7 +178,7 @@ def _absolute(path: str) -> str:
 
 
 def _axis(text: str) -> list[tuple[str, str]]:
-    """'optim.lr=0.1,0.2' -> [('optim.lr', '0.1'), ('optim.lr', '0.2')]; commas in brackets belong to a value."""
+    """'optim.lr=0.1,0.2' -> [('optim.lr', '0.1'), ('optim.lr', '0.2')]; commas in brackets do not separate values."""
     key, equals, values = text.partition("=")
     if not equals or not values:
         raise UserError(f"--grid {text} is not of the form KEY=VALUE,VALUE.")
@@ -198,20 +197,22 @@ def _seeds(text: str) -> list[int]:
 
 
 def snapshot(repo: Path, target: Path) -> None:
-    """Copy the tracked files as they are now, with the commit and what was changed since (COMMIT, UNCOMMITTED.diff).
+    """Copy the tracked files of the working tree, and save commit and changes as COMMIT and UNCOMMITTED.diff.
 
     Raises:
-        UserError: `repo` is no git repository.
+        UserError: `repo` is not a git checkout.
     """
+    if not (repo / ".git").exists():
+        raise UserError(f"{repo} is not a git checkout, but submit copies its tracked files; run it from a clone.")
     try:
         files = _git(repo, "ls-files", "-z").split("\0")
         commit, diff = _git(repo, "rev-parse", "HEAD"), _git(repo, "diff", "HEAD")
     except (OSError, subprocess.CalledProcessError) as error:
         raise UserError(
-            f"{repo} is not a git repository, whose tracked files would be copied ({error}); clone it, or use sbatch slurm/train.sbatch."
+            f"git cannot list the files of {repo} ({error}); clone it again, or use slurm/train.sbatch."
         ) from None
     for name in filter(None, files):
-        if (repo / name).is_file():  # not one that was deleted and not yet committed
+        if (repo / name).is_file():  # skip files whose deletion is not committed
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(repo / name, target / name)
     (target / "COMMIT").write_text(commit)
@@ -226,17 +227,15 @@ def _git(repo: Path, *command: str) -> str:
 
 
 def make_executor(cluster: str, profile: Profile, files: list[Path]) -> submitit.AutoExecutor:
-    """An executor whose jobs run in the folder `code` beside their configurations and come back as train.sbatch does.
+    """An executor whose jobs run in the folder `code` next to their configurations and are requeued as in train.sbatch.
 
     Args:
         cluster: slurm, local or debug.
-        profile: the shape of a job.
-        files: the configuration of each job, in the order in which they will be submitted.
+        profile: shape of a job.
+        files: configuration file of each job, in submission order.
     """
     if cluster == "slurm" and not shutil.which("sbatch"):
-        raise UserError(
-            "--cluster is slurm and there is no sbatch on PATH; submit on a login node, or use --cluster local."
-        )
+        raise UserError("--cluster is slurm but sbatch is not on PATH; submit on a login node, or use --cluster local.")
     if cluster != "slurm" and profile.nodes > 1:
         raise UserError(f"nodes is {profile.nodes} and must be 1 with --cluster {cluster}.")
     folder = files[0].parent.absolute()
@@ -244,9 +243,10 @@ def make_executor(cluster: str, profile: Profile, files: list[Path]) -> submitit
     tasks = profile.gpus_per_node or profile.tasks_per_node
     code, site_env = folder / "code", shlex.quote(str(ROOT / "slurm" / "site.env"))
     setup = [f"cd {shlex.quote(str(code))}", f"site_env={site_env}", "source slurm/setup_job.sh",
-             # Behind submitit's srun, which is the script's last line.
+             # A trap, because the last line of submitit's script is its srun.
              f"python={shlex.quote(sys.executable)} configs=({shlex.join(map(str, files))})",
-             'trap \'exec "$python" -m launch.requeue $? --config "${configs[${SLURM_ARRAY_TASK_ID:-0}]}"\' EXIT']  # fmt: skip
+             'trap \'exec "$python" -m tinyimnet.launch.requeue $? '
+             '--config "${configs[${SLURM_ARRAY_TASK_ID:-0}]}"\' EXIT']  # fmt: skip
     executor.update_parameters(
         name="tinyimnet",
         nodes=profile.nodes,
@@ -259,34 +259,37 @@ def make_executor(cluster: str, profile: Profile, files: list[Path]) -> submitit
         stderr_to_stdout=True,
         slurm_signal_delay_s=profile.signal_delay,
         slurm_array_parallelism=profile.parallel,
-        # srun does not take the CPUs over from sbatch (Slurm 22.05, 23.02), and one lost process ends the job, but not one
-        # that is done before rank 0.
+        # srun does not inherit --cpus-per-task from sbatch (Slurm 22.05, 23.02). A failed process ends the job; one
+        # that finishes before rank 0 does not.
         slurm_srun_args=["--kill-on-bad-exit=1", "--wait=0", f"--cpus-per-task={profile.cpus_per_task}"],
         slurm_additional_parameters={"requeue": True, **(profile.sbatch or {})},
     )
     if cluster == "slurm":
-        # submitit writes --wckey=submitit, which a cluster that uses such keys refuses.
+        # submitit sets --wckey=submitit, which clusters with wckeys reject.
         executor._executor.update_parameters(wckey=None)
     return executor
 
 
 def sbatch_script(executor: submitit.AutoExecutor, jobs: int) -> str:
-    """What submitit would hand to sbatch."""
+    """The script that submitit would submit with sbatch."""
     inner = executor._executor
     if not isinstance(inner, submitit.SlurmExecutor):
-        raise UserError("--dry-run prints an sbatch script: it goes with --cluster slurm.")
+        raise UserError("--dry-run prints an sbatch script and requires --cluster slurm.")
     if jobs > 1:
         inner.parameters["map_count"] = jobs
     script = inner._make_submission_file_text(inner._submitit_command_str, "dry-run")
-    inner.parameters.pop("map_count", None)  # submit_array refuses it
+    inner.parameters.pop("map_count", None)  # submit_array rejects it
     return script
 
 
 def overridden(script: str) -> set[str]:
-    """The SBATCH_* variables for what a script says itself: sbatch would let them win, and a profile is to win over a site."""
+    """SBATCH_* variables of the options that a script sets.
+
+    sbatch gives them priority over the script, but a profile must have priority over site.env.
+    """
     options = re.findall(r"^#SBATCH --([a-z-]+)", script, re.MULTILINE)
     return {"SBATCH_" + VARIABLES.get(option, option.upper().replace("-", "_")) for option in options}
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main, sys.argv[1:]))
+    sys.exit(errors.run(cli.main, ["submit", *sys.argv[1:]]))

@@ -1,13 +1,18 @@
-"""Finished runs by recipe, over seeds: python -m launch.seeds RUN [RUN ...] [--out seeds.md]"""
+"""Mean and standard deviation of the final EMA top-1 over seeds, one row per recipe.
 
+tinyimnet seeds runs/tiny1m-seed*
+tinyimnet seeds runs --out seeds.md
+"""
+
+import argparse
 import statistics
 import sys
 from pathlib import Path
 
-from launch import runs
-from tinyimnet import errors
+from tinyimnet import cli, errors
 from tinyimnet.console import console, print_table
-from tinyimnet.errors import Parser, UserError
+from tinyimnet.errors import UserError
+from tinyimnet.launch import runs
 from tinyimnet.run import seeds
 from tinyimnet.run.metrics import TOP1
 from tinyimnet.run.record import Record, read_record
@@ -16,24 +21,25 @@ HEADER = ("recipe", "seeds", "mean", "std", "min", "max")
 TITLE = "EMA top-1 in percent at the end of finished runs"
 
 
-def main(argv: list[str]) -> int:
-    """Print the table and, with --out, write it; returns the exit code.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or a folder of them")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the table as Markdown")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print the table and, with --out, write it.
 
     Raises:
         UserError: no run is finished, or the file cannot be written.
     """
-    description = "Mean and spread of the final EMA top-1 over seeds, a row for each recipe."
-    parser = Parser(prog="python -m launch.seeds", description=description, allow_abbrev=False)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or a folder of them")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the table as markdown too")
-    args = parser.parse_args(argv)
     paths = runs.find_runs(args.runs)
     names, read = runs.names_of(paths), [read_record(path) for path in paths]
     left_out = {name: why for name, run in zip(names, read, strict=True) if (why := why_not(run))}
     counted = [run for name, run in zip(names, read, strict=True) if name not in left_out]
     others = ", ".join(f"{name} ({why})" for name, why in left_out.items())
     if not counted:
-        raise UserError(f"nothing to sum up: {others}; `python -m launch.status` shows how far they are.")
+        raise UserError(f"no runs to summarize: {others}; `tinyimnet status` shows their progress.")
     rows = table(counted)
     note = f"not counted: {others}" if others else ""
     print_table(TITLE, rows, HEADER)
@@ -45,7 +51,7 @@ def main(argv: list[str]) -> int:
 
 
 def why_not(run: Record) -> str:
-    """Why a run does not count; empty: it does."""
+    """Why a run is not counted; "" if it is."""
     if not run.finished:
         return "not finished"
     if not isinstance(run.results.get(TOP1), int | float):
@@ -54,7 +60,7 @@ def why_not(run: Record) -> str:
 
 
 def table(finished: list[Record]) -> list[tuple[str, ...]]:
-    """A row for each recipe, in the order in which they come."""
+    """One row per recipe, in order of first appearance."""
     groups = seeds.by_recipe(finished)
     recipes = [dict(group[0].recipe) for group in groups]
     keys = sorted({key for recipe in recipes for key in recipe})
@@ -79,7 +85,7 @@ def _row(group: list[Record], label: str) -> tuple[str, ...]:
 
 
 def write_markdown(file: Path, rows: list[tuple[str, ...]], note: str) -> None:
-    """Write the table for a README.
+    """Write the table as Markdown.
 
     Raises:
         UserError: the file cannot be written.
@@ -94,4 +100,4 @@ def write_markdown(file: Path, rows: list[tuple[str, ...]], note: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main, sys.argv[1:]))
+    sys.exit(errors.run(cli.main, ["seeds", *sys.argv[1:]]))

@@ -1,0 +1,1 @@
+"""Start training runs on a cluster, watch them, end them."""
