@@ -7,6 +7,7 @@ module of the given command is imported: `tinyimnet status` starts without torch
 import argparse
 from collections.abc import Collection
 from importlib import import_module
+from types import ModuleType
 
 import tinyimnet
 from tinyimnet.errors import Parser, UserError
@@ -87,6 +88,6 @@ def make_parser(complete: Collection[str], train_options: Collection[str] = ()) 
     return parser
 
 
-def command_module(name: str):  # type: ignore[no-untyped-def]  # a module has no type of its own
+def command_module(name: str) -> ModuleType:
     """The module of a command."""
     return import_module(f"tinyimnet.{'launch' if name in LAUNCH else 'commands'}.{name.replace('-', '_')}")

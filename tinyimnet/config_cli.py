@@ -21,9 +21,8 @@ from tinyimnet.files import ROOT
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
-CONFIGS = next(
-    folder for folder in (ROOT / "tinyimnet" / "configs", ROOT / "configs") if folder.is_dir()
-)  # wheel, checkout
+# Inside the package in a wheel, at the top of a checkout.
+CONFIGS = next(folder for folder in (ROOT / "tinyimnet" / "configs", ROOT / "configs") if folder.is_dir())
 DEFAULT_CONFIG = CONFIGS / "tiny1m.yaml"
 # Variables of slurm/site.env that replace defaults; a configuration that sets the key, as smoke.yaml does, wins.
 PLACES = {"data.root": "DATA_ROOT", "data.stage": "STAGE_TO"}
@@ -81,7 +80,7 @@ class _Help(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
 
 
 def find_config(name: Path) -> Path:
-    """The file itself, or for a bare name such as `smoke` the file of that name in configs/.
+    """The file of that path, or for a bare name such as `smoke` the one in configs/.
 
     Raises:
         UserError: a bare name that is neither.

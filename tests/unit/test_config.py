@@ -32,6 +32,21 @@ def test_without_a_config_file_it_is_tiny1m() -> None:
     assert load([]).run.dir == "runs/tiny1m"
 
 
+def test_a_bare_name_is_a_configuration_that_comes_with_the_program(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load(["--config", "smoke"]) == load(["--config", str(config_cli.CONFIGS / "smoke.yaml")])
+    with pytest.raises(UserError, match=r"--config smok is neither a file nor one of baseline, smoke, tiny1m, "):
+        load(["--config", "smok"])
+    with pytest.raises(UserError, match=r"--config configs/smoke.yaml cannot be read"):  # a path is only a path
+        load(["--config", "configs/smoke.yaml"])
+
+
+def test_a_file_in_the_working_directory_beats_the_name(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "smoke").write_text("optim: {lr: 0.123}\n")
+    monkeypatch.chdir(tmp_path)
+    assert load(["--config", "smoke"]).optim.lr == 0.123
+
+
 def test_the_run_folder_is_named_after_the_config_file(file: Path) -> None:
     assert load(["--config", str(file)]).run.dir == "runs/mine"
     assert load(["--config", str(file), "--run.dir", "x"]).run.dir == "x"

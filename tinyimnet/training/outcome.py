@@ -29,16 +29,15 @@ AUGMENTED = "augmented.png"
 def started(run_dir: Path, trainer: Trainer) -> None:
     """Print what is about to run and where; write the picture of augmented images, once."""
     config, accelerator = trainer.config, trainer.accelerator
-    processes, accumulation_steps = accelerator.num_processes, len(trainer.micro_batches)
+    split = (accelerator.num_processes, len(trainer.micro_batches), trainer.state.micro_batch_size)
     device = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else "CPU"
     mode = wandb_mode(config.tracking)
     wandb = mode if mode == "disabled" else f"project {config.tracking.project}, {mode}"
     console.print(
         f"{config.train.epochs} epochs of {len(trainer.batches.images):,} images, "
         f"{count_parameters(trainer.bare):,} parameters, {config.train.precision} on {device}\n"
-        f"batch {config.train.global_batch_size} = {processes} process(es) x {accumulation_steps} micro-batch(es) "
-        f"x {trainer.state.micro_batch_size} images; W&B: {wandb}\n"
-        f"run folder: {short(run_dir)}",
+        f"batch {config.train.global_batch_size} = {' x '.join(map(str, split))} (processes x micro-batches x images)\n"
+        f"run folder: {short(run_dir)}; W&B: {wandb}",
         markup=False,
     )
     if not (run_dir / AUGMENTED).exists():
