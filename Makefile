@@ -13,6 +13,8 @@ ARGS ?=
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Without a GPU one process, said to the launcher, which would otherwise warn that it chose that.
+PROCESSES := $(if $(shell command -v nvidia-smi || command -v rocm-smi),,--num_processes 1)
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 10) and "error: %s is Python %d.%d, too old: load a module with 3.10 or newer, or give make PYTHON=FILE" % (sys.executable, *sys.version_info[:2]))
 
 .PHONY: help train install test test-wandb test-faults test-cluster lint bench clean
@@ -23,7 +25,7 @@ help:
 
 # train.precision of the configuration sets the precision; the flags here only keep the launcher from asking.
 train: $(VENV)/.installed
-	@$(BIN)/accelerate launch --quiet --num_machines 1 --mixed_precision no --dynamo_backend no \
+	@$(BIN)/accelerate launch --quiet --num_machines 1 $(PROCESSES) --mixed_precision no --dynamo_backend no \
 		train.py --config $(CONFIG) $(ARGS)
 
 install: $(VENV)/.installed
