@@ -62,6 +62,13 @@ def test_a_command_names_the_interpreter_of_an_inactive_environment(monkeypatch)
     assert console.command("status") == ".venv/bin/python -m tinyimnet status"
 
 
+def test_a_script_that_only_a_job_has_on_its_path_is_not_for_pasting(monkeypatch) -> None:
+    monkeypatch.setattr(console.shutil, "which", lambda _: str(Path(sys.executable).parent / "tinyimnet"))
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+    monkeypatch.setattr(sys, "base_prefix", "/usr")
+    assert console.command("status").endswith("python -m tinyimnet status")
+
+
 def test_a_path_is_relative_inside_the_working_directory_only() -> None:
     assert console.short(Path.cwd() / "runs" / "a") == Path("runs/a")
     assert console.short(Path("/elsewhere/a")) == Path("/elsewhere/a")
