@@ -79,7 +79,8 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+        if not self.bar.disable:  # rich's own stop() prints an empty line in a log
+            self.bar.stop()
 
     def resumed(self, step: int) -> None:
         """Print where a resumed run continues."""

@@ -25,6 +25,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, **terminal) -> str:
 
 def test_a_log_has_a_line_for_each_update(monkeypatch) -> None:
     lines = shown(monkeypatch, force_terminal=False).splitlines()
+    assert len(lines) == 2
     assert lines[0].startswith("epoch 1.4/6 step 140/600: loss 2.500, 1,234 images/s, ETA 0:00:00")
     assert lines[1].startswith("epoch 2.0/6 step 200/600: loss 2.500, 1,234 images/s, val top-1 40.00 %, EMA 41.00 %")
 
