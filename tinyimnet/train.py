@@ -1,4 +1,4 @@
-"""A whole run, top-down: configuration -> rendezvous -> data -> process group -> Trainer.fit -> what it reached."""
+"""A whole run, top-down: configuration -> rendezvous -> data -> process group -> Trainer.fit -> results."""
 
 import logging
 from pathlib import Path
@@ -28,9 +28,9 @@ def main(argv: list[str], prog: str = "train.py") -> int:
     config = config_cli.load(argv, prog)
     launcher.map_environment()
     stderr = logging.StreamHandler()
-    stderr.setLevel(logging.WARNING)  # INFO goes to logs/rank_N.log alone
+    stderr.setLevel(logging.WARNING)  # INFO goes to logs/rank_N.log only
     logging.basicConfig(handlers=[stderr], format="%(levelname)s: %(message)s")
-    wandb_mode(config.tracking)  # refuses a mistake while nothing is changed yet
+    wandb_mode(config.tracking)  # an invalid WANDB_MODE is an error before anything is written
     run_dir = find_run(config)
     rendezvous = Rendezvous(config.train.timeout)
     with process_group.lost_processes_named():
@@ -41,24 +41,24 @@ def main(argv: list[str], prog: str = "train.py") -> int:
         accelerator = process_group.start(config.train, rendezvous)
         preflight.measure(accelerator, ranks)
         fit(config, run_dir, dataset, accelerator, ranks)
-    # The DDP model went with the end of `fit`, as it has to before the group does.
+    # `fit` has returned, so the DDP model is gone: it must not outlive the group.
     process_group.close(accelerator)
     return 0
 
 
 def finished_before(run_dir: Path, config: Config, rendezvous: Rendezvous) -> bool:
-    """Whether the run has nothing left to do, which is said; the same on every rank, as rank 0 sees it."""
+    """Whether the run is finished, as rank 0 sees it; if so, print its results."""
     done = rendezvous.on_all_ranks("done", lambda: rendezvous.is_main and is_done(run_dir, config))
     if not rendezvous.gather("rank 0 is done", done)[0]:
         return False
     if rendezvous.is_main:
         outcome.show(run_dir)
-    rendezvous.leave()  # rank 0 keeps the store: the others have the answer by then
+    rendezvous.leave()  # rank 0 hosts the store and leaves last, when the others have the answer
     return True
 
 
 def fit(config: Config, run_dir: Path, dataset: Dataset, accelerator: Accelerator, ranks: list[RankInfo]) -> None:
-    """Train until the end or until asked to stop, with the run folder locked."""
+    """Train to the end, or until asked to stop, with the run folder locked."""
     rank, is_main = accelerator.process_index, accelerator.is_main_process
     stop = StopRequest(run_dir, slurm.end_of_job() - config.run.stop_before_end)
     stop.install()
@@ -72,7 +72,7 @@ def fit(config: Config, run_dir: Path, dataset: Dataset, accelerator: Accelerato
 
         saver = Saver(run_dir / "checkpoints", keep=config.run.keep_checkpoints, before=before_save)
         trainer = Trainer(config, accelerator, dataset, saved=saved, tracker=tracker, saver=saver, stop=stop)
-        # Until here nothing in the folder was changed.
+        # Nothing in the folder has changed up to here.
         attempt = this_attempt(ranks, trainer.step, trainer.total_steps)
         from_main(accelerator, lambda: open_run(run_dir, config, attempt))
         log_to(run_dir, rank, accelerator.num_processes)
@@ -93,7 +93,7 @@ def fit(config: Config, run_dir: Path, dataset: Dataset, accelerator: Accelerato
             exit_code = 0
         except errors.UserError as error:
             exit_code = errors.USER_ERROR
-            if is_main:  # ahead of W&B, for which Slurm may not wait
+            if is_main:  # before W&B, for which Slurm may not wait
                 outcome.failed(run_dir, lock, error)
             raise
         finally:

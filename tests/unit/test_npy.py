@@ -102,9 +102,9 @@ WRONG_ARRAYS: dict[str, tuple[str, np.ndarray, str]] = {
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("mistake", WRONG_ARRAYS)
-def test_an_invalid_array_is_refused_by_name(tmp_path: Path, mistake: str) -> None:
-    role, array, sentence = WRONG_ARRAYS[mistake]
+@pytest.mark.parametrize("case", WRONG_ARRAYS)
+def test_an_invalid_array_is_refused_by_name(tmp_path: Path, case: str) -> None:
+    role, array, sentence = WRONG_ARRAYS[case]
     with pytest.raises(UserError, match=sentence):
         npy.prepare_npy(arrays_in(tmp_path / "npy", **{role: array}), tmp_path / "out", None)
     assert left_behind(tmp_path / "out") == []
@@ -120,10 +120,10 @@ WRONG_FILES: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("mistake", WRONG_FILES)
-def test_a_file_that_is_not_an_array_is_refused_by_name(tmp_path: Path, mistake: str) -> None:
+@pytest.mark.parametrize("case", WRONG_FILES)
+def test_a_file_that_is_not_an_array_is_refused_by_name(tmp_path: Path, case: str) -> None:
     files = arrays_in(tmp_path / "npy")
-    WRONG_FILES[mistake](files["val_images"])
+    WRONG_FILES[case](files["val_images"])
     with pytest.raises(UserError, match=r"val_images.npy is not a valid .npy file"):
         npy.prepare_npy(files, tmp_path / "out", None)
 
