@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from helpers.wandb_server.runs import (
 from tinyimnet import config as configuration
 from tinyimnet.console import command
 from tinyimnet.run.metrics import STEP
-from tinyimnet.tracking.tracker import LEAVE
+from tinyimnet.tracking.tracker import LEAVE, RESTARTS
 
 SECRET = "planted-4f1c8e"
 
@@ -121,6 +122,22 @@ def test_a_mirror_that_is_killed_is_started_again_and_costs_no_row(run_dir: Path
     log(tracker, 2)
     tracker.close(0)
     assert sorted(rows(run_dir)) == [1, 2]
+
+
+def test_a_mirror_that_always_exits_is_restarted_three_times(
+    run_dir: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\necho start >> {tmp_path / 'starts'}\necho heard\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
+    tracker = start(run_dir, wandb="offline")
+    [listener] = [thread for thread in threading.enumerate() if thread.name == "W&B mirror"]
+    listener.join(10)
+    tracker.close(0)
+    starts = (tmp_path / "starts").read_text().split()
+    assert len(starts) == capsys.readouterr().out.count("heard") == 1 + RESTARTS
 
 
 def test_after_sigkill_of_the_training_the_run_has_every_row_and_failed(run_dir: Path, monkeypatch) -> None:

@@ -167,14 +167,14 @@ class MirrorProcess:
 
     def _listen(self) -> None:
         """Print the lines of the mirror, which are messages for the user, and restart it when it exits."""
-        for _ in range(1 + RESTARTS):
+        for restarts_left in reversed(range(1 + RESTARTS)):
             for line in self.process.stdout:  # type: ignore[union-attr]
                 console.print(line.decode(errors="replace").rstrip(), markup=False)
             if self._closing:
                 return
             logger.warning("the W&B mirror exited (exit code %d)", self.process.wait())
             time.sleep(1)
-            if self._closing:
+            if self._closing or not restarts_left:
                 return
             self._start()
 
