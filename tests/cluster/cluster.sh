@@ -106,7 +106,8 @@ configure() { # N
     echo "NodeName=n[1-$1] Name=gpu File=$STATE/gpus/gpu[0-$((GPUS - 1))]" >"$ETC/gres.conf"
   fi
   [ "$PREEMPT_SIGNAL" = 0 ] || preempt=(SlurmctldParameters=preempt_send_user_signal) # Slurm rejects an empty value
-  # cred_expire: delay of a requeued job, 120 s by default. KillWait and SlurmdTimeout are 30 and 300 s by default.
+  # cred_expire: delay of a requeued job, 120 s by default; with 5 s a busy machine failed to launch a step in time.
+  # KillWait and SlurmdTimeout are 30 and 300 s by default.
   # AccountingStoragePass: the munge socket again, because clients of slurmdbd ignore AuthInfo.
   # FirstJobId: from the clock, so that no job finds files of a job of an earlier cluster under its id.
   # MinJobAge: scontrol shows a job for two hours after its end. config_overrides: CPUs and memory need not exist.
@@ -115,7 +116,7 @@ ClusterName=tinyimnet
 SlurmctldHost=$(hostname -s)($NET.1)
 SlurmctldPort=$PORT
 SlurmUser=root
-AuthInfo=socket=$RUN/munge.sock,cred_expire=5
+AuthInfo=socket=$RUN/munge.sock,cred_expire=10
 StateSaveLocation=$STATE/ctld
 SlurmdSpoolDir=$STATE/spool/%n
 SlurmctldPidFile=$RUN/slurmctld.self

@@ -30,8 +30,9 @@ def test_warned_of_its_time_limit_it_saves_and_is_requeued_to_the_same_end(
 
 def test_without_a_signal_it_stops_ahead_of_the_end_of_its_time(cluster, tiny_config, untouched, tmp_path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    # The run stops 36 s before its limit of 60 s. URG has no effect, and Slurm may send it a minute early.
-    options = ["--run.stop_before_end=36", "--run.max_attempts=9"]
+    # The run stops 20 s before its limit of 60 s. It has 40 s to start, which takes 7 s on an idle machine and 23 s on
+    # a busy one. URG has no effect, and Slurm may send it a minute early.
+    options = ["--run.stop_before_end=20", "--run.max_attempts=9"]
     job = cluster.sbatch_slow("--time=1", "--signal=URG@1", TRAIN, tiny_config, f"--run.dir={run}", *options, log=log)
     assert cluster.end(job, 200) == "COMPLETED", log.read_text()
     assert "stopped by the job's time limit, checkpoint saved; requeued as attempt 2" in log.read_text()
