@@ -34,7 +34,7 @@ def test_without_a_signal_it_stops_ahead_of_the_end_of_its_time(cluster, tiny_co
     # a busy one. URG has no effect, and Slurm may send it a minute early.
     options = ["--run.stop_before_end=20", "--run.max_attempts=9"]
     job = cluster.sbatch_slow("--time=1", "--signal=URG@1", TRAIN, tiny_config, f"--run.dir={run}", *options, log=log)
-    assert cluster.end(job, 200) == "COMPLETED", log.read_text()
+    assert cluster.end(job, 400) == "COMPLETED", log.read_text()
     assert "stopped by the job's time limit, checkpoint saved; requeued as attempt 2" in log.read_text()
     assert_same_end(untouched, run)
 
