@@ -66,7 +66,7 @@ ifneq ($(shell $(BIN)/python -c '$(NEW_ENOUGH)' 2>/dev/null && echo works),works
 endif
 $(VENV)/.installed: requirements.txt constraints.txt pyproject.toml
 	@$(BIN)/python -c '$(NEW_ENOUGH)' 2>/dev/null || { $(PYTHON) -c '$(NEW_ENOUGH)' && $(PYTHON) -m venv --clear $(VENV); }
-	@echo 'Installing torch and 60 packages into $(VENV): one to five minutes (1 GB; with CUDA 7 GB).'
+	@echo 'Installing torch and 60 packages into $(VENV): one to five minutes (1.3 GB; with CUDA 5.8 GB).'
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	@touch $@
 
