@@ -115,7 +115,9 @@ def make_trainer(settings: config.Config, accelerator, folder: Path) -> Trainer:
         std=(0.27, 0.26, 0.27),
         digest="",
     )
-    tracker, saver = Tracker(folder, settings.tracking), Saver(folder, keep=1, before=lambda: None)
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    tracker = Tracker(folder, settings.tracking)
+    saver = Saver(folder / "checkpoints", keep=1, before=lambda: None)
     return Trainer(settings, accelerator, dataset, saved=None, tracker=tracker, saver=saver, stop=StopRequest(folder))
 
 

@@ -7,10 +7,12 @@ module of the given command is imported: `tinyimnet status` starts without torch
 import argparse
 from collections.abc import Collection
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 import tinyimnet
 from tinyimnet.errors import Parser, UserError
+from tinyimnet.files import expanded
 
 EXAMPLES = """\
 Train a CNN of at most 1,000,000 parameters on Tiny ImageNet.
@@ -79,6 +81,7 @@ def make_parser(complete: Collection[str], train_options: Collection[str] = ()) 
         )
         if name in complete:
             module = command_module(name)
+            command.register("type", Path, expanded)
             command.description = module.__doc__
             module.add_arguments(command)
         if name in TAKE_OPTIONS:

@@ -1,4 +1,4 @@
-"""Every configuration key with its type, unit, default and range; config_cli.py reads YAML and the command line."""
+"""Every configuration key with its type, unit, default and range; config_cli.py reads files and options."""
 
 import os
 from collections.abc import Mapping
@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from tinyimnet import config_file
 from tinyimnet.errors import UserError
+from tinyimnet.files import expanded
 
 
 @dataclass(frozen=True)
@@ -196,6 +196,8 @@ KEYS = tuple(
     for section, kind in Config.__dataclass_fields__.items()
     for key in kind.default_factory.__dataclass_fields__  # type: ignore[union-attr, misc]
 )
+# Keys that hold a path: `~` and $VARIABLES in them are expanded.
+PATHS = ("run.dir", "data.root", "data.stage", "data.soft_labels", "train.init_from")
 # Keys that a resumed run may change, besides a larger train.epochs: paths, reporting, timeouts.
 MAY_CHANGE = ("run.log_every", "run.eval_every", "run.save_every", "run.keep_checkpoints", "run.stop_before_end",
               "run.max_attempts", "run.dir", "data.root", "data.stage", "train.timeout", "tracking.",
@@ -211,23 +213,25 @@ def check(config: Config) -> None:
     run, model, augment, optim, train = config.run, config.model, config.augment, config.optim, config.train
     share = "between 0 and 1"
     rules: list[tuple[str, bool, str]] = [
-        ("train.epochs", train.epochs >= 1, "1 or more"),
-        ("run.seed", run.seed >= 0, "0 or more"),
+        ("train.epochs", 1 <= train.epochs <= 100_000, "between 1 and 100,000"),
+        ("run.seed", 0 <= run.seed < 2**63, "between 0 and 2**63 - 1"),
         ("run.log_every", run.log_every >= 1, "1 or more"),
         ("run.eval_every", run.eval_every >= 1, "1 or more"),
         ("run.save_every", run.save_every >= 1, "1 or more"),
         ("run.keep_checkpoints", run.keep_checkpoints >= 1, "1 or more"),
         ("run.stop_before_end", run.stop_before_end >= 0, "0 seconds or more"),
         ("run.max_attempts", run.max_attempts >= 1, "1 or more"),
-        ("model.widths", bool(model.widths) and min(model.widths) >= 1, "one positive number for each stage"),
-        ("model.depths", len(model.depths) == len(model.widths) and min(model.depths) >= 1,
-         f"one positive number for each of the {len(model.widths)} stages in model.widths"),
-        ("model.width", model.width == "auto" or 0 < model.width < float("inf"), "auto or a positive number"),
+        ("data.root", bool(config.data.root), "a folder"),
+        ("model.widths", bool(model.widths) and all(1 <= width <= 100_000 for width in model.widths),
+         "one positive number for each stage, at most 100,000"),
+        ("model.depths", len(model.depths) == len(model.widths) and all(1 <= depth <= 200 for depth in model.depths),
+         f"one positive number for each of the {len(model.widths)} stages in model.widths, at most 200"),
+        ("model.width", model.width == "auto" or 0 < model.width <= 10_000, "auto or a positive number up to 10,000"),
         ("model.expansion", 0 < model.expansion <= 16, "above 0 and at most 16"),
         ("model.se_ratio", 0 <= model.se_ratio <= 1, share),
-        ("model.head_width", model.head_width >= 0, "0 or more"),
+        ("model.head_width", 0 <= model.head_width <= 100_000, "between 0 and 100,000"),
         ("model.drop_path", 0 <= model.drop_path < 1, "at least 0 and below 1"),
-        ("model.max_parameters", model.max_parameters >= 1, "1 or more"),
+        ("model.max_parameters", 1 <= model.max_parameters <= 100_000_000, "between 1 and 100,000,000"),
         ("augment.crop_padding", 0 <= augment.crop_padding <= 32, "between 0 and 32 px"),
         ("augment.mixup_probability", 0 <= augment.mixup_probability <= 1, share),
         ("augment.cutmix_probability", 0 <= augment.cutmix_probability <= 1 - augment.mixup_probability,
@@ -253,9 +257,13 @@ def check(config: Config) -> None:
         ("train.device_batch_size", train.device_batch_size >= 0, "0 or more"),
         ("train.max_skipped_steps", train.max_skipped_steps >= 1, "1 or more"),
         ("train.timeout", train.timeout >= 1, "1 second or more"),
+        ("tracking.project", bool(config.tracking.project), "a name"),
         ("tracking.finish_timeout", config.tracking.finish_timeout >= 1, "1 second or more"),
     ]  # fmt: skip
     values = flatten(asdict(config))
+    # Timers, shapes and counters hold no larger number.
+    rules += [(key, value < 2**31, "below 2**31") for key, value in values.items()
+              if isinstance(value, int) and key != "run.seed"]  # fmt: skip
     for key, holds, expected in rules:
         if not holds:
             raise UserError(f"{key} is {values[key]!r} and must be {expected}.")
@@ -271,7 +279,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def dump(config: Config) -> str:
     """The configuration as YAML; `load` of it gives the same configuration."""
-    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
+    return config_file.write(_plain(asdict(config)))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -298,4 +306,4 @@ def _plain(tree: Any) -> Any:
 
 def runs_root() -> Path:
     """The parent of run folders: $RUNS_ROOT (slurm/site.env), else runs."""
-    return Path(os.environ.get("RUNS_ROOT") or "runs")
+    return expanded(os.environ.get("RUNS_ROOT") or "runs", "RUNS_ROOT")

@@ -38,6 +38,8 @@ class _Output:
 # A log has no terminal width, for which rich would assume 80 columns.
 console = Console(
     file=_Output(),  # type: ignore[arg-type]
+    markup=False,  # a name such as lr[low] or a:fire: is text
+    emoji=False,
     highlight=False,
     soft_wrap=True,
     width=None if sys.stdout.isatty() else 120,
@@ -63,9 +65,9 @@ class Progress:
         self.work_left = work_left
         self.started, self.first_step = time.monotonic(), 0
         self.bar = progress.Progress(
-            progress.TextColumn("epoch {task.fields[epoch]}"),
+            progress.TextColumn("epoch {task.fields[epoch]}", markup=False),
             progress.BarColumn(bar_width=None),
-            progress.TextColumn("{task.fields[values]}, ETA {task.fields[eta]}"),
+            progress.TextColumn("{task.fields[values]}, ETA {task.fields[eta]}", markup=False),
             console=console,
             auto_refresh=False,
             expand=True,

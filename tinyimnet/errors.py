@@ -50,6 +50,11 @@ def one_line(error: Exception) -> str:
     return " ".join((str(error) or type(error).__name__).split())[:200]
 
 
+def did_you_mean(meant: str, otherwise: str = ".") -> str:
+    """The end of a sentence about something unknown: a suggestion, if there is one."""
+    return f"; did you mean {meant}?" if meant else otherwise
+
+
 @contextmanager
 def writing(out: Path, what: str = "file") -> Iterator[None]:
     """Turn an OSError into a UserError about --out."""

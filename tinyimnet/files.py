@@ -1,16 +1,20 @@
-"""Atomic file writes that survive a power failure, file locks, digests.
+"""Atomic file writes that survive a power failure, paths from users, file locks, digests.
 
 No torch here: the decoding processes import it.
 """
 
+import difflib
 import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
+
+from tinyimnet.errors import UserError, did_you_mean
 
 ROOT = Path(__file__).resolve().parent.parent  # the checkout, its copy by `tinyimnet submit`, or site-packages
 
@@ -42,6 +46,45 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         with suppress(json.JSONDecodeError):
             lines.append(json.loads(text))
     return [line for line in lines if isinstance(line, dict)]
+
+
+def expanded(text: str, name: str = "") -> Path:
+    """A path from a user, with `~`, $NAME, ${NAME} and ${NAME:-DEFAULT} expanded as in a shell.
+
+    Every path in an option, a key or a variable is read with this: a shell expands nothing in single quotes and no `~`
+    in --out=~/x, and YAML has no variables.
+
+    Args:
+        text: what the user wrote.
+        name: the key, option or variable that holds it, for the message.
+
+    Raises:
+        UserError: a variable is not set, there is no such user, or the text has control characters.
+    """
+    whole = f"{name} {text}".strip()
+    if re.search(r"[\x00-\x1f\x7f]", text):
+        raise UserError(f"{name or 'the path'} {text!r} holds a control character; write a path without one.")
+
+    def value(match: re.Match[str]) -> str:
+        variable, default = match[1] or match[2], match[3]
+        if not (found := os.environ.get(variable) or default):
+            raise UserError(f"{whole} names the variable {variable}, which is not set; set it, or write a path.")
+        return found
+
+    path = os.path.expanduser(re.sub(r"\$(\w+)|\$\{(\w+)(?::-([^}]*))?\}", value, text))
+    if path.startswith("~"):
+        raise UserError(f"{whole} names the home folder of a user who does not exist; write ./{text} for a folder ~.")
+    return Path(path)
+
+
+def no_such(path: Path) -> str:
+    """A sentence about a path that does not exist, with a similar name beside it or beside its first missing parent."""
+    near = ""
+    with suppress(OSError, StopIteration):
+        missing = next(each for each in (*reversed(path.parents), path) if not each.exists())
+        names = {each.name: str(each) for each in missing.parent.iterdir()}
+        near = names[next(iter(difflib.get_close_matches(missing.name, names, 1)))]
+    return f"{path} does not exist{did_you_mean(near)}"
 
 
 def fsync(path: Path) -> None:

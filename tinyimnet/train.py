@@ -37,7 +37,8 @@ def main(argv: list[str], prog: str = "train.py") -> int:
         if finished_before(run_dir, config, rendezvous):
             return 0
         ranks = preflight.check(rendezvous, config, run_dir)
-        dataset = ready_dataset(config.data, rendezvous)
+        # A folder on the command line may be a typo: only that of the configuration file is created.
+        dataset = ready_dataset(config.data, rendezvous, create=not config_cli.overrides("data.root", argv))
         accelerator = process_group.start(config.train, rendezvous)
         preflight.measure(accelerator, ranks)
         fit(config, run_dir, dataset, accelerator, ranks)

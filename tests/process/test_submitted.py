@@ -87,7 +87,9 @@ def test_cluster_local_trains_with_two_processes(arguments, tmp_path: Path) -> N
 
 @pytest.mark.long
 def test_a_failed_job_on_this_machine_fails_the_command(arguments, tmp_path: Path) -> None:
-    missing = arguments(data__root=tmp_path / "nowhere", data__source="tiny-imagenet")
+    config = tmp_path / "mine.yaml"
+    config.write_text(f"data: {{root: {tmp_path / 'tiny-imagenet-200'}}}\n")
+    missing = [option for option in arguments(config=config) if not option.startswith("--data.root")]
     proxy = "http://127.0.0.1:9"  # nothing listens there
     result = python("-m", "tinyimnet", "submit", "--cluster=local", *missing, http_proxy=proxy, https_proxy=proxy)
     assert result.returncode != 0

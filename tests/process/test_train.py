@@ -134,7 +134,9 @@ def no_pauses() -> None:
 
 def test_without_data_and_network_the_error_names_the_two_ways_out(arguments, tmp_path: Path) -> None:
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
-    options = arguments(data__root=tmp_path / "tiny-imagenet-200", data__source="tiny-imagenet")
+    config = tmp_path / "mine.yaml"
+    config.write_text(f"data: {{root: {tmp_path / 'tiny-imagenet-200'}}}\n")
+    options = ["--config", str(config), f"--run.dir={tmp_path / 'run'}"]
     assert run_to_end(options, tmp_path / "log", environment=nowhere, before=no_pauses) == [2]
     (error,) = (line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("error"))
     assert "python -m tinyimnet prepare" in error and "configs/smoke.yaml" in error
@@ -173,12 +175,9 @@ def test_the_smoke_run_ends_well_above_chance(tmp_path: Path) -> None:
     """The run of `make train`: 45 % when measured; chance is 0.5 % with 200 classes."""
     smoke = yaml.safe_load((REPO / "configs" / "smoke.yaml").read_text())
     assert smoke["data"]["source"] == "synthetic"
-    options = [
-        "--config",
-        "configs/smoke.yaml",
-        f"--run.dir={tmp_path / 'run'}",
-        f"--data.root={tmp_path / 'data'}",
-    ]
+    config = tmp_path / "smoke.yaml"
+    config.write_text(yaml.safe_dump({**smoke, "data": {**smoke["data"], "root": str(tmp_path / "data")}}))
+    options = ["--config", str(config), f"--run.dir={tmp_path / 'run'}"]
     result = launch([*ACCELERATE, "--num_processes", "1", "train.py", *options], timeout=400)
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "run" / "DONE").read_text())["val/ema_top1"] > 25

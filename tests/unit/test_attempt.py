@@ -75,6 +75,79 @@ def test_an_altered_array_is_found_before_the_training(arguments, tiny_data: Pat
     assert f"{path} differs from its manifest" in capsys.readouterr().err
 
 
+# ---- folders that are refused -----------------------------------------------------------------------------------
+
+
+FOREIGN = {
+    "a config.yaml": ["config.yaml"], "a note": ["notes.txt"], "a checkout": [".git/config"],
+    "another project": ["config.yaml", "checkpoints/last.ckpt", "logs/events.log"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("names", FOREIGN.values(), ids=FOREIGN)
+def test_a_folder_with_files_of_somebody_else_is_refused_and_not_touched(names, arguments, tmp_path, capsys) -> None:
+    run = tmp_path / "run"
+    for name in names:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("mine")
+    assert errors.run(train.main, arguments()) == 2
+    assert "is not a run folder and holds other files (" in capsys.readouterr().err
+    assert sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()) == sorted(names)
+    assert {(run / name).read_text() for name in names} == {"mine"}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [[], ["checkpoints/", "logs/"], ["train.log", "slurm-7.out"], ["submit-20260102-030405/code/train.py"], ["LOCK"]],
+    ids=["empty", "a start on a full disk", "the output of its job", "a failed submission", "killed at the start"],
+)
+def test_the_folder_of_a_run_that_has_not_started_is_used(names, arguments, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for name in names:
+        path = tmp_path / "run" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir() if name.endswith("/") else path.touch()
+    assert find_run(config_cli.load(arguments())) == tmp_path / "run"
+
+
+LOST = {
+    "checkpoints without best.pt": lambda run: [path.unlink() for path in (run / "checkpoints").glob("*.pt")],
+    "the folder": lambda run: shutil.rmtree(run / "checkpoints"),
+    "all but the list of attempts": lambda run: (shutil.rmtree(run / "checkpoints"), (run / "SAVED").unlink()),
+}
+
+
+@pytest.mark.parametrize("lose", LOST.values(), ids=LOST)
+def test_a_run_whose_checkpoints_were_deleted_is_refused(lose, finished_run, arguments, tmp_path, capsys) -> None:
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    (run / "DONE").unlink()
+    begin(run, config_cli.load(arguments()), step=6)
+    lose(run)
+    before = (run / "attempts.jsonl").read_text(), (run / "metrics.jsonl").read_text()
+    assert errors.run(train.main, arguments()) == 2
+    error = capsys.readouterr().err
+    assert "has no checkpoint, but it had one (" in error and "restore checkpoints/" in error and error.count("\n") == 1
+    assert before == ((run / "attempts.jsonl").read_text(), (run / "metrics.jsonl").read_text())
+
+
+def test_the_best_checkpoint_alone_is_enough_to_resume(finished_run: Path, arguments, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    (run / "DONE").unlink()
+    for path in (run / "checkpoints").glob("step_*"):
+        path.unlink()
+    with RunLock(run) as lock:
+        saved, _ = lock_run(find_run(config_cli.load(arguments())), config_cli.load(arguments()), lock)
+    assert saved and saved["step"] > 0
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(arguments, tmp_path: Path) -> None:
+    run, settings = tmp_path / "run", config_cli.load(arguments())
+    begin(run, settings)
+    (run / "metrics.jsonl").write_text('{"step": 900}\n')  # its saves failed, on a full disk
+    (run / "LOCK").touch()
+    assert find_run(settings) == run
+
+
 # ---- files that a new attempt writes ----------------------------------------------------------------------------
 
 

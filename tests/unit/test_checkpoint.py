@@ -130,8 +130,14 @@ def test_the_best_checkpoint_is_the_last_resort(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def saver(tmp_path: Path):
-    made = Saver(tmp_path, keep=2, before=lambda: None)
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "checkpoints").mkdir()
+    return tmp_path / "checkpoints"
+
+
+@pytest.fixture
+def saver(folder: Path):
+    made = Saver(folder, keep=2, before=lambda: None)
     yield made
     made.close()
 
@@ -140,14 +146,14 @@ def submit(saver: Saver, step: int, *, best: bool = False) -> None:
     saver.submit({"step": step}, lambda: None, step=step, best=best)
 
 
-def test_a_slow_disk_does_not_block_the_training(saver: Saver, tmp_path: Path) -> None:
+def test_a_slow_disk_does_not_block_the_training(saver: Saver, folder: Path) -> None:
     disk = threading.Event()
     saver.before = disk.wait
     submit(saver, 1)  # returns although the disk blocks
-    assert saver.collect(wait=False) == "" and not list(tmp_path.glob("*.pt"))
+    assert saver.collect(wait=False) == "" and not list(folder.glob("*.pt"))
     disk.set()
     assert saver.collect(wait=True) == ""
-    assert checkpoint.load_newest(tmp_path) == {"step": 1}
+    assert checkpoint.load_newest(folder) == {"step": 1}
 
 
 def test_at_most_one_save_is_in_flight(saver: Saver) -> None:
@@ -159,16 +165,16 @@ def test_at_most_one_save_is_in_flight(saver: Saver) -> None:
     disk.set()
 
 
-def test_close_waits_for_the_save_in_flight(tmp_path: Path) -> None:
+def test_close_waits_for_the_save_in_flight(folder: Path) -> None:
     disk = threading.Event()
-    saver = Saver(tmp_path, keep=2, before=disk.wait)
+    saver = Saver(folder, keep=2, before=disk.wait)
     submit(saver, 1)
     threading.Timer(0.1, disk.set).start()
     saver.close()
-    assert checkpoint.load_newest(tmp_path) == {"step": 1}
+    assert checkpoint.load_newest(folder) == {"step": 1}
 
 
-def test_a_failed_save_is_reported_once_and_the_best_is_saved_later(saver: Saver, tmp_path: Path) -> None:
+def test_a_failed_save_is_reported_once_and_the_best_is_saved_later(saver: Saver, folder: Path) -> None:
     def full() -> None:
         raise OSError(28, "No space left on device")
 
@@ -179,8 +185,20 @@ def test_a_failed_save_is_reported_once_and_the_best_is_saved_later(saver: Saver
     saver.before = lambda: None
     submit(saver, 2)
     assert saver.collect(wait=True) == ""
-    assert checkpoint.load_newest(tmp_path) == {"step": 2}
-    assert checkpoint.load(tmp_path / "best.pt") == {"step": 1}
+    assert checkpoint.load_newest(folder) == {"step": 2}
+    assert checkpoint.load(folder / "best.pt") == {"step": 1}
+
+
+def test_the_first_checkpoint_on_disk_leaves_a_record_outside_its_folder(saver: Saver, folder: Path) -> None:
+    saver.before = lambda: 1 / 0
+    submit(saver, 1)
+    with pytest.raises(ZeroDivisionError):
+        saver.collect(wait=True)
+    assert not (folder.parent / "SAVED").exists()
+    saver.before = lambda: None
+    submit(saver, 2)
+    saver.collect(wait=True)
+    assert (folder.parent / "SAVED").read_text() == '{"step": 2}'
 
 
 def test_a_bug_in_a_save_ends_the_run(saver: Saver) -> None:

@@ -118,7 +118,7 @@ def test_predictions_of_a_folder_an_npy_and_a_split_agree(run: Path, tiny_data: 
 
 MISTAKES = {
     "unknown command": (["fly"], "invalid choice: 'fly'"),
-    "no such run": (["evaluate", "runs/none"], "runs/none is not a run folder"),
+    "no such run": (["evaluate", "runs/none"], "runs/none does not exist"),
     "unknown option": (["evaluate", "x", "--fast"], "unrecognized arguments: --fast"),
     "no such images": (["predict", "RUN", "--images", "nowhere"], "--images nowhere is neither"),
     "no prepared data": (["inspect", "--data.root=nowhere"], "data.root nowhere holds no prepared data set"),

@@ -37,7 +37,7 @@ def test_a_bare_name_is_a_configuration_that_comes_with_the_program(tmp_path: Pa
     assert load(["--config", "smoke"]) == load(["--config", str(config_cli.CONFIGS / "smoke.yaml")])
     with pytest.raises(UserError, match=r"--config smok is neither a file nor one of baseline, smoke, tiny1m, "):
         load(["--config", "smok"])
-    with pytest.raises(UserError, match=r"--config configs/smoke.yaml cannot be read"):  # a path is only a path
+    with pytest.raises(UserError, match=r"--config configs/smoke.yaml does not exist"):  # a path is only a path
         load(["--config", "configs/smoke.yaml"])
 
 
@@ -67,14 +67,17 @@ def test_a_key_without_a_value_is_refused(key: str, value: str, file: Path) -> N
     widths=st.lists(st.integers(1, 500), min_size=1, max_size=5),
     width=st.one_of(st.just("auto"), st.floats(0.01, 9)),
     flip=st.booleans(),
+    project=st.text(min_size=1)
+    | st.sampled_from(["1e-3", "010", "12:30", "2024-01-01", "null", "~", "no", "1", "- x"]),
 )
-def test_what_is_dumped_loads_as_the_same_configuration(tmp_path: Path, lr, seed, widths, width, flip) -> None:
+def test_what_is_dumped_loads_as_the_same_configuration(tmp_path: Path, lr, seed, widths, width, flip, project) -> None:
     original = Config(run=RunConfig(dir="runs/x", seed=seed))
     original = replace(
         original,
         optim=replace(original.optim, lr=lr),
         model=replace(original.model, widths=tuple(widths), depths=(1,) * len(widths), width=width),
         augment=replace(original.augment, flip=flip),
+        tracking=replace(original.tracking, project=project),
     )
     path = tmp_path / "dumped.yaml"
     path.write_text(dump(original))

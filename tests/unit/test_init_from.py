@@ -58,7 +58,7 @@ def _for_other_classes(file: Path, tiny_data: Path) -> None:
 
 
 MISTAKES = {
-    r"cannot be used: .*begin.safetensors is not a run folder": _missing,
+    r"cannot be used: .*begin.safetensors does not exist": _missing,
     r"cannot be used: .*begin.safetensors is damaged": _damaged,
     r".*begin.safetensors does not have the classes of data.root in the same order": _for_other_classes,
 }

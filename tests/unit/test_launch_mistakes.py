@@ -6,13 +6,13 @@ from helpers.run_folders import finished
 from tinyimnet import cli, errors
 
 MISTAKES = {
-    ("status", "no/such"): "no/such is not a run folder and contains none",
+    ("status", "no/such"): "no/such does not exist",
     ("status", "--interval=0"): "--interval is 0 and must be between 1 and 86400 seconds",
     ("status", "--interval=soon"): "argument --interval: invalid float value: 'soon'; see `tinyimnet status --help`",
     ("status", "--wat"): "unrecognized arguments: --wat; see `tinyimnet status --help`",
     ("cancel",): "the following arguments are required: RUN; see `tinyimnet cancel --help`",
-    ("cancel", "no/such"): "no/such is not a run folder (a run folder has config.yaml or job.json)",
-    ("logs", "no/such"): "no/such is not a run folder (a",
+    ("cancel", "no/such"): "no/such does not exist",
+    ("logs", "no/such"): "no/such does not exist",
     ("logs", "RUN", "--lines=-1"): "--lines is -1 and must be 0 or more",
     ("logs", "RUN"): "has no logs yet; --follow waits for them",
     ("seeds", "RUN"): "no runs to summarize: a (not finished)",

@@ -17,8 +17,11 @@ TESTS = sorted((REPO / "tests").rglob("test_*.py"))
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
 # Imports go one way: a folder, or a top-level module, may import itself and those in earlier rows.
 LAYERS = [
-    {"errors", "files"},
+    {"errors"},
+    {"files"},
+    {"config_file"},
     {"config", "console", "cli"},
+    {"config_types"},
     {"config_cli"},
     {"distributed"},
     {"data"},

@@ -94,7 +94,9 @@ def test_a_user_error_is_found_before_anything_is_submitted(argv: list[str], sen
     [
         ("{gpu: 8}", "cannot be used .*'gpu'.*; valid keys are nodes, gpus_per_node"),
         ("{nodes: two}", "nodes is 'two' and must be an integer of at least 1"),
-        ("[", "cannot be used"),
+        ("[", "p.yaml cannot be read: line 1: "),
+        ("nodes: 1\nnodes: 2", "p.yaml cannot be read: line 2: nodes is given twice"),
+        ("{nodes: true}", "nodes is True and must be an integer"),
     ],
 )
 def test_an_invalid_profile_is_refused(profile: str, sentence: str, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def prepared(tmp_path: Path) -> Path:
 
 def test_a_prepared_folder_is_not_touched(prepared: Path, tmp_path: Path) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in prepared.iterdir()}
-    with pytest.raises(UserError, match="is already prepared; delete it"):
+    with pytest.raises(UserError, match="is already prepared; move it away"):
         prepare(tmp_path / "npy", prepared)
     assert before == {path.name: path.stat().st_mtime_ns for path in prepared.iterdir()}
 

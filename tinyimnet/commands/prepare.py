@@ -18,6 +18,7 @@ from tinyimnet.config import DataConfig
 from tinyimnet.data import npy
 from tinyimnet.data.prepare import prepare, prepare_missing
 from tinyimnet.errors import UserError
+from tinyimnet.files import expanded
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +43,7 @@ def main(args: argparse.Namespace) -> int:
     in_main_thread = threading.current_thread() is threading.main_thread()  # others cannot set handlers
     numbers = (signal.SIGTERM, signal.SIGINT) if in_main_thread else ()
     handlers = {number: signal.signal(number, _stop) for number in numbers}
-    real = os.environ.get("DATA_ROOT") or DataConfig.root  # slurm/site.env
+    real = expanded(os.environ.get("DATA_ROOT") or DataConfig.root, "DATA_ROOT")  # slurm/site.env
     out = args.out or Path("data/synthetic-200" if args.synthetic else real)
     try:
         manifest = _prepare(args, out)

@@ -38,4 +38,7 @@ def dataset_of(trained: Trained, run: Path, root: Path | None) -> Dataset:
 
 def data_config_of(run: Path) -> dict:
     """The section `data` of the configuration of a run, given by its folder or by a weights file in it."""
-    return read_config(run.parent if run.is_file() else run)["data"]
+    folder = run.parent if run.is_file() else run
+    if run.is_file() and not (folder / "config.yaml").exists():
+        raise UserError(f"{run} is not in a run folder, whose config.yaml would name its data; give --data FOLDER.")
+    return read_config(folder)["data"]

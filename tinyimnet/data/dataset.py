@@ -9,6 +9,8 @@
 
 import hashlib
 import json
+import shlex
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -128,10 +130,15 @@ def check_split(where: str, images: np.ndarray, labels: np.ndarray, n_classes: i
         raise UserError(f"{where}: label {wrong} is outside the {n_classes} classes (0 to {n_classes - 1}).")
 
 
-def not_prepared(root: Path) -> UserError:
-    """The error for a `root` without prepared data."""
-    way_out = command("prepare", "SOURCE", "--out", root)
-    return UserError(f"data.root {root} holds no prepared data set; run `{way_out}`.")
+def not_prepared(root: Path, source: str = "tiny-imagenet") -> UserError:
+    """The error for a `root` without prepared data; it names a prepared folder one level below or above."""
+    with suppress(OSError):
+        for near in (*sorted(root.glob("*")), root.parent):
+            if is_prepared(near) and near != Path():
+                give = shlex.quote(f"--data.root={near}")
+                return UserError(f"data.root {root} holds no prepared data set, but {near} does; give {give}.")
+    way_out = command("prepare", "--synthetic" if source == "synthetic" else "SOURCE", "--out", root)
+    return UserError(f"data.root {root} holds no prepared data set; run `{way_out}`, or correct the path.")
 
 
 def _read_manifest(root: Path) -> dict:
@@ -148,18 +155,18 @@ def _read_manifest(root: Path) -> dict:
     except FileNotFoundError:
         raise not_prepared(root) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{root}/manifest.json is damaged ({error}); delete {root} and prepare it again.") from None
+        raise UserError(f"{root}/manifest.json is damaged ({error}); move {root} away and prepare it again.") from None
 
 
 def _open_array(path: Path, digest: str, verify: bool) -> np.ndarray:
     if not path.is_file():
-        raise UserError(f"{path} is missing; delete {path.parent} and prepare it again.")
+        raise UserError(f"{path} is missing; move {path.parent} away and prepare it again.")
     if verify and sha256(path) != digest:
-        raise UserError(f"{path} differs from its manifest (sha256); delete {path.parent} and prepare it again.")
+        raise UserError(f"{path} differs from its manifest (sha256); move {path.parent} away and prepare it again.")
     # Copy-on-write, because torch.from_numpy warns about read-only arrays; all processes still share the pages.
     try:
         return np.load(path, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
-            f"{path} is not a valid .npy file of numbers ({error}); delete {path.parent} and prepare it again."
+            f"{path} is not a valid .npy file of numbers ({error}); move {path.parent} away and prepare it again."
         ) from None

@@ -40,7 +40,7 @@ def fetch(target: Path, url: str = URL, size: int = SIZE, sha256: str = SHA256) 
     if target.exists():
         if target.is_file() and target.stat().st_size == size and files.sha256(target) == sha256:
             return target
-        raise UserError(f"{target} exists but is not the archive from {url}; prepare from it, or delete it.")
+        raise UserError(f"{target} exists but is not the archive from {url}; prepare from it, or move it away.")
     part = target.with_name(f"{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def _progress(size: int) -> Iterator[Callable[[int], None]]:
         from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
         columns = ("downloading", BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        with Progress(*columns, console=Console(stderr=True)) as bar:
+        with Progress(*columns, console=Console(stderr=True, markup=False, emoji=False)) as bar:
             task = bar.add_task("", total=size)
             yield lambda done: bar.update(task, completed=done)
         return

@@ -17,15 +17,15 @@ PATIENCE = 3600  # seconds that the other processes wait for rank 0 to download 
 VISIBLE = 10  # seconds within which a network file system shows a new folder on all nodes
 
 
-def ready_dataset(config: DataConfig, rendezvous: Rendezvous) -> Dataset:
-    """Open the data set on every process; if it is missing, rank 0 prepares it while the others wait.
+def ready_dataset(config: DataConfig, rendezvous: Rendezvous, *, create: bool = True) -> Dataset:
+    """Open the data set on every process; if it is missing and `create`, rank 0 prepares it while the others wait.
 
     Every node verifies its data: one process per node checks the digests, in place or while it copies for data.stage.
 
     Raises:
         UserError: on every rank, if the data cannot be prepared, is not visible on a node or differs between nodes.
     """
-    dataset = _opened_everywhere(config, rendezvous)
+    dataset = _opened_everywhere(config, rendezvous, create)
     if config.soft_labels:
         dataset = rendezvous.on_all_ranks("soft labels", lambda: soft_labels.add(dataset, Path(config.soft_labels)))
     where = f"data.root {config.root}{config.soft_labels and f' or data.soft_labels {config.soft_labels}'}"
@@ -40,12 +40,12 @@ def ready_dataset(config: DataConfig, rendezvous: Rendezvous) -> Dataset:
     return tuning_split(dataset) if config.tune_split else dataset
 
 
-def _opened_everywhere(config: DataConfig, rendezvous: Rendezvous) -> Dataset:
+def _opened_everywhere(config: DataConfig, rendezvous: Rendezvous, create: bool) -> Dataset:
     root = Path(config.root)
 
     def prepare_on_main() -> None:
         if rendezvous.is_main:
-            _make(root, config.source)
+            _make(root, config.source, create)
 
     rendezvous.on_all_ranks("prepared", prepare_on_main, PATIENCE)
     rendezvous.on_all_ranks("visible", lambda: _wait_for(root))
@@ -61,7 +61,7 @@ def _opened_everywhere(config: DataConfig, rendezvous: Rendezvous) -> Dataset:
         )
 
 
-def _make(root: Path, source: str) -> None:
+def _make(root: Path, source: str, create: bool) -> None:
     """Prepare the data set unless it exists.
 
     If several runs start without data, one of them downloads while the others wait. Each run decodes, and all use the
@@ -69,10 +69,11 @@ def _make(root: Path, source: str) -> None:
     folder with another name is assumed to be for other data.
 
     Raises:
-        UserError: the data cannot be prepared, or `root` has another name.
+        UserError: the data cannot be prepared, `root` has another name, or it must exist (`create` is False).
     """
-    if source == "tiny-imagenet" and root.name != Path(ARCHIVE).stem and not is_prepared(root):
-        raise not_prepared(root)
+    other_name = source == "tiny-imagenet" and root.name != Path(ARCHIVE).stem
+    if (other_name or not create) and not is_prepared(root):
+        raise not_prepared(root, source)
     deadline = time.monotonic() + PATIENCE
     while not is_prepared(root):
         try:

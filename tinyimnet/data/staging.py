@@ -84,7 +84,7 @@ def _copy(root: Path, copy: Path) -> None:
                 found.update(block)
                 target.write(block)
         if found.hexdigest() != digest:
-            raise UserError(f"{root / name} differs from its manifest (sha256); delete {root} and prepare it again.")
+            raise UserError(f"{root / name} differs from its manifest (sha256); move {root} away and prepare it again.")
     # The manifest comes last: its presence means that the copy is complete.
     shutil.copyfile(root / "manifest.json", copy / "manifest.partial")
     os.replace(copy / "manifest.partial", copy / "manifest.json")

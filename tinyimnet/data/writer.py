@@ -63,9 +63,9 @@ def check_vacant(out: Path) -> None:
     """Raise a UserError unless `out` is absent or an empty folder."""
     try:
         if is_prepared(out):
-            raise UserError(f"{out} is already prepared; delete it to prepare it again.")
+            raise UserError(f"{out} is already prepared; move it away to prepare it again.")
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"{out} exists and is not a prepared data set; delete it, or choose another folder.")
+            raise UserError(f"{out} exists and is not a prepared data set; choose another folder.")
     except OSError as error:
         raise UserError(f"{out} cannot be read ({error.strerror}); choose another --out.") from None
 
@@ -162,7 +162,7 @@ def progress(done: str, total: int) -> Iterator[Callable[[int], None]]:
         from rich.console import Console  # deferred: workers import this module and do not need it
         from rich.progress import Progress
 
-        with Progress(console=Console(stderr=True)) as bar:
+        with Progress(console=Console(stderr=True, markup=False, emoji=False)) as bar:
             task = bar.add_task("images", total=total)
             yield lambda n: bar.advance(task, n)
     else:

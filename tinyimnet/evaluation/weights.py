@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tinyimnet.config import Config, ModelConfig
 from tinyimnet.data.dataset import Dataset
 from tinyimnet.errors import UserError
-from tinyimnet.files import write_atomically
+from tinyimnet.files import no_such, write_atomically
 from tinyimnet.model.batchnorm import float_buffers, unflatten
 from tinyimnet.model.network import build_model, resolve_width
 from tinyimnet.run import checkpoint
@@ -92,6 +92,8 @@ def load_trained(run: Path) -> Trained:
     file = run if run.suffix == ".safetensors" else run / FINAL
     if file.is_file() and (file == run or (run / "DONE").exists()):
         return _from_safetensors(file)
+    if not run.exists():
+        raise UserError(no_such(run))
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is not a run folder: it has neither {FINAL} nor config.yaml.")
     state = checkpoint.load_newest(run / "checkpoints")

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from tinyimnet import cli, errors
+from tinyimnet.console import command
 from tinyimnet.errors import UserError
 from tinyimnet.launch import runs
 from tinyimnet.run import lock
@@ -36,7 +37,7 @@ def main(args: argparse.Namespace) -> int:
         else:
             without.append(f"{name} ({'finished' if run.finished else 'not running'})")
     if without:
-        raise UserError(f"nothing to cancel: {', '.join(without)}; `tinyimnet status` shows all runs.")
+        raise UserError(f"nothing to cancel: {', '.join(without)}; `{command('status')}` shows all runs.")
     return 0
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tinyimnet.errors import UserError
+from tinyimnet.files import no_such
 from tinyimnet.run.record import Record, read_object
 
 ANSWER = 60  # timeout of a Slurm command in seconds: a busy controller is slow, a lost one never responds
@@ -29,6 +30,8 @@ def find_runs(places: Iterable[Path], *, inside: bool = True) -> list[Path]:
         named = [place] if _is_run(place) else []
         if inside and not named:
             named = sorted(filter(_is_run, place.glob("*")))
+        if not os.path.lexists(place):
+            raise UserError(no_such(place))
         if not named:
             what = "not a run folder and contains none" if inside else "not a run folder"
             raise UserError(f"{place} is {what} (a run folder has config.yaml or job.json); give another folder.")

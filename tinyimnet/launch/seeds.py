@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from tinyimnet import cli, errors
-from tinyimnet.console import console, print_table
+from tinyimnet.console import command, console, print_table
 from tinyimnet.errors import UserError
 from tinyimnet.launch import runs
 from tinyimnet.run import seeds
@@ -39,12 +39,12 @@ def main(args: argparse.Namespace) -> int:
     counted = [run for name, run in zip(names, read, strict=True) if name not in left_out]
     others = ", ".join(f"{name} ({why})" for name, why in left_out.items())
     if not counted:
-        raise UserError(f"no runs to summarize: {others}; `tinyimnet status` shows their progress.")
+        raise UserError(f"no runs to summarize: {others}; `{command('status')}` shows their progress.")
     rows = table(counted)
     note = f"not counted: {others}" if others else ""
     print_table(TITLE, rows, HEADER)
     if note:
-        console.print(note, markup=False)
+        console.print(note)
     if args.out:
         write_markdown(args.out, rows, note)
     return 0

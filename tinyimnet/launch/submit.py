@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import submitit
-import yaml
 
 from tinyimnet import cli, config_cli, errors
 from tinyimnet import config as configuration
 from tinyimnet.config import Config
+from tinyimnet.config_file import read_mapping
 from tinyimnet.console import command
+from tinyimnet.data.dataset import is_prepared, not_prepared
 from tinyimnet.errors import UserError
 from tinyimnet.files import ROOT, write_atomically
 from tinyimnet.launch.job import TrainJob
@@ -91,6 +92,8 @@ def main(args: argparse.Namespace) -> int:
         return 0
     for config in runs:
         find_run(config)  # fail now, not when the job starts
+        if config_cli.overrides("data.root", args.options) and not is_prepared(Path(config.data.root)):
+            raise not_prepared(Path(config.data.root), config.data.source)
     if args.cluster == "slurm":
         for name in overridden(sbatch_script(executor, len(runs))):
             os.environ.pop(name, None)
@@ -126,16 +129,16 @@ def read_profile(args: argparse.Namespace) -> Profile:
         UserError: the file cannot be read, or has an unknown key or an invalid value.
     """
     try:
-        tree = yaml.safe_load(args.profile.read_text()) or {}
+        tree = read_mapping(args.profile, "--profile", "nodes: 2")
         given = {key: getattr(args, key) for key in ("nodes", "gpus_per_node", "timeout", "parallel")}
         profile = Profile(**{**tree, **{key: value for key, value in given.items() if value is not None}})
-    except (OSError, yaml.YAMLError, TypeError) as error:
+    except TypeError as error:
         known = ", ".join(Profile.__dataclass_fields__)
         raise UserError(f"--profile {args.profile} cannot be used ({error}); valid keys are {known}.") from None
     for key, least in {"nodes": 1, "gpus_per_node": 0, "tasks_per_node": 1, "cpus_per_task": 1, "timeout": 1,
                        "signal_delay": 1, "parallel": 1}.items():  # fmt: skip
         value = getattr(profile, key)
-        if not isinstance(value, int) or value < least:
+        if type(value) is not int or value < least:
             raise UserError(
                 f"{key} is {value!r} and must be an integer of at least {least} (--profile {args.profile})."
             )

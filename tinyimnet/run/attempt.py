@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -16,10 +17,13 @@ from tinyimnet.distributed import slurm
 from tinyimnet.errors import UserError
 from tinyimnet.files import write_atomically
 from tinyimnet.run import checkpoint
-from tinyimnet.run.folder import MARKERS, Attempt, read_attempts, read_config, writable
+from tinyimnet.run.folder import MARKERS, SAVED, Attempt, read_attempts, read_config, writable
 from tinyimnet.run.lock import RunLock
 
 logger = logging.getLogger(__name__)
+TRACES = ("attempts.jsonl", "job.json", "LOCK", SAVED)  # one of them is in every run folder
+# What else may be in the folder of a run that has not started: the output of its job, a submission that failed.
+HARMLESS = re.compile(r".*\.(log|out|err)|submit-\d{8}-\d{6}")
 
 
 def find_run(config: Config) -> Path:
@@ -28,7 +32,7 @@ def find_run(config: Config) -> Path:
     A folder with neither a checkpoint nor DONE accepts any configuration, so a failed start can be fixed and retried.
 
     Raises:
-        UserError: the run was started with a different configuration.
+        UserError: the run was started with a different configuration or lost its checkpoints, or the folder is no run.
     """
     run_dir = Path(config.run.dir).absolute()
     if (run_dir / "DONE").exists() or checkpoint.exists(run_dir / "checkpoints"):
@@ -38,6 +42,8 @@ def find_run(config: Config) -> Path:
                 f"run.dir {config.run.dir} was started with a different configuration ({'; '.join(changed)}); "
                 "restore those values to resume it, or choose another --run.dir."
             )
+    else:
+        _check_new(run_dir)
     return run_dir
 
 
@@ -67,13 +73,13 @@ def open_run(run_dir: Path, config: Config, this: Attempt) -> None:
         (run_dir / "checkpoints").mkdir(exist_ok=True)
         (run_dir / "logs").mkdir(exist_ok=True)
         checkpoint.remove_leftovers(run_dir / "checkpoints", this.step)
-        write_atomically(run_dir / "config.yaml", configuration.dump(config).encode())
         attempts = [*read_attempts(run_dir), this]
         # A job that obeys STOP is not requeued. If a later attempt of the same job finds STOP, a user created it while
         # the job was queued, and it still has to be obeyed.
         waited = bool(this.job) and [each.job for each in attempts[-2:]] == [this.job] * 2
         lines = "".join(json.dumps(asdict(each)) + "\n" for each in attempts)
-        write_atomically(run_dir / "attempts.jsonl", lines.encode())
+        write_atomically(run_dir / "attempts.jsonl", lines.encode())  # first: it makes the folder a run folder
+        write_atomically(run_dir / "config.yaml", configuration.dump(config).encode())
         for marker in MARKERS:
             if not (marker == "STOP" and waited):
                 (run_dir / marker).unlink(missing_ok=True)
@@ -100,6 +106,28 @@ def log_to(run_dir: Path, rank: int, world_size: int) -> None:
     logging.getLogger("tinyimnet").addHandler(handler)
     logging.getLogger("tinyimnet").setLevel(logging.INFO)
     logger.info("rank %d of %d is process %d on %s", rank, world_size, os.getpid(), socket.gethostname())
+
+
+def _check_new(run_dir: Path) -> None:
+    """Refuse a folder without checkpoints if it is not a run folder, or had checkpoints."""
+    try:
+        names = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()
+        made = {name for name in ("checkpoints", "logs") if name in names and not any((run_dir / name).iterdir())}
+    except OSError as error:
+        raise UserError(f"run.dir {run_dir} cannot be read ({error.strerror}); choose another --run.dir.") from None
+    others = sorted(name for name in names - made if not HARMLESS.fullmatch(name))
+    if others and not names.intersection(TRACES):
+        raise UserError(
+            f"run.dir {run_dir} is not a run folder and holds other files ({', '.join(others[:3])}); "
+            "choose a new or an empty folder."
+        )
+    resumed = max((attempt.step for attempt in read_attempts(run_dir)), default=0)
+    if resumed or SAVED in names:
+        found = f"an attempt resumed from step {resumed:,}" if resumed else f"{SAVED} is there"
+        raise UserError(
+            f"run.dir {run_dir} has no checkpoint, but it had one ({found}); restore checkpoints/ to resume the run, "
+            "or choose another --run.dir; to start over in this one, move it away first."
+        )
 
 
 def _check_extension(run_dir: Path, config: Config) -> None:

@@ -22,7 +22,7 @@ import torch
 
 from tinyimnet.errors import UserError, one_line
 from tinyimnet.files import write_atomically
-from tinyimnet.run.folder import checkpoint_path, checkpoint_steps
+from tinyimnet.run.folder import SAVED, checkpoint_path, checkpoint_steps, mark
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +120,8 @@ class Saver:
             save(self.folder, **self._unwritten_best, keep=self.keep)
         if self._unwritten_best is not job:
             save(self.folder, **job, keep=self.keep)
+        if not (self.folder.parent / SAVED).exists():
+            mark(self.folder.parent, SAVED, json.dumps({"step": job["step"]}))
         self._unwritten, self._unwritten_best = {}, {}
 
 

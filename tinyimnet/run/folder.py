@@ -4,6 +4,7 @@ config.yaml      resolved configuration          metrics.jsonl   one line per lo
 checkpoints/     newest k and best               final.safetensors, curves.png, DONE   written at the end
 logs/            one file per rank               LOCK            held by the process that writes here
 attempts.jsonl   one line per attempt: start time, nodes, job, first step
+SAVED            left by the first checkpoint: a run that loses all of them does not silently start over
 STOP             created by a user: save and exit
 REQUEUE          left by a run that its scheduler stopped and that is to be requeued
 ERROR            left by a run that ended with a user error, which a requeue would only repeat
@@ -21,8 +22,9 @@ import yaml
 
 from tinyimnet.config import Config
 from tinyimnet.errors import UserError, one_line
-from tinyimnet.files import read_lines, write_atomically
+from tinyimnet.files import no_such, read_lines, write_atomically
 
+SAVED = "SAVED"
 MARKERS = ("STOP", "REQUEUE", "ERROR", "DONE")
 
 
@@ -106,6 +108,8 @@ def read_config(run_dir: Path) -> dict:
     Raises:
         UserError: config.yaml is missing or damaged.
     """
+    if not run_dir.exists():
+        raise UserError(no_such(run_dir))
     file = run_dir / "config.yaml"
     try:
         tree = yaml.safe_load(file.read_text())

@@ -169,7 +169,7 @@ class MirrorProcess:
         """Print the lines of the mirror, which are messages for the user, and restart it when it exits."""
         for restarts_left in reversed(range(1 + RESTARTS)):
             for line in self.process.stdout:  # type: ignore[union-attr]
-                console.print(line.decode(errors="replace").rstrip(), markup=False)
+                console.print(line.decode(errors="replace").rstrip())
             if self._closing:
                 return
             logger.warning("the W&B mirror exited (exit code %d)", self.process.wait())

@@ -37,8 +37,7 @@ def started(run_dir: Path, trainer: Trainer) -> None:
         f"{config.train.epochs} epochs of {len(trainer.batches.images):,} images, "
         f"{count_parameters(trainer.bare):,} parameters, {config.train.precision} on {device}\n"
         f"batch {config.train.global_batch_size} = {' x '.join(map(str, split))} (processes x micro-batches x images)\n"
-        f"run folder: {short(run_dir)}; W&B: {wandb}",
-        markup=False,
+        f"run folder: {short(run_dir)}; W&B: {wandb}"
     )
     if not (run_dir / AUGMENTED).exists():
         images, titles = pictures.augmented(trainer.batches, trainer.state.metadata["names"], step=0, count=32)
@@ -138,6 +137,5 @@ def show(run_dir: Path) -> None:
         f"{results['best_ema_top1']:.2f} % best epoch\n"
         f"  page       {place / 'report.html'}\n"
         f"  weights    {place / FINAL}\n"
-        f"next: {command('evaluate', place, '--tta', 'flip')}",
-        markup=False,
+        f"next: {command('evaluate', place, '--tta', 'flip')}"
     )
