@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers.program import REPO
 from helpers.sources import arrays_in
 from tinyimnet import cli, errors
 from tinyimnet.errors import UserError
@@ -119,6 +121,9 @@ def test_predictions_of_a_folder_an_npy_and_a_split_agree(run: Path, tiny_data: 
 MISTAKES = {
     "unknown command": (["fly"], "invalid choice: 'fly'"),
     "no such run": (["evaluate", "runs/none"], "runs/none does not exist"),
+    "a similar run": (["evaluate", "RUNN"], "does not exist; did you mean RUN?"),
+    "weights without a run": (["evaluate", "WEIGHTS"], "is not in a run folder, whose config.yaml would name its data"),
+    "weights without data": (["predict", "WEIGHTS"], "give its prepared data set with --data FOLDER"),
     "unknown option": (["evaluate", "x", "--fast"], "unrecognized arguments: --fast"),
     "no such images": (["predict", "RUN", "--images", "nowhere"], "--images nowhere is neither"),
     "no prepared data": (["inspect", "--data.root=nowhere"], "data.root nowhere holds no prepared data set"),
@@ -136,8 +141,9 @@ MISTAKES = {
 
 @pytest.mark.parametrize("case", MISTAKES.values(), ids=MISTAKES)
 def test_a_user_error_is_one_sentence(case, run: Path, tiny_data: Path, capsys) -> None:
-    argv, sentence = case
-    argv = [arg.replace("RUN", str(run)).replace("DATA", str(tiny_data)) for arg in argv]
+    weights = REPO / "results" / "tiny1m_cpu.safetensors"
+    names = {"RUN": str(run), "DATA": str(tiny_data), "WEIGHTS": str(weights)}
+    *argv, sentence = (re.sub("|".join(names), lambda match: names[match[0]], text) for text in (*case[0], case[1]))
     assert errors.run(cli.main, argv) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and sentence in error and error.count("\n") == 1

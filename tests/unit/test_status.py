@@ -234,6 +234,11 @@ def test_what_a_crash_leaves_behind_hides_nothing_else(files, expected, slurm, m
     assert row(make_run("a", **files), capsys) == f"a {expected}"
 
 
+def test_a_name_is_not_markup(slurm, make_run, capsys) -> None:
+    cli.main(["status", str(make_run("a[b]:x:"))])
+    assert "a[b]:x:" in capsys.readouterr().out
+
+
 def test_runs_with_the_same_name_are_distinguished(slurm, make_run, capsys) -> None:
     cli.main(["status", str(make_run("x/a")), str(make_run("y/a"))])
     output = capsys.readouterr().out

@@ -40,5 +40,8 @@ def data_config_of(run: Path) -> dict:
     """The section `data` of the configuration of a run, given by its folder or by a weights file in it."""
     folder = run.parent if run.is_file() else run
     if run.is_file() and not (folder / "config.yaml").exists():
-        raise UserError(f"{run} is not in a run folder, whose config.yaml would name its data; give --data FOLDER.")
+        raise UserError(
+            f"{run} is not in a run folder, whose config.yaml would name its data; "
+            "give its prepared data set with --data FOLDER."
+        )
     return read_config(folder)["data"]
