@@ -40,7 +40,7 @@ def fetch(target: Path, url: str = URL, size: int = SIZE, sha256: str = SHA256) 
     if target.exists():
         if target.is_file() and target.stat().st_size == size and files.sha256(target) == sha256:
             return target
-        raise UserError(f"{target} exists but is not the archive from {url}; prepare from it, or delete it.")
+        raise UserError(f"{target} exists but is not the archive from {url}; prepare from it, or move it away.")
     part = target.with_name(f"{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
