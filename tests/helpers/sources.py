@@ -2,10 +2,15 @@
 
 import io
 import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from tinyimnet.data import decoding
 
 WNIDS = ["n03", "n01", "n02"]  # as in wnids.txt, unsorted
 NAMES = {"n01": "goldfish", "n02": "n02", "n03": "tailed frog"}  # n02 is not in words.txt
@@ -17,6 +22,19 @@ VAL = {
     "val_3.JPEG": "n01",
 }
 VAL_LABELS = [1, 1, 2, 0, 0]  # of val_0, 1, 2, 3, 10
+
+
+@pytest.fixture(scope="module")
+def decoded_in_this_process() -> Iterator[None]:
+    """Decode in this process; process/test_prepare.py uses worker processes."""
+
+    def threads(_workers: int, _context: object, _start: object, arguments: tuple) -> ThreadPoolExecutor:
+        decoding._source = arguments[0]
+        return ThreadPoolExecutor(1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "ProcessPoolExecutor", threads)
+        yield
 
 
 def image(seed: int, mode: str = "RGB", size: tuple[int, int] = (64, 64)) -> bytes:

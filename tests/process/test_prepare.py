@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.program import REPO, python
+from helpers.program import REPO, launch, python
 from helpers.sources import image, left_behind, official, pack, truncate
 from tinyimnet.data.writer import new_folder
 
@@ -31,14 +31,46 @@ def test_the_command_prints_the_image_counts(tree: Path, tmp_path: Path) -> None
     np.testing.assert_array_equal(np.load(tmp_path / "out" / "test_images.npy"), expected)
 
 
+def test_the_command_names_what_it_does_not_use_and_refuses_it_with_strict(tmp_path: Path) -> None:
+    root = official(tmp_path)
+    (root / "notes.txt").touch()
+    command = ("-m", "tinyimnet", "prepare", str(root), "--out", str(tmp_path / "out"))
+    strict = python(*command, "--strict")
+    assert strict.returncode == 2 and "1 not an image (notes.txt); move them away, or omit --strict" in strict.stderr
+    assert left_behind(tmp_path / "out") == []
+    result = python(*command)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == (
+        "not used: 1 hidden or of the system (val/images/._val_0.JPEG); 1 not an image (notes.txt)"
+    )
+
+
 def test_a_user_error_in_a_worker_is_one_sentence(tmp_path: Path) -> None:
     root = official(tmp_path)
     truncate(root / "train/n02/images/n02_1.JPEG")
     result = python("-m", "tinyimnet", "prepare", str(pack(root)), "--out", str(tmp_path / "out"))
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith("error: ")
-    assert "n02_1.JPEG is damaged" in result.stderr and "Traceback" not in result.stderr
+    assert (
+        "1 damaged or not an image (train/n02/images/n02_1.JPEG)" in result.stderr and "Traceback" not in result.stderr
+    )
     assert left_behind(tmp_path / "out") == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mounts in a namespace of its own")
+@pytest.mark.parametrize(
+    "mount",
+    ["mount -t tmpfs none OUT", "mount -t tmpfs none OUT; mkdir OUT/lost+found", "mount --bind OUT OUT"],
+)
+def test_a_mount_point_as_out_is_refused_for_what_it_is(tree: Path, tmp_path: Path, mount: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    script = f"{mount}; {sys.executable} -m tinyimnet prepare {tree} --out OUT".replace("OUT", str(out))
+    result = launch(["unshare", "--map-root-user", "--mount", "sh", "-c", script])
+    if "unshare failed" in result.stderr or "mount:" in result.stderr:
+        pytest.skip("this machine does not let users mount")
+    assert result.returncode == 2
+    assert f"{out} is a mount point, which a finished folder cannot replace; choose a folder in it" in result.stderr
 
 
 # ---- killed -----------------------------------------------------------------------------------------------------
@@ -52,7 +84,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file.writestr("val/val_annotations.txt", "val_0.JPEG\tn01\n")
         file.writestr("val/images/val_0.JPEG", encoded)
         for i in range(20_000):
-            file.writestr(f"train/n01/images/n01_{i}.JPEG", encoded)
+            file.writestr(f"train/n0{i % 2}/images/{i}.JPEG", encoded)
     return archive
 
 

@@ -1,5 +1,6 @@
 """Course files of arrays: every common form gives the same prepared data, and errors name the file."""
 
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -93,7 +94,13 @@ WRONG_ARRAYS: dict[str, tuple[str, np.ndarray, str]] = {
     "float labels": ("train_labels", np.zeros(8), "train_labels.* is float64"),
     "label too large": ("val_labels", np.array([0, 1, 2, 4]), "val_labels.* label 4, outside the 4 classes"),
     "negative label": ("train_labels", np.arange(8) % 4 - 1, "train_labels.* label -1"),
-    "labels with gaps": ("train_labels", np.arange(8) * 50, "go up to 350; give the ids with --classes"),
+    "labels from 1": ("train_labels", np.arange(8) % 4 + 1, "no image with label 0 .*1 to 4.*count labels from 0"),
+    "one-hot from 1": ("train_labels", np.eye(5)[np.arange(8) % 4 + 1], "no image with label 0"),
+    "labels with gaps": (
+        "train_labels",
+        np.arange(8) * 50,
+        "no image with label 1, 2, 3, 4, 5 and 3 more .*0 to 350",
+    ),
     "not one-hot": ("train_labels", np.ones((8, 4), int), "train_labels.* not one-hot"),
     "another one-hot width": ("val_labels", np.eye(5, dtype=int)[:4], "val_labels.* one-hot for 5 classes"),
     "strings": ("train_labels", np.array(["cat"] * 8), "train_labels.* is <U3"),
@@ -128,11 +135,50 @@ def test_a_file_that_is_not_an_array_is_refused_by_name(tmp_path: Path, case: st
         npy.prepare_npy(files, tmp_path / "out", None)
 
 
-@pytest.mark.parametrize("text", ["", "a\nb\na\nc\n", "a\nb\n"])
-def test_invalid_class_files_are_refused(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ["fire truck\ncat\ndog\ncow", "\ufefffire truck \r\ncat\r\ndog\r\ncow\r\n\r\n"])
+def test_class_files_of_any_system_have_one_id_per_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "ids.txt").write_text(text, encoding="utf-8", newline="")
+    manifest = npy.prepare_npy(arrays_in(tmp_path / "npy"), tmp_path / "out", tmp_path / "ids.txt")
+    assert [entry["id"] for entry in manifest["classes"]] == ["fire truck", "cat", "dog", "cow"]
+
+
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("", "it is empty"),
+        ("\n\n", "it is empty"),
+        ("a\nb\na\nc\n", "a is there twice"),
+        ("a\n\nb\nc\nd\n", "line 2 is empty"),
+        ("a\nb\n", "outside the 2 classes"),
+    ],
+)
+def test_invalid_class_files_are_refused(tmp_path: Path, text: str, sentence: str) -> None:
     (tmp_path / "ids.txt").write_text(text)
-    with pytest.raises(UserError, match="--classes"):
+    with pytest.raises(UserError, match=sentence):
         npy.prepare_npy(arrays_in(tmp_path / "npy"), tmp_path / "out", tmp_path / "ids.txt")
+
+
+def test_one_class_is_refused(tmp_path: Path) -> None:
+    arrays = arrays_in(tmp_path / "npy", train_labels=np.zeros(8, int), val_labels=np.zeros(4, int))
+    with pytest.raises(UserError, match="train_labels.npy has 1 class; give data of at least 2 classes"):
+        npy.prepare_npy(arrays, tmp_path / "out", None)
+
+
+def test_a_class_without_a_training_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "ids.txt").write_text("a\nb\nc\nd\ne\n")
+    arrays = arrays_in(tmp_path / "npy")
+    manifest = npy.prepare_npy(arrays, tmp_path / "out", tmp_path / "ids.txt")
+    assert manifest["skipped"] == {"classes without a training image": ["e"]}
+    with pytest.raises(UserError, match=r"without a training image \(e\)"):
+        npy.prepare_npy(arrays, tmp_path / "strict", tmp_path / "ids.txt", strict=True)
+
+
+def test_a_pipe_is_refused_and_never_opened(tmp_path: Path) -> None:
+    files = arrays_in(tmp_path / "npy")
+    files["val_images"].unlink()
+    os.mkfifo(files["val_images"])
+    with pytest.raises(UserError, match=r"val_images.npy is not a valid .npy file \(it is no regular file\)"):
+        npy.prepare_npy(files, tmp_path / "out", None)
 
 
 def test_a_missing_role_is_named_as_its_option(tmp_path: Path) -> None:

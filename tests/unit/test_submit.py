@@ -106,6 +106,19 @@ def test_an_invalid_profile_is_refused(profile: str, sentence: str, tmp_path: Pa
         submit.read_profile(args)
 
 
+def test_a_checkout_of_another_owner_gets_the_words_of_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repo = tmp_path / "checkout"
+    for name in ("objects", "refs"):
+        (repo / ".git" / name).mkdir(parents=True)
+    (repo / ".git/HEAD").write_text("ref: refs/heads/main\n")
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):
+        monkeypatch.setenv(name, "/dev/null")
+    with pytest.raises(UserError, match=f"dubious ownership .*git config --global --add safe.directory {repo}"):
+        submit.snapshot(repo, tmp_path / "code")
+    assert not (tmp_path / "code").exists()
+
+
 def test_without_slurm_the_error_names_sbatch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UserError, match="sbatch is not on PATH"):

@@ -3,32 +3,19 @@
 import json
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.sources import NAMES, VAL_LABELS, WNIDS, image, left_behind, official, pack, truncate
-from tinyimnet.data import tiny_imagenet
+from helpers.sources import NAMES, VAL, VAL_LABELS, WNIDS, image, left_behind, official, pack, truncate
 from tinyimnet.data.dataset import open_dataset
 from tinyimnet.data.prepare import prepare
 from tinyimnet.errors import UserError
 
-
-@pytest.fixture(autouse=True, scope="module")
-def decoded_in_this_process() -> Iterator[None]:
-    """Decode in this process; process/test_prepare.py uses worker processes."""
-
-    def threads(_workers: int, _context: object, _start: object, arguments: tuple) -> ThreadPoolExecutor:
-        tiny_imagenet._source = arguments[0]
-        return ThreadPoolExecutor(1)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiny_imagenet, "ProcessPoolExecutor", threads)
-        yield
+pytestmark = pytest.mark.usefixtures("decoded_in_this_process")
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -145,42 +132,59 @@ def annotate(root: Path, line: str) -> None:
         file.write(line + "\n")
 
 
+def keep_one_class(root: Path) -> None:
+    for wnid in ("n02", "n03"):
+        shutil.rmtree(root / "train" / wnid)
+    (root / "wnids.txt").write_text("n01\n")
+    (root / "val/val_annotations.txt").write_text("".join(f"{file}\tn01\n" for file in VAL))
+
+
 TREE_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "truncated JPEG": (lambda r: truncate(r / "train/n02/images/n02_1.JPEG"), r"n02_1\.JPEG is damaged"),
-    "another format": (
-        lambda r: Image.new("RGB", (64, 64)).save(r / "val/images/val_1.JPEG", "GIF"),
-        r"val_1\.JPEG is damaged or neither JPEG nor PNG",
+    "truncated JPEG": (
+        lambda r: truncate(r / "train/n02/images/n02_1.JPEG"),
+        r"1 damaged .*n02_1\.JPEG",
     ),
-    "no JPEG": (lambda r: (r / "val/images/val_1.JPEG").write_text("hello"), r"val_1\.JPEG is damaged"),
+    "empty JPEG": (lambda r: (r / "val/images/val_1.JPEG").write_bytes(b""), r"damaged .*val_1\.JPEG"),
+    "no JPEG": (lambda r: (r / "val/images/val_1.JPEG").write_text("hello"), r"damaged .*val_1\.JPEG"),
     "wrong size": (
         lambda r: (r / "test/images/test_2.JPEG").write_bytes(image(1, size=(32, 64))),
-        r"test_2\.JPEG has 32x64",
+        r"not 64x64 pixels \(test/images/test_2\.JPEG: 32x64\)",
     ),
-    "unknown class": (lambda r: annotate(r, "val_9.JPEG\tn77"), "val_9.JPEG the unknown class 'n77'"),
-    "line without class": (lambda r: annotate(r, "val_9.JPEG"), "val_9.JPEG the unknown class ''"),
-    "annotated twice": (lambda r: annotate(r, "val_1.JPEG\tn01"), "val_1.JPEG twice"),
+    "unknown class": (lambda r: annotate(r, "val_9.JPEG\tn77"), r"unknown class in .* \(val_9\.JPEG: 'n77'\)"),
+    "line without class": (lambda r: annotate(r, "val_9.JPEG"), r"unknown class in .* \(val_9\.JPEG: ''\)"),
+    "annotated twice": (lambda r: annotate(r, "val_1.JPEG\tn01"), r"two lines in .* \(val_1\.JPEG\)"),
     "image without annotation": (
         lambda r: (r / "val/images/val_7.JPEG").write_bytes(image(1)),
-        "val_7.JPEG has no line",
+        r"without a line in .* \(val/images/val_7\.JPEG\)",
     ),
-    "annotation without image": (lambda r: (r / "val/images/val_3.JPEG").unlink(), "val_3.JPEG has .* but no image"),
+    "annotation without image": (
+        lambda r: (r / "val/images/val_3.JPEG").unlink(),
+        r"without an image \(val_3\.JPEG\)",
+    ),
     "name that leads out": (
         lambda r: annotate(r, "../../train/n01/images/n01_0.JPEG\tn01"),
-        r"\.\./train/n01/images/n01_0\.JPEG has .* but no image",
+        r"listed in .* without an image \(\.\./\.\./train/n01/images/n01_0\.JPEG\)",
     ),
     "no annotations": (lambda r: (r / "val/val_annotations.txt").unlink(), "lacks val/val_annotations.txt"),
     "annotations not text": (
         lambda r: (r / "val/val_annotations.txt").write_bytes(b"\xff\xfe"),
         "val_annotations.txt is not UTF-8",
     ),
-    "class without folder": (lambda r: shutil.rmtree(r / "train/n02"), "class n02 has no image"),
-    "folder without class": (lambda r: (r / "wnids.txt").write_text("n01\nn02"), "class n03 has images"),
+    "class without folder": (
+        lambda r: shutil.rmtree(r / "train/n02"),
+        r"wnids\.txt without an image in train \(n02\)",
+    ),
+    "folder without class": (
+        lambda r: (r / "wnids.txt").write_text("n01\nn02"),
+        r"not listed in wnids\.txt \(n03\)",
+    ),
     "no val images": (
         lambda r: [path.unlink() for path in r.glob("val/images/v*")],
         "no image in val/images",
     ),
     "no train images": (lambda r: [shutil.rmtree(r / "train" / w) for w in WNIDS], "no image in train"),
     "no train folder": (lambda r: shutil.rmtree(r / "train"), "contains no data set"),
+    "one class": (lambda r: keep_one_class(r), "has 1 class; give data of at least 2"),
 }
 
 
@@ -214,12 +218,15 @@ def add_member(archive: Path, name: str) -> None:
 
 ZIP_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (truncate, "is not a valid zip archive"),
-    "no zip": (lambda z: z.write_text("<html>404</html>"), "is not a valid zip archive"),
-    "flipped bit": (flip_bit, r"val_2\.JPEG cannot be read"),
+    "empty": (lambda z: z.write_bytes(b""), "is not a valid zip archive"),
+    "flipped bit": (flip_bit, r"unreadable \(val/images/val_2\.JPEG: Bad CRC-32"),
     "encrypted": (encrypt, "is encrypted"),
     "leads out": (lambda z: add_member(z, "tiny-imagenet-200/../../x"), r"\.\./\.\./x' outside"),
     "absolute": (lambda z: add_member(z, "/etc/x"), "'/etc/x' outside"),
-    "two data sets": (lambda z: add_member(z, "other/train/n01/x.JPEG"), "contains no data set"),
+    "two data sets": (
+        lambda z: add_member(z, "other/train/n01/x.JPEG"),
+        r"several data sets \(other/train, ",
+    ),
 }
 
 

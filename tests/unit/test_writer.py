@@ -37,6 +37,15 @@ def test_a_folder_with_something_else_is_not_touched(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "thesis.txt").read_text() == "precious"
 
 
+def test_a_parent_that_refuses_is_named_without_talk_of_space(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(UserError, match=r"\(Not a directory\); choose another --out"),
+        new_folder(tmp_path / "file/out", 0),
+    ):
+        pass
+
+
 def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with new_folder(tmp_path / "out", 0) as folder:

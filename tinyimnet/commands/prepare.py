@@ -16,6 +16,7 @@ from types import FrameType
 
 from tinyimnet.config import DataConfig
 from tinyimnet.data import npy
+from tinyimnet.data.findings import Findings
 from tinyimnet.data.prepare import prepare, prepare_missing
 from tinyimnet.errors import UserError
 from tinyimnet.files import expanded
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--classes", type=Path, metavar="FILE", help="with .npy files: one class id per line, in label order"
     )
+    parser.add_argument("--strict", action="store_true", help="refuse a source with files that would be skipped")
     parser.add_argument("--download", action="store_true", help="download the official archive (248 MB)")
     parser.add_argument("--synthetic", action="store_true", help="draw a data set of 8,000 images")
 
@@ -52,6 +54,8 @@ def main(args: argparse.Namespace) -> int:
             signal.signal(number, handler)
     counts = ", ".join(f"{n:,} {split}" for split, n in manifest["counts"].items())
     print(f"{out}: {counts} images of {len(manifest['classes'])} classes, from {manifest['origin']}")
+    if manifest["skipped"]:
+        print(f"not used: {Findings(manifest['skipped'])}")
     return 0
 
 
@@ -71,5 +75,5 @@ def _prepare(args: argparse.Namespace, out: Path) -> dict:
     if args.download or args.synthetic:
         return prepare_missing(out, "synthetic" if args.synthetic else "tiny-imagenet")
     if files:
-        return npy.prepare_npy(files, out, args.classes)
-    return prepare(args.source, out, args.classes)
+        return npy.prepare_npy(files, out, args.classes, strict=args.strict)
+    return prepare(args.source, out, args.classes, strict=args.strict)

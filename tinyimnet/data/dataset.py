@@ -74,6 +74,7 @@ def open_dataset(root: Path, *, verify: bool = True) -> Dataset:
     images = {name.removesuffix("_images.npy"): a for name, a in arrays.items() if name.endswith("_images.npy")}
     labels = {name.removesuffix("_labels.npy"): a for name, a in arrays.items() if name.endswith("_labels.npy")}
     classes, digest = manifest["classes"], hashlib.sha256()
+    check_classes(f"data.root {root}", len(classes))
     for split in LABELLED:
         if split not in images or split not in labels:
             raise UserError(f"{root}/manifest.json lists no {split} images with labels; prepare the folder again.")
@@ -128,6 +129,12 @@ def check_split(where: str, images: np.ndarray, labels: np.ndarray, n_classes: i
     if len(labels) and not 0 <= labels.min() <= labels.max() < n_classes:
         wrong = labels.min() if labels.min() < 0 else labels.max()
         raise UserError(f"{where}: label {wrong} is outside the {n_classes} classes (0 to {n_classes - 1}).")
+
+
+def check_classes(where: object, n_classes: int) -> None:
+    """Raise a UserError unless there are at least two classes."""
+    if n_classes < 2:
+        raise UserError(f"{where} has {n_classes} class; give data of at least 2 classes.")
 
 
 def not_prepared(root: Path, source: str = "tiny-imagenet") -> UserError:

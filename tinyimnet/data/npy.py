@@ -5,7 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyimnet.data.dataset import LABELLED
+from tinyimnet.data.dataset import LABELLED, check_classes
+from tinyimnet.data.findings import Findings, settle, shortened
+from tinyimnet.data.names import is_hidden
+from tinyimnet.data.source import list_folder, text_lines
 from tinyimnet.data.writer import (
     CHUNK,
     IMAGE_BYTES,
@@ -39,7 +42,7 @@ def guess_arrays(folder: Path) -> dict[str, Path]:
     Raises:
         UserError: the names do not have exactly one interpretation.
     """
-    files = sorted(folder.glob("*.npy"))
+    files = sorted(file for file in folder.glob("*.npy") if not is_hidden(file.name))
     roles: dict[str, list[Path]] = {}
     for file in files:
         words = [word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", file.stem)]  # valLabels, X_train, y-val
@@ -55,14 +58,32 @@ def guess_arrays(folder: Path) -> dict[str, Path]:
     return {role: fits[0] for role, fits in roles.items()}
 
 
-def prepare_npy(arrays: dict[str, Path], out: Path, classes: Path | None) -> dict:
+def beside(folder: Path, arrays: dict[str, Path]) -> Findings:
+    """Files and folders in `folder` that are not among its arrays."""
+    files = list_folder(folder, enter=())
+    for name in sorted(set(files.names) - {path.name for path in arrays.values()}):
+        files.skipped.add("not an array", name)
+    return files.skipped
+
+
+def prepare_npy(
+    arrays: dict[str, Path],
+    out: Path,
+    classes: Path | None,
+    *,
+    skipped: Findings | None = None,
+    strict: bool = False,
+) -> dict:
     """Prepare a data set from .npy files.
 
     Args:
         arrays: one file for each of ROLES; test_images is optional. Images are (N, 64, 64, 3) or (N, 3, 64, 64), uint8
             or floats in [0, 1]. Labels are integers (N,) or (N, 1), or one-hot (N, K).
         out: the folder to create.
-        classes: text file with one class id per line in label order; None: "0", "1", ...
+        classes: text file with one class id per line in label order; None: "0", "1", ... up to the largest label, and
+            each must have a training image.
+        skipped: files beside the arrays.
+        strict: refuse files that are skipped, and classes without a training image.
 
     Returns:
         The manifest.
@@ -77,7 +98,9 @@ def prepare_npy(arrays: dict[str, Path], out: Path, classes: Path | None) -> dic
     labels, widths = {}, {}
     for split in LABELLED:
         labels[split], widths[split] = _read_labels(arrays[f"{split}_labels"])
-    class_ids = _read_class_ids(classes) if classes else _numbered_ids(labels["train"], widths["train"])
+    class_ids = (
+        _read_class_ids(classes) if classes else _numbered_ids(arrays["train_labels"], labels["train"], widths["train"])
+    )
     for split in LABELLED:
         _check_labels(arrays[f"{split}_labels"], labels[split], widths[split], len(class_ids))
         if len(labels[split]) != counts[split]:
@@ -85,6 +108,11 @@ def prepare_npy(arrays: dict[str, Path], out: Path, classes: Path | None) -> dic
                 f"{images[split]} has {counts[split]} images and {arrays[f'{split}_labels']} has "
                 f"{len(labels[split])} labels; give files of the same length."
             )
+    check_classes(arrays["train_labels"], len(class_ids))
+    skipped = skipped or Findings()
+    for label in np.setdiff1d(np.arange(len(class_ids)), labels["train"]):
+        skipped.add("classes without a training image", class_ids[label])
+    settle(arrays["train_labels"].parent, Findings(), skipped, strict=strict)
     with new_folder(out, IMAGE_BYTES * sum(counts.values())) as folder:
         for split in LABELLED:
             save_array(folder, f"{split}_labels", labels[split])
@@ -97,7 +125,8 @@ def prepare_npy(arrays: dict[str, Path], out: Path, classes: Path | None) -> dic
                     advance(len(pixels))
         origin = ", ".join(str(path) for path in arrays.values())
         test_files = [f"test_{i}" for i in range(counts.get("test", 0))]
-        return finish(folder, classes=[(name, name) for name in class_ids], test_files=test_files, origin=origin)
+        named = [(class_id, class_id) for class_id in class_ids]
+        return finish(folder, classes=named, test_files=test_files, origin=origin, skipped=skipped)
 
 
 def open_array(path: Path) -> np.ndarray:
@@ -105,6 +134,8 @@ def open_array(path: Path) -> np.ndarray:
 
     The map is copy-on-write, because torch warns about read-only arrays.
     """
+    if path.exists() and not path.is_file():  # opening a named pipe would hang
+        raise UserError(f"{path} is not a valid .npy file (it is no regular file); give an array.")
     try:
         array = np.lib.format.open_memmap(path, mode="c")
     except (OSError, ValueError, EOFError) as error:
@@ -157,18 +188,28 @@ def _check_labels(path: Path, labels: np.ndarray, width: int, n_classes: int) ->
         )
 
 
-def _numbered_ids(labels: np.ndarray, width: int) -> list[str]:
-    """Ids for classes without names: one per one-hot column, or up to the largest label."""
-    if not width and labels.max() >= len(labels):
-        raise UserError(f"The {len(labels)} training labels go up to {labels.max()}; give the ids with --classes.")
-    return [str(label) for label in range(width or int(labels.max()) + 1)]
+def _numbered_ids(path: Path, labels: np.ndarray, width: int) -> list[str]:
+    """Ids for classes without names: one per one-hot column, or up to the largest label; none may lack an image."""
+    n_classes = width or int(labels.max()) + 1
+    missing = np.setdiff1d(np.arange(min(n_classes, len(labels) + 1)), labels)
+    if len(missing):
+        raise UserError(
+            f"{path} has no image with label {shortened(list(map(str, missing)))} (its labels are {labels.min()} to "
+            f"{labels.max()}); count labels from 0 without gaps, or give one id per label with --classes."
+        )
+    return [str(label) for label in range(n_classes)]
 
 
 def _read_class_ids(path: Path) -> list[str]:
     try:
-        ids = path.read_text(encoding="utf-8").split()
+        ids = [line.strip() for line in text_lines(path.read_bytes())]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--classes {path} cannot be read ({error}); give a text file with one id per line.") from None
-    if not ids or len(set(ids)) < len(ids):
-        raise UserError(f"--classes {path} is empty or lists a class twice; give one id per line in label order.")
+    while ids and not ids[-1]:
+        ids.pop()
+    wrong = [f"line {i} is empty" for i, class_id in enumerate(ids, start=1) if not class_id]
+    wrong += [f"{class_id} is there twice" for class_id in sorted(set(ids) - {""}) if ids.count(class_id) > 1]
+    if not ids or wrong:
+        fault = shortened(wrong) or "it is empty"
+        raise UserError(f"--classes {path} must have one id per line in label order ({fault}); correct it.")
     return ids

@@ -4,29 +4,45 @@ Neither this module nor its imports need torch, because the decoding processes m
 """
 
 import sys
+from itertools import filterfalse
 from pathlib import Path
 
 import numpy as np
 
-from tinyimnet.data import download, npy, tiny_imagenet
+from tinyimnet.data import download, npy, source, tiny_imagenet
+from tinyimnet.data.dataset import is_prepared
+from tinyimnet.data.findings import Findings, Unusable, settle
+from tinyimnet.data.images import decode
+from tinyimnet.data.names import is_image, natural_order
 from tinyimnet.data.writer import check_vacant
 from tinyimnet.errors import UserError
 
 ARCHIVE = "tiny-imagenet-200.zip"
 
 
-def prepare(source: Path, out: Path, classes: Path | None = None) -> dict:
-    """Prepare the official archive, the unpacked official folder, or a folder of .npy files (`classes` is optional)."""
-    is_folder_of_arrays = source.is_dir() and not tiny_imagenet.dataset_roots(source) and any(source.glob("*.npy"))
-    if is_folder_of_arrays or classes:
-        return npy.prepare_npy(npy.guess_arrays(source), out, classes)
-    return tiny_imagenet.prepare_tiny_imagenet(source, out)
+def prepare(path: Path, out: Path, classes: Path | None = None, *, strict: bool = False) -> dict:
+    """Prepare the official archive, the unpacked official folder, or a folder of .npy files (`classes` is optional).
+
+    Args:
+        path: the archive or the folder.
+        out: the folder to create.
+        classes: text file with one class id per line in label order, only for .npy files.
+        strict: refuse a source with files that are skipped.
+    """
+    if is_prepared(path):
+        raise UserError(f"{path} is already prepared; train on it with --data.root={path}.")
+    if path.is_dir() and not source.dataset_roots(path) and any(path.glob("*.npy")):
+        arrays = npy.guess_arrays(path)
+        return npy.prepare_npy(arrays, out, classes, skipped=npy.beside(path, arrays), strict=strict)
+    if classes:
+        raise UserError(f"--classes {classes} is only for .npy files, and {path} is no folder of these; omit it.")
+    return tiny_imagenet.prepare_tiny_imagenet(path, out, strict=strict)
 
 
-def prepare_missing(out: Path, source: str) -> dict:
+def prepare_missing(out: Path, origin: str) -> dict:
     """Create `out` according to data.source: download the official archive, or generate the synthetic data set."""
     check_vacant(out)  # before a long download
-    if source == "synthetic":
+    if origin == "synthetic":
         from tinyimnet.data.synthetic import prepare_synthetic  # deferred: decoding processes import this module
 
         print(f"generating the synthetic data set: {out}", file=sys.stderr, flush=True)
@@ -37,6 +53,8 @@ def prepare_missing(out: Path, source: str) -> dict:
 def read_images(path: Path) -> tuple[list[str], np.ndarray]:
     """Names and (N, 64, 64, 3) uint8 pixels of a folder of images (natural order) or of a .npy file.
 
+    The names of other files in the folder go to stderr.
+
     Raises:
         UserError: there are no images, or an image or the array is invalid.
     """
@@ -45,7 +63,19 @@ def read_images(path: Path) -> tuple[list[str], np.ndarray]:
         return [str(i) for i in range(len(images))], images
     if not path.is_dir():
         raise UserError(f"--images {path} is neither a folder of images nor a .npy file.")
-    files = tiny_imagenet.natural_order({file.name for file in path.iterdir()})
-    if not files:
-        raise UserError(f"--images {path} contains no .jpeg, .jpg or .png file.")
-    return files, np.stack([tiny_imagenet.decode((path / name).read_bytes(), str(path / name)) for name in files])
+    files, problems = source.list_folder(path, enter=()), Findings()
+    names = natural_order(filter(is_image, files.names))
+    if not names:
+        raise UserError(f"--images {path} contains no image file.")
+    pixels = []
+    for name in names:
+        try:
+            pixels.append(decode(files.source.read(name))[0])
+        except Unusable as fault:
+            problems.add(fault.kind, name, fault.detail)
+    for name in filterfalse(is_image, files.names):
+        files.skipped.add(tiny_imagenet.NO_IMAGE, name)
+    settle(path, problems, files.skipped, strict=False)
+    if files.skipped:
+        print(f"--images {path}: not used: {files.skipped}", file=sys.stderr, flush=True)
+    return names, np.stack(pixels)

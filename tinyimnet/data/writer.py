@@ -52,9 +52,10 @@ def new_folder(out: Path, bytes_needed: int) -> Iterator[Path]:
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             check_vacant(out)  # another process was faster
-        raise UserError(
-            f"{out} cannot be written ({error.strerror}); free up space, or choose another --out."
-        ) from None
+        if error.errno == errno.EBUSY:
+            raise _mount_point(out) from None
+        way_out = "free up space, or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise UserError(f"{out} cannot be written ({error.strerror}); {way_out}choose another --out.") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -62,6 +63,8 @@ def new_folder(out: Path, bytes_needed: int) -> Iterator[Path]:
 def check_vacant(out: Path) -> None:
     """Raise a UserError unless `out` is absent or an empty folder."""
     try:
+        if os.path.ismount(out) and not is_prepared(out):
+            raise _mount_point(out)
         if is_prepared(out):
             raise UserError(f"{out} is already prepared; move it away to prepare it again.")
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -70,12 +73,23 @@ def check_vacant(out: Path) -> None:
         raise UserError(f"{out} cannot be read ({error.strerror}); choose another --out.") from None
 
 
+def _mount_point(out: Path) -> UserError:
+    return UserError(f"{out} is a mount point, which a finished folder cannot replace; choose a folder in it as --out.")
+
+
 def save_array(folder: Path, name: str, array: np.ndarray) -> None:
     """Write `array` to <folder>/<name>.npy."""
     np.save(folder / f"{name}.npy", array, allow_pickle=False)
 
 
-def finish(folder: Path, *, classes: list[tuple[str, str]], test_files: list[str], origin: str) -> dict:
+def finish(
+    folder: Path,
+    *,
+    classes: list[tuple[str, str]],
+    test_files: list[str],
+    origin: str,
+    skipped: dict[str, list[str]] | None = None,
+) -> dict:
     """Write the manifest of the arrays in `folder` and return it.
 
     Args:
@@ -83,6 +97,7 @@ def finish(folder: Path, *, classes: list[tuple[str, str]], test_files: list[str
         classes: (id, readable name) in label order.
         test_files: file name of each test image.
         origin: the source of the images.
+        skipped: files of the source that are not used, by kind.
     """
     arrays = sorted(folder.glob("*.npy"))
     mean, std = _channel_statistics(folder / "train_images.npy")
@@ -96,6 +111,7 @@ def finish(folder: Path, *, classes: list[tuple[str, str]], test_files: list[str
         "std": std,
         "sha256": {path.name: sha256(path) for path in arrays},
         "origin": origin,
+        "skipped": skipped or {},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
     return manifest

@@ -211,8 +211,11 @@ def snapshot(repo: Path, target: Path) -> None:
         files = _git(repo, "ls-files", "-z").split("\0")
         commit, diff = _git(repo, "rev-parse", "HEAD"), _git(repo, "diff", "HEAD")
     except (OSError, subprocess.CalledProcessError) as error:
+        told = " ".join(
+            str(getattr(error, "stderr", None) or error).split()
+        )  # of a foreign owner git gives the way out
         raise UserError(
-            f"git cannot list the files of {repo} ({error}); clone it again, or use slurm/train.sbatch."
+            f"git cannot list the files of {repo} ({told}); correct this, or use slurm/train.sbatch."
         ) from None
     for name in filter(None, files):
         if (repo / name).is_file():  # skip files whose deletion is not committed

@@ -1,0 +1,90 @@
+"""Decode the images of a source on all cores, straight into the arrays of the prepared format."""
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import numpy as np
+
+from tinyimnet.data.findings import Findings, Unusable
+from tinyimnet.data.images import decode
+from tinyimnet.data.source import Source
+from tinyimnet.data.writer import CHUNK, IMAGE_BYTES, IMAGE_SHAPE, new_images, progress, write_pixels
+from tinyimnet.errors import UserError
+
+_source: Source  # set in worker processes only
+MAX_WORKERS = 16  # which decode 80,000 images/s; each reads the archive's directory, which takes 0.5 s and 70 MB
+SEVERAL_FRAMES = "used up to the first frame"
+
+
+def decode_all(source: Source, images: dict[str, list[str]], folder: Path) -> tuple[Findings, Findings]:
+    """Decode each split into <split>_images.npy; the workers write to it, so no pixels pass between processes.
+
+    Returns:
+        The images that cannot be used, whose rows are black, and the images with several frames.
+    """
+    jobs = []
+    for split, names in images.items():
+        path, offset = new_images(folder, split, len(names))
+        for start in range(0, len(names), CHUNK):
+            jobs.append((names[start : start + CHUNK], path, offset + start * IMAGE_BYTES))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    n_workers = min(cores, len(jobs), MAX_WORKERS)
+    pool = ProcessPoolExecutor(n_workers, multiprocessing.get_context("spawn"), _start_worker, (source,))
+    problems, skipped = Findings(), Findings()
+    try:
+        with progress("decoded", sum(map(len, images.values()))) as advance:
+            # Ctrl-C goes to the whole process group; workers inherit the blocked SIGINT, so only the parent reacts.
+            unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                futures = [pool.submit(_decode_chunk, *job) for job in jobs]
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+            for future, (names, *_) in zip(futures, jobs, strict=True):
+                for kind, name, detail in future.result():
+                    (skipped if kind == SEVERAL_FRAMES else problems).add(kind, name, detail)
+                advance(len(names))
+    except BrokenProcessPool:
+        raise UserError(
+            "A decoding process was killed, possibly for lack of memory; free some memory and run the command again."
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return problems, skipped
+
+
+def _start_worker(source: Source) -> None:
+    """Keep the source for later chunks, and exit when the parent process is gone, even after SIGKILL."""
+    global _source
+    _source = source
+    warnings.simplefilter("ignore")  # Pillow's, about single files, without their names
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _decode_chunk(names: list[str], path: Path, offset: int) -> list[tuple[str, str, str]]:
+    """Decode images to `offset` in the file `path`; return (kind, name, detail) of those that are not wholly used."""
+    pixels = np.zeros((len(names), *IMAGE_SHAPE), np.uint8)
+    findings = []
+    for row, name in zip(pixels, names, strict=True):
+        try:
+            row[:], n_frames = decode(_source.read(name))
+        except Unusable as fault:
+            findings.append((fault.kind, name, fault.detail))
+        else:
+            if n_frames > 1:
+                findings.append((SEVERAL_FRAMES, name, f"{n_frames} frames"))
+    write_pixels(path, offset, pixels)
+    return findings

@@ -1,0 +1,71 @@
+"""Decode one image file of any common format to (64, 64, 3) uint8, or say what is wrong with it."""
+
+import io
+
+import numpy as np
+from PIL import ExifTags, Image, ImageFile, ImageOps
+
+from tinyimnet.data.findings import Unusable
+from tinyimnet.data.writer import IMAGE_SHAPE
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
+MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr"}  # 8 bits or fewer, with a fixed range
+DAMAGED = "damaged or not an image"
+WRONG_SIZE = f"not {IMAGE_SHAPE[1]}x{IMAGE_SHAPE[0]} pixels"
+WRONG_TYPE = "of a pixel type that has no exact 8-bit form"
+
+
+def decode(content: bytes) -> tuple[np.ndarray, int]:
+    """Decode the first frame of an image, upright and without transparency.
+
+    The EXIF orientation is applied, transparent pixels are blended with white, and 16-bit gray is scaled to 8 bits.
+
+    Returns:
+        (64, 64, 3) uint8, and the number of frames of the file.
+
+    Raises:
+        Unusable: the image is damaged, or has another size or a pixel type without an exact 8-bit form.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if image.size != (IMAGE_SHAPE[1], IMAGE_SHAPE[0]):
+                raise Unusable(WRONG_SIZE, "{}x{}".format(*image.size))
+            assert isinstance(image, ImageFile.ImageFile)
+            _check_pixel_type(image)
+            n_frames = getattr(image, "n_frames", 1)
+            image.load()
+            return np.asarray(_to_rgb(_upright(image))), n_frames
+    except Unusable:
+        raise
+    except Exception:  # on a damaged file Pillow raises OSError, SyntaxError, ValueError ...
+        raise Unusable(DAMAGED) from None
+
+
+def _check_pixel_type(image: ImageFile.ImageFile) -> None:
+    """Refuse what Pillow would clip or would read with a wrong transparent colour.
+
+    Only PNG defines the range of 16-bit gray. Pillow compares a transparent colour of a PNG with fewer or more than 8
+    bits with pixels that it has scaled to 8 bits. `image` must not be loaded yet, because that clears its tiles.
+    """
+    is_png = image.format == "PNG"
+    if image.mode not in MODES and not (is_png and image.mode == "I;16"):
+        raise Unusable(WRONG_TYPE, f"mode {image.mode}")
+    has_key = is_png and image.mode != "P" and "transparency" in image.info
+    if has_key and image.tile[0].args not in ("L", "RGB"):
+        raise Unusable(WRONG_TYPE, f"transparent colour in {image.tile[0].args}")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged EXIF data are common in sound images
+        return image
+    return image if orientation == 1 else ImageOps.exif_transpose(image)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "I;16":  # 257 v is the 16-bit form of the 8-bit value v; Pillow's own conversion clips at 255
+        image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+    if image.has_transparency_data:  # the colours of hidden pixels are arbitrary
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("RGB")
