@@ -160,7 +160,7 @@ class TrackingConfig:
     """Weights & Biases; metrics.jsonl in the run folder is always written."""
 
     wandb: Literal["online", "offline", "disabled"] = "online"
-    """online falls back to offline without a key or network and never prompts; WANDB_MODE overrides this."""
+    """online falls back to offline without a key or network and never prompts; WANDB_MODE can override it."""
     project: str = "tiny-imagenet-1m"
     """W&B project."""
     per_rank: bool = False

@@ -1,6 +1,7 @@
 """A whole run, top-down: configuration -> rendezvous -> data -> process group -> Trainer.fit -> results."""
 
 import logging
+from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -18,7 +19,8 @@ from tinyimnet.run.attempt import find_run, lock_run, log_to, open_run, this_att
 from tinyimnet.run.checkpoint import Saver
 from tinyimnet.run.folder import is_done, writable
 from tinyimnet.run.lock import RunLock
-from tinyimnet.tracking.tracker import Tracker, wandb_mode
+from tinyimnet.tracking.mode import wandb_mode
+from tinyimnet.tracking.tracker import CHECK, Tracker, check_start
 from tinyimnet.training import outcome, run_info
 from tinyimnet.training.trainer import Trainer
 
@@ -36,6 +38,8 @@ def main(argv: list[str], prog: str = "train.py") -> int:
     with process_group.lost_processes_named():
         if finished_before(run_dir, config, rendezvous):
             return 0
+        check_wandb = partial(check_start, config.tracking, run_dir) if rendezvous.is_main else lambda: None
+        rendezvous.on_all_ranks("W&B", check_wandb, patience=2 * CHECK)
         ranks = preflight.check(rendezvous, config, run_dir)
         # A folder on the command line may be a typo: only that of the configuration file is created.
         dataset = ready_dataset(config.data, rendezvous, create=not config_cli.overrides("data.root", argv))
@@ -65,6 +69,7 @@ def fit(config: Config, run_dir: Path, dataset: Dataset, accelerator: Accelerato
     stop.install()
     with RunLock(run_dir) as lock:
         saved, number = from_main(accelerator, lambda: lock_run(run_dir, config, lock))
+        mode = from_main(accelerator, lambda: wandb_mode(config.tracking))
         tracker = Tracker(run_dir, config.tracking, rank=rank, attempt=number)
 
         def before_save() -> None:
@@ -83,7 +88,7 @@ def fit(config: Config, run_dir: Path, dataset: Dataset, accelerator: Accelerato
                 if is_main:
                     outcome.started(run_dir, trainer)
                     run_info.write(run_dir, trainer, ranks)
-                tracker.start(trainer.step)
+                tracker.start(trainer.step, mode.name)
             reason = trainer.fit()
             with writable(run_dir):
                 results = {} if reason else outcome.finish(run_dir, trainer)

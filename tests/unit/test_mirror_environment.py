@@ -5,14 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from tinyimnet.tracking.wandb_mirror import prepare_environment
+from tinyimnet.tracking.environment import prepare_environment
 
 
-@pytest.mark.parametrize(("given", "left"), [("", None), ("offline", "offline")])
-def test_an_empty_mode_is_unset(given: str, left: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "environ", {"WANDB_MODE": given})
+@pytest.mark.parametrize("name", ["WANDB_MODE", "WANDB_INIT_TIMEOUT", "WANDB_BASE_URL"])
+@pytest.mark.parametrize(("given", "left"), [("", None), ("x", "x")])
+def test_an_empty_variable_is_unset(
+    given: str, left: str | None, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", {name: given})
     prepare_environment(tmp_path)
-    assert os.environ.get("WANDB_MODE") == left
+    assert os.environ.get(name) == left
 
 
 def test_the_slurm_token_is_hidden_but_the_job_id_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

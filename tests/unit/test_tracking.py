@@ -7,7 +7,8 @@ from pathlib import Path
 from tinyimnet.config import TrackingConfig
 from tinyimnet.files import read_lines
 from tinyimnet.run.metrics import STEP
-from tinyimnet.tracking.tracker import Tracker, run_id
+from tinyimnet.tracking.identity import run_id
+from tinyimnet.tracking.tracker import Tracker
 
 DISABLED = TrackingConfig(wandb="disabled")
 
@@ -74,3 +75,11 @@ def test_the_id_comes_from_the_environment_then_the_folder_or_is_new(tmp_path: P
     assert run_id(tmp_path) == "given"
     (tmp_path / "wandb_run.json").write_text("half a fi")
     assert run_id(tmp_path) not in ("", first, "given")
+
+
+def test_a_rank_follows_the_mode_of_rank_0(tmp_path: Path, monkeypatch) -> None:
+    """A settings file of wandb may exist on one node only."""
+    monkeypatch.setenv("WANDB_MODE", "online")
+    log = Tracker(tmp_path, TrackingConfig(per_rank=True), rank=1)
+    log.start(0, "disabled")
+    assert log._mirror is None

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from tinyimnet.config import TrackingConfig
 from tinyimnet.errors import UserError
+from tinyimnet.tracking import isolate
 from tinyimnet.tracking.dashboard import ANSWER, publish, read_run
+from tinyimnet.tracking.mode import wandb_mode
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,11 +35,13 @@ def main(args: argparse.Namespace) -> int:
         raise UserError(
             "the dashboard needs wandb-workspaces; install it: pip install 'wandb-workspaces>=0.4.13,<0.5'."
         )
+    if (mode := wandb_mode(TrackingConfig())).name == "disabled":
+        raise UserError(f"W&B is disabled ({mode.source}), so there is no dashboard to make.")
     runs = [read_run(path) for path in args.runs]
     project = args.project or (runs[0].config["tracking.project"] if runs else TrackingConfig().project)
     # In a child process: wandb's exit hook waits over 80 s for a request that hangs, and on a terminal wandb prompts
     # for a key. A multiprocessing child runs no exit hooks and has no stdin. Leaving the block kills it.
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with multiprocessing.get_context("spawn").Pool(1, isolate.libraries_first) as pool:
         try:
             urls = pool.apply_async(publish, (args.entity, project, runs)).get(ANSWER)
         except multiprocessing.TimeoutError:

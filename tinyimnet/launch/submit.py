@@ -36,6 +36,7 @@ from tinyimnet.errors import UserError
 from tinyimnet.files import ROOT, write_atomically
 from tinyimnet.launch.job import TrainJob
 from tinyimnet.run.attempt import find_run
+from tinyimnet.tracking.mode import Mode, of_settings_files, strictest
 
 # sbatch options whose SBATCH_* variable has a different name.
 VARIABLES = {"time": "TIMELIMIT", "mem": "MEM_PER_NODE", "array": "ARRAY_INX"}
@@ -166,7 +167,9 @@ def expand(args: argparse.Namespace, overrides: list[str]) -> list[Config]:
         root, soft_labels = _absolute(config.data.root), _absolute(config.data.soft_labels)
         data = replace(config.data, root=root, soft_labels=soft_labels)
         train = replace(config.train, init_from=_absolute(config.train.init_from))
-        runs.append(replace(config, run=run, data=data, train=train))
+        # wandb's settings file in this folder is not in the copy of the code.
+        tracking = replace(config.tracking, wandb=strictest(Mode(config.tracking.wandb), of_settings_files()).name)
+        runs.append(replace(config, run=run, data=data, train=train, tracking=tracking))
     return runs
 
 

@@ -7,9 +7,9 @@ come from metrics.jsonl. Finally the server is asked whether it has every row.
 
 import json
 import multiprocessing
+import os
 import queue
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyimnet import files
-from tinyimnet.config import runs_root
+from tinyimnet.config import TrackingConfig, runs_root
+from tinyimnet.console import command
 from tinyimnet.errors import UserError, one_line
 from tinyimnet.files import read_lines
 from tinyimnet.run import lock
-from tinyimnet.tracking import uploaded
+from tinyimnet.run.folder import read_config
+from tinyimnet.tracking import identity, isolate, uploaded
+from tinyimnet.tracking.mode import wandb_mode
 from tinyimnet.tracking.uploaded import KILLED, Uploaded, exit_code_of, rows_of, steps_of
 
 if TYPE_CHECKING:
@@ -33,13 +36,14 @@ LOOK = 5.0  # seconds between checks whether a run is still training
 
 
 def at_rest() -> list[Path]:
-    """Tracked runs that are not training, including those of sweeps.
+    """Tracked runs that are not training, including those of sweeps, without copies of run folders.
 
     Raises:
         UserError: there are none.
     """
     root = runs_root()
     runs = [file.parent for way in ("*", "sweep-*/*") for file in sorted(root.glob(f"{way}/wandb_run.json"))]
+    runs = [run for run in runs if not identity.copied_from(run, identity.read_note(run))]
     if not (resting := [run for run in runs if not lock.is_held(run)]):
         what = f"all runs in {root} are still training (found {len(runs)})" if runs else f"no tracked run in {root}"
         raise UserError(f"{what}; name the run folders to upload.")
@@ -56,6 +60,15 @@ def check(run: Path, *, live: bool = False) -> None:
         raise UserError(f"{run} is still training and uploads its own rows; wait for it to end.")
     if lock.is_held(run) and not live:
         raise UserError(f"{run} is still training; follow it with --live, or sync it after it has ended.")
+    mode = wandb_mode(TrackingConfig(**read_config(run)["tracking"]))
+    if mode.name == "disabled":
+        raise UserError(f"W&B is disabled ({mode.source or f'tracking.wandb of {run}'}), so {run} is not uploaded.")
+    original = identity.copied_from(run, metadata)
+    if original and not os.environ.get("WANDB_RUN_ID"):
+        raise UserError(
+            f"{run} is a copy of {original}, whose rows W&B run {metadata['id']} has; upload it as another run with "
+            f"WANDB_RUN_ID=ID {command('sync', run)}"
+        )
 
 
 def try_send(run: Path, timeout: int) -> UserError | None:
@@ -73,7 +86,7 @@ def bounded(call: Callable[[Path, Any], Any], run: Path, timeout: int | None) ->
 
     wandb calls and exit hooks have waited forever for a server that hangs. Only one such process per run is allowed.
     """
-    with one_at_a_time(run), multiprocessing.get_context("spawn").Pool(1) as pool:
+    with one_at_a_time(run), multiprocessing.get_context("spawn").Pool(1, isolate.libraries_first) as pool:
         try:
             return pool.apply_async(call, (run, timeout)).get(timeout)
         except multiprocessing.TimeoutError:
@@ -113,6 +126,8 @@ def send(run_dir: Path, timeout: int) -> str:
             mirror.connect()
             mirror.finish(ended, preempted=False)
         after = wait_for(mirror)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(
             f"{run_dir} was not uploaded ({one_line(error)}); check the network, WANDB_BASE_URL and WANDB_API_KEY."
@@ -135,12 +150,14 @@ def mirror_of(run_dir: Path) -> "Mirror":
 
 
 def ask(mirror: "Mirror") -> Uploaded:
-    """Ask the server what it has of the run, without starting the run there."""
-    import wandb
+    """Ask the server what it has of the run, without starting the run there.
 
-    api = wandb.Api(timeout=uploaded.ANSWER)
-    entity = mirror.entity or api.settings["entity"] or api.default_entity
-    return uploaded.on_server(f"{entity}/{mirror.project}/{mirror.id}")
+    Raises:
+        UserError: the run belongs to another folder.
+    """
+    has = uploaded.on_server(mirror.entity, mirror.project, mirror.id)
+    has.check_owner(mirror.run_dir, mirror.id)
+    return has
 
 
 def send_records(mirror: "Mirror", has: Uploaded, timeout: float) -> None:
@@ -153,10 +170,10 @@ def send_records(mirror: "Mirror", has: Uploaded, timeout: float) -> None:
         record for record in offline if not list(record.glob("*.synced")) and not steps_of(rows_of(record)) & has.steps
     ]
     if new:
-        command = [sys.executable, "-m", "wandb", "sync", *(str(record.absolute()) for record in new)]
+        sync = isolate.command("wandb", "sync", *(str(record.absolute()) for record in new))
         with suppress(subprocess.TimeoutExpired):
             subprocess.run(
-                command,
+                sync,
                 cwd=mirror.run_dir,
                 timeout=timeout,
                 capture_output=True,

@@ -7,10 +7,8 @@ crashed service process or a slow import therefore does not delay a training ste
 import json
 import logging
 import os
-import secrets
 import signal
 import subprocess
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -21,13 +19,17 @@ from typing import Any
 from tinyimnet.config import TrackingConfig
 from tinyimnet.console import command, console
 from tinyimnet.distributed import slurm
-from tinyimnet.errors import UserError
-from tinyimnet.files import ROOT, read_lines, write_atomically
+from tinyimnet.errors import USER_ERROR, UserError
+from tinyimnet.files import read_lines, write_atomically
 from tinyimnet.run.metrics import STEP
+from tinyimnet.tracking import isolate
+from tinyimnet.tracking.identity import identify, run_id
+from tinyimnet.tracking.mode import settings_files, wandb_mode
 
 logger = logging.getLogger(__name__)
 RESTARTS = 3  # restarts of a mirror that exits by itself
 LEAVE = 15  # seconds that a job needs at its end to be requeued
+CHECK = 60.0  # seconds for `check_start`, of which the server may take 20
 MARGIN = 45  # seconds in addition to tracking.finish_timeout; a mirror that is still starting needs 31
 
 
@@ -49,10 +51,14 @@ class Tracker:
         self._unwritten = b""
         self._writing = threading.Lock()  # the checkpoint thread calls `flush`
 
-    def start(self, step: int) -> None:
+    def start(self, step: int, mode: str = "") -> None:
         """Open metrics.jsonl, drop its lines after `step`, and start the mirror.
 
         The dropped lines are logged again with the same values when their steps are replayed.
+
+        Args:
+            step: optimizer steps done before this attempt.
+            mode: W&B mode of rank 0, whose node may have other settings; empty for the one of this process.
 
         Raises:
             OSError: the file cannot be written.
@@ -61,7 +67,7 @@ class Tracker:
             kept = [json.dumps(line) + "\n" for line in read_lines(self.file) if line[STEP] <= step]
             write_atomically(self.file, "".join(kept).encode())
             self._lines = self.file.open("ab", buffering=0)
-        mode = wandb_mode(self.config)
+        mode = mode or wandb_mode(self.config).name
         if mode != "disabled" and (self.rank == 0 or (mode == "online" and self.config.per_rank)):
             self._mirror = MirrorProcess(self.run_dir, mode, self.rank)
 
@@ -127,10 +133,10 @@ class MirrorProcess:
         if rank == 0:
             run_id(run_dir)  # on disk before anything is uploaded
         self.run_dir = run_dir
-        self.command = [
-            sys.executable, "-m", "tinyimnet.tracking.wandb_mirror", str(run_dir),
+        self.command = isolate.command(
+            "tinyimnet.tracking.wandb_mirror", str(run_dir),
             f"--mode={mode}", f"--rank={rank}", f"--pid={os.getpid()}",
-        ]  # fmt: skip
+        )  # fmt: skip
         self._closing = False
         self._start()
         threading.Thread(target=self._listen, name="W&B mirror", daemon=True).start()
@@ -160,9 +166,8 @@ class MirrorProcess:
     def _start(self) -> None:
         # A new session, so that Ctrl-C and the signals a launcher sends to the process group reach only the training.
         self.process = subprocess.Popen(
-            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, start_new_session=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))},
-        )  # fmt: skip
+            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, start_new_session=True
+        )
         os.set_blocking(self.process.stdin.fileno(), False)  # type: ignore[union-attr]
 
     def _listen(self) -> None:
@@ -179,30 +184,26 @@ class MirrorProcess:
             self._start()
 
 
-def wandb_mode(config: TrackingConfig) -> str:
-    """The W&B mode, online, offline or disabled: WANDB_MODE if it is set, else tracking.wandb.
+def check_start(config: TrackingConfig, run_dir: Path) -> None:
+    """Check, without writing anything, that W&B will record the run and not as another one; call on rank 0.
 
     Raises:
-        UserError: WANDB_MODE has another value.
+        UserError: wandb would refuse its settings, or WANDB_RUN_ID belongs to another run folder.
     """
-    mode = os.environ.get("WANDB_MODE") or config.wandb
-    mode = {"run": "online", "dryrun": "offline"}.get(mode, mode)  # older names in wandb
-    if mode not in ("online", "offline", "disabled"):
-        raise UserError(f"WANDB_MODE is {mode!r} and must be online, offline or disabled.")
-    return mode
-
-
-def run_id(run_dir: Path) -> str:
-    """Id of the W&B run, saved in wandb_run.json: WANDB_RUN_ID if it is set, else the saved id, else a new one."""
-    file = run_dir / "wandb_run.json"
+    mode = wandb_mode(config).name
+    if mode == "disabled":
+        return
+    identify(run_dir)
+    variables = {name for name in os.environ if name.startswith("WANDB_")} - {"WANDB_MODE"}
+    if not variables and not any(file.exists() for file in settings_files()):
+        return  # spares the import of wandb, 1 s
+    command = isolate.command("tinyimnet.tracking.start_check", str(run_dir), mode, config.project)
     try:
-        kept = json.loads(file.read_text())["id"]
-    except (OSError, ValueError, KeyError, TypeError):
-        kept = ""
-    wanted = os.environ.get("WANDB_RUN_ID") or kept or secrets.token_hex(4)
-    if wanted != kept:
-        write_atomically(file, json.dumps({"id": wanted}).encode())
-    return wanted
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=CHECK)
+    except subprocess.TimeoutExpired:  # the mirror checks the id again when it connects
+        return
+    if done.returncode == USER_ERROR:
+        raise UserError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
 
 
 def how_to_sync(run_dir: Path) -> str:

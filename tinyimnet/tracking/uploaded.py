@@ -6,7 +6,6 @@ RUN/wandb/offline-run-<time>-<id>   record of an offline attempt
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any, TextIO
 
 from tinyimnet.files import read_lines
 from tinyimnet.run.metrics import STEP
+from tinyimnet.tracking import isolate
+from tinyimnet.tracking.identity import FOLDER, belongs_to, folders, read_note
 
 ANSWER = 20  # seconds that the server has to answer
 KILLED = 137  # exit code for an attempt that did not report one; the shell's code for SIGKILL
@@ -28,17 +29,29 @@ class Uploaded:
         keys: names in its summary.
         final: optimizer steps of the final weights that it has; 0 if it has none.
         url: URL of the run.
+        folder: run folder whose rows these are, if the run says so.
     """
 
     steps: set[float] = field(default_factory=set)
     keys: Set[str] = frozenset()
     final: int = 0
     url: str = ""
+    folder: str | None = None
 
     def is_complete(self, run_dir: Path) -> bool:
         """Whether W&B has every row of the run folder and, for a finished run, the final weights."""
         rows = steps_of(read_lines(run_dir / "metrics.jsonl"))
         return rows <= self.steps and final_step(run_dir) in (0, self.final)
+
+    def check_owner(self, run_dir: Path, id: str) -> None:
+        """Raise a UserError if W&B run `id`, of which this is what the server has, belongs to another folder."""
+        note = read_note(run_dir)
+        if self.folder and self.folder not in {*folders(note), str(run_dir.resolve())}:
+            raise belongs_to(id, self.folder)
+        # "url": this folder has been connected to the run, by a version that did not send the folder.
+        logged = any(not key.startswith("_") for key in self.keys)  # "_runtime" is there from the start
+        if logged and not self.folder and not (note.get("id") == id and "url" in note):
+            raise belongs_to(id, "another program")
 
 
 def final_step(run_dir: Path) -> int:
@@ -53,27 +66,34 @@ def send_lock(run_dir: Path) -> TextIO:
     return (run_dir / "wandb" / "turn").open("a")
 
 
-def on_server(path: str) -> Uploaded:
-    """What the server has of the run entity/project/id; empty if it has no such run.
+def on_server(entity: str | None, project: str, id: str, *, rows: bool = True, timeout: float = ANSWER) -> Uploaded:
+    """What the server has of a run; empty if it has no such run.
+
+    Args:
+        entity: user or team; None for the one that wandb.init would choose.
+        project: project.
+        id: id of the run.
+        rows: whether to ask for rows and weights too, which takes more than one request.
+        timeout: seconds that the server has for each answer.
 
     Raises:
-        wandb.errors.CommError: the server does not answer.
+        wandb.errors.Error: the server does not answer.
     """
     import wandb
 
+    api = wandb.Api(timeout=max(1, round(timeout)))
     try:
-        run = wandb.Api(timeout=ANSWER).run(path)
+        run = api.run(f"{entity or api.settings['entity'] or api.default_entity}/{project}/{id}")
     except wandb.errors.CommError as error:
         if "not find run" in str(error):
             return Uploaded()
         raise
-    models = [model for model in run.logged_artifacts() if model.type == "model" and "final" in model.aliases]
-    return Uploaded(
-        steps=steps_of(run.scan_history(keys=[STEP])),
-        keys=set(run.summary.keys()),
-        final=max((model.metadata.get("steps", 0) for model in models), default=0),
-        url=run.url,
-    )
+    has = Uploaded(keys=set(run.summary.keys()), url=run.url, folder=run.config.get(FOLDER))
+    if rows:
+        models = [model for model in run.logged_artifacts() if model.type == "model" and "final" in model.aliases]
+        has.steps = steps_of(run.scan_history(keys=[STEP]))
+        has.final = max((model.metadata.get("steps", 0) for model in models), default=0)
+    return has
 
 
 def recorded(run_dir: Path, run: str) -> Uploaded:
@@ -112,6 +132,6 @@ def exit_code_of(record: Path) -> int:
 
 def inspect(record: Path) -> list[dict[str, Any]]:
     """Lines of a record."""
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(record)]
+    command = isolate.command("wandb", "leet", "inspect", "--json", str(record))
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

@@ -1,6 +1,6 @@
 """Mirror a run folder to one Weights & Biases run, online or offline, in a process beside the training.
 
-python -m tinyimnet.tracking.wandb_mirror RUN [--mode offline] [--rank N]
+python isolate.py tinyimnet.tracking.wandb_mirror RUN [--mode offline] [--rank N]
 
 The mirror uploads the rows of metrics.jsonl that the W&B run does not have yet, including those that earlier attempts
 failed to send. The training writes orders to standard input, one JSON object per line: {"alert": {...}} or
@@ -33,15 +33,13 @@ from tinyimnet.run.metrics import STEP
 from tinyimnet.run.record import read_object
 from tinyimnet.run.seeds import group_name
 from tinyimnet.tracking import artifacts
-from tinyimnet.tracking.tracker import MARGIN, how_to_sync, run_id
-from tinyimnet.tracking.uploaded import KILLED, Uploaded, on_server, recorded, send_lock
+from tinyimnet.tracking.environment import init_timeout, prepare_environment
+from tinyimnet.tracking.identity import FOLDER, run_id
+from tinyimnet.tracking.tracker import MARGIN, how_to_sync
+from tinyimnet.tracking.uploaded import ANSWER, KILLED, Uploaded, on_server, recorded, send_lock
 
-INIT_TIMEOUT = 20  # seconds; a server that refuses or hangs costs 10 more (wandb 0.31)
 POLL = 1.0  # seconds between reads of metrics.jsonl
 AGAIN = 10.0  # seconds between attempts to connect
-# The only Slurm variables left in the environment: wandb 0.31 uploads all of them, and SLURM_JWT is a token.
-SLURM = ("SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_JOB_NODELIST", "SLURM_JOB_NUM_NODES", "SLURM_ARRAY_JOB_ID",
-         "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")  # fmt: skip
 # Metrics drawn over the global step. The client adds the step only to rows that have one of them.
 AXES = ("train/*", "val/*", "perf/*", "epoch")
 
@@ -59,6 +57,7 @@ class Mirror:
 
     def __init__(self, run_dir: Path, mode: str, *, rank: int = 0, pid: int = 0, fallback: bool = True):
         self.run_dir, self.mode, self.rank, self.pid, self.fallback = run_dir, mode, rank, pid, fallback
+        prepare_environment(run_dir)
         self.config = read_config(run_dir)
         self.tracking = TrackingConfig(**self.config["tracking"])
         self.id, self.project = run_id(run_dir) if rank == 0 else "", self.tracking.project
@@ -138,8 +137,12 @@ class Mirror:
             until = time.monotonic() + 2 * self.tracking.finish_timeout + MARGIN
             while files.lock(self.send_lock) is False and time.monotonic() < until:
                 time.sleep(0.5)
+        if not os.environ.get("WANDB_SWEEP_ID"):  # an agent gives each id to one folder
+            # Before wandb.init, which would rename another folder's run.
+            there = on_server(self.entity, self.project, self.id, rows=False, timeout=min(ANSWER, init_timeout()))
+            there.check_owner(self.run_dir, self.id)
         self.run = self.start("online")
-        self.uploaded = on_server(f"{self.run.entity}/{self.run.project}/{self.id}") if self.run.resumed else Uploaded()
+        self.uploaded = on_server(self.run.entity, self.run.project, self.id) if self.run.resumed else Uploaded()
 
     def join(self) -> None:
         """Join the run that the main process creates.
@@ -155,10 +158,9 @@ class Mirror:
 
     def start(self, mode: str) -> Any:
         """Call wandb.init; on rank 0, also send the configuration and write wandb_run.json."""
-        prepare_environment(self.run_dir)
         shared = self.tracking.per_rank and mode == "online"
         settings: dict[str, Any] = {
-            "init_timeout": float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_TIMEOUT)),
+            "init_timeout": init_timeout(),
             "finish_timeout": self.tracking.finish_timeout,
             "finish_timeout_raises": True,
             "x_transaction_log_flush_interval": 2.0,
@@ -174,14 +176,16 @@ class Mirror:
             first = self.rank == 0
             settings |= {"x_label": f"rank_{self.rank}", "x_primary": first, "x_update_finish_state": first}
         run = wandb.init(
-            entity=self.entity, project=self.project, name=self.run_dir.name, id=self.id, dir=self.run_dir,
+            entity=self.entity, project=self.project, id=self.id, dir=self.run_dir,
+            name=os.environ.get("WANDB_NAME") or self.run_dir.name,
             resume=None if shared and self.rank else "allow", mode="shared" if shared else mode,  # type: ignore[arg-type]
             group=os.environ.get("WANDB_RUN_GROUP") or group_name(self.run_dir.name),
             settings=wandb.Settings(**settings),
         )  # fmt: skip
         if self.rank:
             return run
-        run.config.update({**self.config, **read_object(self.run_dir / "run_info.json")}, allow_val_change=True)
+        sent = {**self.config, **read_object(self.run_dir / "run_info.json"), FOLDER: str(self.run_dir.resolve())}
+        run.config.update(sent, allow_val_change=True)
         run.define_metric(STEP, hidden=True)
         for names in AXES:
             run.define_metric(names, step_metric=STEP)
@@ -251,16 +255,6 @@ class Mirror:
         self.run = None
         with suppress(Exception):
             wandb.teardown()
-
-
-def prepare_environment(run_dir: Path) -> None:
-    """Hide most Slurm variables from wandb, and move its files out of the home directory, often small or read-only."""
-    for name in [name for name in os.environ if name.startswith("SLURM_") and name not in SLURM]:
-        del os.environ[name]
-    if not os.environ.get("WANDB_MODE"):  # the training treats empty as unset, but wandb rejects it
-        os.environ.pop("WANDB_MODE", None)
-    for place in ("DATA", "CACHE"):
-        os.environ.setdefault(f"WANDB_{place}_DIR", str((run_dir / "wandb" / place.lower()).absolute()))
 
 
 def say(sentence: str) -> None:

@@ -19,7 +19,8 @@ from tinyimnet.model.network import count_parameters
 from tinyimnet.run.folder import Attempt, mark, read_config
 from tinyimnet.run.lock import RunLock
 from tinyimnet.run.record import read_object, with_metrics
-from tinyimnet.tracking.tracker import Tracker, wandb_mode
+from tinyimnet.tracking.mode import wandb_mode
+from tinyimnet.tracking.tracker import Tracker
 from tinyimnet.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ def started(run_dir: Path, trainer: Trainer) -> None:
     split = (accelerator.num_processes, len(trainer.micro_batches), trainer.state.micro_batch_size)
     device = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else "CPU"
     mode = wandb_mode(config.tracking)
-    wandb = mode if mode == "disabled" else f"project {config.tracking.project}, {mode}"
+    wandb = mode if mode.name == "disabled" else f"project {config.tracking.project}, {mode}"
     console.print(
         f"{config.train.epochs} epochs of {len(trainer.batches.images):,} images, "
         f"{count_parameters(trainer.bare):,} parameters, {config.train.precision} on {device}\n"
