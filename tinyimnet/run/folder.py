@@ -23,6 +23,7 @@ from tinyimnet.config import Config
 from tinyimnet.errors import UserError, one_line
 from tinyimnet.files import read_lines, write_atomically
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C: 15 times as fast, which `status` of 200 runs notices
 MARKERS = ("STOP", "REQUEUE", "ERROR", "DONE")
 
 
@@ -108,7 +109,7 @@ def read_config(run_dir: Path) -> dict:
     """
     file = run_dir / "config.yaml"
     try:
-        tree = yaml.safe_load(file.read_text())
+        tree = yaml.load(file.read_text(), Loader=LOADER)
         if not isinstance(tree, dict):
             raise ValueError("not a mapping")
         return tree
