@@ -128,6 +128,11 @@ def short(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and its noun: 1 epoch, 1,000 epochs."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def clock(seconds: float) -> str:
     """Seconds as 1:02:03."""
     whole = round(seconds)

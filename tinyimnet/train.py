@@ -11,7 +11,7 @@ from tinyimnet.config import Config
 from tinyimnet.data.dataset import Dataset
 from tinyimnet.data.loading import ready_dataset
 from tinyimnet.distributed import launcher, preflight, process_group, slurm
-from tinyimnet.distributed.preemption import StopRequest, wants_requeue
+from tinyimnet.distributed.preemption import StopRequest
 from tinyimnet.distributed.preflight import RankInfo
 from tinyimnet.distributed.process_group import from_main
 from tinyimnet.distributed.rendezvous import Rendezvous
@@ -104,4 +104,4 @@ def fit(config: Config, run_dir: Path, dataset: Dataset, accelerator: Accelerato
             raise
         finally:
             saver.close()
-            tracker.close(exit_code, preempted=bool(reason) and wants_requeue(reason))
+            tracker.close(exit_code, preempted=bool(reason))  # W&B's word for a run that stopped and can be resumed

@@ -101,7 +101,67 @@ def test_status_shows_a_run_and_cancel_ends_it_saved(cluster, tiny_config, tmp_p
     assert f"stopped by SIGTERM: saved at step {last_step(run)}" in output(run)
     assert last_step(run) >= 42 and len(attempts(run)) == 1
     table = cluster.run("python", "-m", "tinyimnet", "status", str(tmp_path), COLUMNS="160")
-    assert re.search(r"run .* cancelled", table), table
+    assert re.search(r"run .* stopped .*\(cancelled\)", table), table  # as the run itself called it
+
+
+def test_cancel_ends_both_jobs_of_a_run_that_was_submitted_twice(cluster, tiny_config, tmp_path) -> None:
+    held = [submit(cluster, tiny_config, tmp_path / "run", partition="main, hold: true") for _ in range(2)]
+    assert [cluster.show(job)["JobState"] for job in held] == ["PENDING", "PENDING"]
+    cluster.run("python", "-m", "tinyimnet", "cancel", str(tmp_path / "run"))
+    assert [cluster.end(job) for job in held] == ["CANCELLED", "CANCELLED"]
+
+
+def test_an_array_that_is_cancelled_before_it_starts_is_cancelled(cluster, tiny_config, tmp_path) -> None:
+    (tmp_path / "profile.yaml").write_text("{sbatch: {partition: main, hold: true}}\n")
+    cluster.run("python", "-m", "tinyimnet", "submit", "--config", tiny_config, "--profile",
+                str(tmp_path / "profile.yaml"), f"--run.dir={tmp_path}/runs/a", "--seeds=0-2")  # fmt: skip
+    runs = sorted(path for path in (tmp_path / "runs").iterdir() if "seed" in path.name)
+    cluster.run("python", "-m", "tinyimnet", "cancel", *map(str, runs))
+
+    def table() -> str:
+        return cluster.run("python", "-m", "tinyimnet", "status", str(tmp_path / "runs"), COLUMNS="160")
+
+    cluster.wait(lambda: table().count("cancelled") == 3, 30, "accounting of the cancelled array")
+
+
+def test_a_run_in_an_allocation_is_stopped_without_the_allocation(cluster, tiny_config, tmp_path) -> None:
+    run, log = tmp_path / "run", (tmp_path / "log").open("w")
+    command = f"python train.py --config {tiny_config} --run.dir={run}; sleep 600"
+    salloc = ["salloc", "--partition=main", "--nodes=1", "srun", "--ntasks=1", "bash", "-c", command]
+    process = subprocess.Popen(salloc, cwd=REPO, env=cluster.environ, stdout=log, stderr=log)
+    try:
+        cluster.wait(lambda: (run / "metrics.jsonl").exists() and last_step(run) >= 4, 60, "the first steps")
+        (job,) = {attempt["job"] for attempt in attempts(run)}
+        assert "created the file STOP" in cluster.run("python", "-m", "tinyimnet", "cancel", str(run))
+        cluster.wait(lambda: "stopped by a STOP file" in (tmp_path / "log").read_text(), 30, "the stop")
+        assert cluster.show(job)["JobState"] == "RUNNING"
+        table = cluster.run("python", "-m", "tinyimnet", "status", str(tmp_path), COLUMNS="160")
+        assert re.search(r"run .* stopped", table), table
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.mark.parametrize(
+    ("profile", "options", "reason"),
+    [
+        ("partition: nope", [], "invalid partition specified: nope"),
+        ("partition: main, tme: 3", [], "unrecognized option '--tme=3'"),
+        ("partition: main, gres: 'gpu:99'", ["--seeds=0-1"], "Requested node configuration is not available"),
+        ("partition: main, array: 0-99999999", [], "Invalid job array specification"),
+        ("partition: main, time: soon", [], "Invalid --time specification"),
+    ],
+)
+def test_a_job_that_slurm_refuses_is_one_sentence(profile, options, reason, cluster, tiny_config, tmp_path) -> None:
+    (tmp_path / "profile.yaml").write_text(f"{{sbatch: {{{profile}}}}}\n")
+    done = subprocess.run(
+        ["python", "-m", "tinyimnet", "submit", "--config", tiny_config, "--profile", str(tmp_path / "profile.yaml"),
+         f"--run.dir={tmp_path}/runs/a", *options],
+        cwd=REPO, env=cluster.environ, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(rf"error: nothing was submitted, because sbatch failed \(.*{reason}.*\); .*\.\n", done.stderr)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_an_array_over_seeds_and_its_summary(cluster, tiny_config, tmp_path) -> None:

@@ -19,9 +19,9 @@ def attempt(
             "total_steps": 5000}  # fmt: skip
 
 
-def sent(job: str, *, submitted: float = 500.0, output: str = "") -> dict:
+def sent(job: str, *, submitted: float = 500.0, output: str = "", earlier: tuple[str, ...] = ()) -> dict:
     """The content of a job.json."""
-    return {"cluster": "slurm", "job": job, "submitted": submitted, "output": output}
+    return {"cluster": "slurm", "job": job, "submitted": submitted, "output": output, "earlier": list(earlier)}
 
 
 def logged(step: int, **values: float) -> dict:

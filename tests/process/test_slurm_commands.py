@@ -43,7 +43,7 @@ def test_status_calls_squeue_and_sacct_once(program, make_run, tmp_path: Path, c
     assert cli.main(["status", str(tmp_path / "runs")]) == 0
     rows = [line.split()[:3] for line in capsys.readouterr().out.splitlines()]
     assert ["a", "running", "n[1-2]"] in rows and ["b", "timeout", "-"] in rows
-    assert squeue.read_text() == "-h -r --me -o %i|%T|%R\n"
+    assert squeue.read_text() == "-h -r --me -o %i|%T|%R|%o\n"
     assert sacct.read_text() == "-X -n -P -o JobID,State -j 13\n"
 
 

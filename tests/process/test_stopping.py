@@ -16,7 +16,10 @@ from helpers.program import ACCELERATE, REPO, TORCHRUN
 from helpers.trainings import assert_same_end, at_step, last_step, run_to_end, start, wait
 from tinyimnet.distributed import preemption
 from tinyimnet.files import read_lines
+from tinyimnet.launch import runs
+from tinyimnet.report import one_run
 from tinyimnet.run import checkpoint
+from tinyimnet.run.record import read_record
 
 BOUND = 10  # seconds from the request to the end of all processes; Slurm's KillWait is 30
 # Longer than any test; every second step is logged, so that a test can act in mid-run.
@@ -46,6 +49,14 @@ def assert_saved(run: Path, output: str, reason: str) -> None:
     by_a_person = reason in ("SIGINT", "a STOP file in the run folder")
     assert (run / "REQUEUE").exists() != by_a_person
     assert not (run / "DONE").exists() and not (run / "LOCK").exists()
+    assert_one_word(run)
+
+
+def assert_one_word(run: Path) -> None:
+    """The run printed "stopped", whoever asked; `tinyimnet status` and the report must not call it something else."""
+    record = read_record(run)
+    assert runs.state_of(record, {}, {}) == "stopped"
+    assert f">stopped</b>, {record.state_in_words()}" in one_run.page(record)
 
 
 @SIGNALS

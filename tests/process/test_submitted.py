@@ -1,17 +1,96 @@
 """tinyimnet submit end to end: the script that it submits, the snapshot of the code, and jobs on this machine."""
 
+import functools
 import json
 import os
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from helpers.program import REPO, python
 from helpers.trainings import SERVER, draw_nothing, wait
-from tinyimnet import cli
-from tinyimnet.launch import submit
+from tinyimnet import cli, errors
+from tinyimnet.launch import submission, submit
+
+
+def slurm_that_fails(folder: Path, message: str) -> str:
+    """Return a PATH with an sbatch that prints a message and fails."""
+    folder.mkdir()
+    for name in ("sbatch", "srun"):  # submitit looks for both
+        (folder / name).write_text(f"#!/bin/sh\nprintf '{message}' >&2\nexit 1\n")
+        (folder / name).chmod(0o755)
+    return f"{folder}:/usr/bin:/bin"
+
+
+PARTITION = (
+    "sbatch: error: invalid partition specified: nope\\nsbatch: error: Batch job submission failed: Invalid name"
+)
+UNREACHABLE = "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)"
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (PARTITION, "(invalid partition: nope; Batch job submission failed: Invalid name)"),
+        (UNREACHABLE, "(Batch job submission failed: Unable to contact slurm controller (connect failure))"),
+        ("", "()"),
+    ],
+    ids=["partition", "no controller", "no message"],
+)
+@pytest.mark.parametrize("seeds", [[], ["--seeds=0-1"]], ids=["one", "array"])
+def test_a_refusal_by_slurm_is_one_sentence_and_leaves_nothing(
+    message: str, reason: str, seeds: list[str], tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setenv("PATH", slurm_that_fails(tmp_path / "bin", message))
+    argv = ["submit", "--config", "configs/smoke.yaml", f"--run.dir={tmp_path}/runs/new", *seeds]
+    assert errors.run(cli.main, argv) == 2
+    assert capsys.readouterr().err == (
+        f"error: nothing was submitted, because sbatch failed {reason}; change the profile, the options or "
+        "slurm/site.env, or retry when Slurm responds.\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["bin"]
+
+
+def test_python_files_that_git_does_not_track_are_named(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    (tmp_path / ".gitignore").write_text("ignored.py\n")
+    (tmp_path / "pkg").mkdir()
+    for name in ("new module.py", "pkg/b.py", "ignored.py", "notes.txt"):
+        (tmp_path / name).touch()
+    assert submit.untracked(tmp_path) == "new module.py, pkg/b.py"
+    for i in range(20):
+        (tmp_path / f"x{i}.py").touch()
+    assert submit.untracked(tmp_path).endswith(" and 12 more")
+
+
+def shell(command: str) -> Any:
+    """Return a job that runs a command."""
+    return functools.partial(subprocess.run, ["bash", "-c", command], check=True)
+
+
+def run_here(folder: Path, jobs: list[Any], parallel: int) -> None:
+    (folder / "code").mkdir()
+    executor = submit.make_executor("local", submit.Profile(), [folder / "a.yaml"])
+    assert len(list(submission.start_here(executor, jobs, parallel))) == len(jobs)
+
+
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_this_machine_runs_as_many_jobs_at_a_time_as_asked(parallel: int, tmp_path: Path) -> None:
+    work = (
+        f"n=$(ls -d {tmp_path}/busy.* 2>/dev/null | wc -l); mkdir {tmp_path}/busy.$$; sleep 1; rmdir {tmp_path}/busy.$$"
+    )
+    run_here(tmp_path, [shell(f"{work}; echo $((n + 1)) >>{tmp_path}/seen") for _ in range(3)], parallel)
+    seen = (tmp_path / "seen").read_text().split()
+    assert len(seen) == 3 and max(map(int, seen)) <= parallel
+
+
+def test_a_failed_job_does_not_keep_the_next_one_from_running(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="CalledProcessError"):
+        run_here(tmp_path, [shell("false"), shell(f"touch {tmp_path}/second")], parallel=1)
+    assert (tmp_path / "second").exists()
 
 
 def test_a_dry_run_prints_the_script_and_leaves_nothing(tmp_path: Path) -> None:

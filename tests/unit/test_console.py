@@ -50,6 +50,21 @@ def test_a_line_of_the_bar_fits_80_columns(monkeypatch) -> None:
     assert bars and "ETA" in bars[0]
 
 
+def test_the_bar_of_a_long_fast_run_has_ten_cells_at_80_columns(monkeypatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    file = StringIO()
+    narrow = Console(file=file, width=80, highlight=False, soft_wrap=True, force_terminal=True, color_system=None)
+    monkeypatch.setattr(console, "console", narrow)
+    with console.Progress(300_000, 1000, lambda since, step: 1e9, enabled=True) as progress:
+        progress.update(299_900, {"train/loss": 12.345, "perf/images_per_s": 1_234_567.0})
+    line = next(line for line in file.getvalue().split("\r") if "epoch 299.9/300" in line)
+    assert line.count("\u2501") + line.count("\u2578") + line.count("\u257a") >= 10, line
+
+
+def test_one_is_singular() -> None:
+    assert [console.counted(n, "epoch") for n in (0, 1, 2, 1000)] == ["0 epochs", "1 epoch", "2 epochs", "1,000 epochs"]
+
+
 def test_a_command_uses_the_script_of_an_active_environment(monkeypatch, tmp_path: Path) -> None:
     script = Path(sys.executable).parent / "tinyimnet"
     monkeypatch.setattr(console.shutil, "which", lambda _: str(script))

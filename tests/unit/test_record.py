@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -9,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from helpers.program import REPO
 from helpers.run_folders import attempt, logged, sent
 from tinyimnet import cli
 from tinyimnet.errors import UserError
 from tinyimnet.launch import runs
+from tinyimnet.run import states
 from tinyimnet.run.metrics import STEP
 from tinyimnet.run.record import read_object, read_record, with_metrics
 
@@ -112,7 +115,8 @@ STATES: dict[str, tuple[dict[str, object], str]] = {
     "an error in the log": ({"log": ENDED_BY_AN_ERROR}, "failed"),
     "a crash in the log": ({"log": CRASHED}, "failed"),
     "an error of an earlier attempt": ({"log": AFTER_A_RESTART}, "stopped"),
-    "stopped by its scheduler": ({"REQUEUE": "{}"}, "stopped"),
+    "stopped by a signal": ({"REQUEUE": '{"reason": "SIGTERM"}'}, "stopped"),
+    "stopped, the marker is damaged": ({"REQUEUE": "{"}, "stopped"),
     "stopped by a person": ({"STOP": ""}, "stopped"),
     "between two attempts": ({"metrics__jsonl": [logged(10)]}, "stopped"),
 }  # fmt: skip
@@ -133,6 +137,10 @@ def run_and_state(request, make_run: Callable[..., Path]) -> tuple[Path, str]:
     return run, word
 
 
+def markers(run: Path) -> str:
+    return (run / "REQUEUE").read_text() if (run / "REQUEUE").exists() else ""
+
+
 def test_status_shows_the_same_state_as_the_run_folder(run_and_state, slurm, capsys) -> None:
     run, word = run_and_state
     assert read_record(run).state() == word
@@ -148,13 +156,19 @@ def test_the_state_in_words_says_what_comes_next(run_and_state) -> None:
     words = read_record(run).state_in_words()
     going_on = "rerun the same command to resume from step 1,000" in words
     assert going_on == (word in ("killed", "failed", "stopped")), words
-    assert words.startswith("by the scheduler ") == (word == "stopped" and (run / "REQUEUE").exists())
+    assert ("by SIGTERM at step" in words) == (word == "stopped" and "SIGTERM" in markers(run))
+    assert ("by a STOP file in the run folder at step" in words) == (word == "stopped" and (run / "STOP").exists())
     assert ("see logs/rank_0.log" in words) == (word == "failed")
 
 
 def test_status_shows_a_submitted_run_that_has_not_started_as_unknown(make_run, slurm) -> None:
     run = read_record(make_run("a", config=None, job__json=sent("7")))
     assert (run.state(), runs.state_of(run, {}, {})) == ("new", "unknown")
+
+
+def test_the_page_of_states_has_the_table_of_the_program() -> None:
+    page = (REPO / "docs" / "watching.md").read_text().partition("## States")[2].partition("## The HTML")[0]
+    assert re.findall(r"^\| `(\w+)` \| (.+) \|$", page, re.MULTILINE) == list(states.MEANING.items())
 
 
 # ---- JSON files ---------------------------------------------------------------------------------------------

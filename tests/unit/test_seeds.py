@@ -1,5 +1,7 @@
 """Runs of one recipe: how they are grouped and named, and how `tinyimnet seeds` summarizes them."""
 
+import json
+
 import pytest
 
 from helpers.run_folders import finished, sent
@@ -37,6 +39,18 @@ def test_summary_names_a_single_configuration_after_its_runs(make_run, tmp_path,
     finished(make_run, "tiny1m-s11", 52.0, seed=11)
     assert cli.main(["seeds", str(tmp_path / "runs")]) == 0
     assert cells(capsys.readouterr().out, "tiny1m")[:3] == ["tiny1m", "2", "51.00"]
+
+
+def test_runs_of_different_data_sets_are_not_averaged(make_run, tmp_path, capsys) -> None:
+    """The configuration does not tell them apart: data.root differs between machines with the same images."""
+    for seed, (name, digest) in enumerate([("tiny", "aaaa"), ("copy", "aaaa"), ("own", "bbbb"), ("old", "")]):
+        run = finished(make_run, f"r{seed}", 50.0 + seed, seed=seed)
+        (run / "run_info.json").write_text(json.dumps({"dataset": name, "dataset_digest": digest}))
+    assert cli.main(["seeds", str(tmp_path / "runs")]) == 0
+    output = capsys.readouterr().out
+    assert cells(output, "data=tiny aaaa")[1:3] == ["2", "50.50"]
+    assert cells(output, "data=own bbbb")[1:3] == ["1", "52.00"]
+    assert cells(output, "data=old")[1:3] == ["1", "53.00"]
 
 
 def test_summary_shows_that_a_seed_has_two_runs(make_run, tmp_path, capsys) -> None:

@@ -1,14 +1,18 @@
 """`tinyimnet submit`: the runs that it submits, and how; tests/cluster/test_submitit.py uses a real Slurm."""
 
 import argparse
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tinyimnet import cli, config_cli
 from tinyimnet.config import Config
 from tinyimnet.errors import UserError
-from tinyimnet.launch import submit
+from tinyimnet.launch import submission, submit
+from tinyimnet.launch.runs import jobs_of
+from tinyimnet.run.record import read_record
 
 CONFIG = "configs/smoke.yaml"
 
@@ -78,14 +82,25 @@ def test_a_job_gets_the_configuration_of_its_submission(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "argv, sentence",
     [
-        (["--seeds", "a-b"], "--seeds is 'a-b' and must be of the form 0-4"),
+        *((["--seeds", seeds], f"--seeds is '{seeds}' and must be of the form 0-4 or 0,7,9, with ranges from low to")
+          for seeds in ("a-b", "", "a", "5-2", "1,", "-1", "0-4-8", "\u0663", "1.5", "0, 1")),
+        (["--seeds", "3,3"], "--seeds is '3,3' and has seed 3 twice"),
+        (["--seeds", "0-4,2"], "has seed 2 twice"),
+        (["--seeds", "0-999999999999"], "which are 1,000,000,000,000 runs, and must be at most 1,000"),
+        (["--seeds", "0-99", "--grid", "optim.lr=1,2,3,4,5,6,7,8,9,10,11"], "give 1,100 runs and must give at most"),
+        (["--grid", "optim.lr=1e-3,1e+3"], "the runs of 1e-3 and 1e+3 would share the folder RUN-lr1e_3"),
+        (["--grid", "optim.lr=0.1,0.1"], "the runs of 0.1 and 0.1 would share the folder RUN-lr0.1"),
+        (["--grid", "optim.lr=0.1,"], "--grid optim.lr=0.1, is not of the form KEY=VALUE,VALUE"),
+        (["--grid", "=1"], "--grid =1 is not of the form KEY=VALUE,VALUE"),
+        (["--grid", "optim.lr=0.1", "optim.lr=0.2"], "optim.lr has its values from two of --grid and --seeds"),
+        (["--grid", "run.seed=0", "--seeds", "0-1"], "run.seed has its values from two of --grid and --seeds"),
         (["--grid", "optim.lr"], "--grid optim.lr is not of the form KEY=VALUE,VALUE"),
         (["--grid", "optim.lrr=1"], "optim.lrr is not a known key; did you mean optim.lr?"),
         (["--optim.lr", "-1"], "optim.lr is -1"),
     ],
-)
+)  # fmt: skip
 def test_a_user_error_is_found_before_anything_is_submitted(argv: list[str], sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence.replace("?", r"\?")):
+    with pytest.raises(UserError, match=re.escape(sentence)):
         runs(*argv)
 
 
@@ -128,3 +143,33 @@ def test_without_slurm_the_error_names_sbatch(monkeypatch: pytest.MonkeyPatch) -
 def test_sbatch_variables_that_would_override_the_script_are_found() -> None:
     script = "#!/bin/bash\n#SBATCH --time=90\n#SBATCH --gpus-per-node=8\n#SBATCH --requeue\nsrun --time=3 x\n"
     assert submit.overridden(script) == {"SBATCH_TIMELIMIT", "SBATCH_GPUS_PER_NODE", "SBATCH_REQUEUE"}
+
+
+def test_the_files_of_an_array_are_outside_its_run_folders() -> None:
+    """They are the code and the logs of all elements; deleting the first run must not take them."""
+    array, single = runs("--seeds", "0-2"), runs()
+    assert submission.folder_of(array).parent == Path(array[0].run.dir).parent
+    assert submission.folder_of(single).parent == Path(single[0].run.dir)
+
+
+def test_a_folder_of_a_submission_is_removed_only_with_what_it_made(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for folder in (tmp_path / "mine" / "submit-1", tmp_path / "new" / "run" / "submit-1"):
+        with pytest.raises(UserError), submission.new_folder(folder):
+            (folder / "code").mkdir()
+            raise UserError("sbatch failed.")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"] and not list((tmp_path / "mine").iterdir())
+
+
+def test_a_run_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="run.dir .* cannot be written"), submission.new_folder(tmp_path / "file" / "x"):
+        pass
+
+
+def test_job_json_keeps_the_earlier_jobs_that_may_still_wait(tmp_path: Path) -> None:
+    (config,) = runs(f"--run.dir={tmp_path}/run")
+    for cluster, job in (("slurm", "1"), ("slurm", "2"), ("local", "77"), ("slurm", "3")):
+        stub = SimpleNamespace(job_id=job, paths=SimpleNamespace(stdout="log"))
+        submission.record(config, cluster, stub)  # type: ignore[arg-type]
+    assert jobs_of(read_record(tmp_path / "run")) == ["3", "2", "1"]

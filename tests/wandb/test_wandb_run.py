@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -85,6 +86,16 @@ def test_a_run_that_diverges_alerts_and_fails_with_its_exit_code(
     [stored] = wandb_server.store.runs.values()
     assert (stored.state, stored.exit_code) == ("failed", 2)
     assert [alert["title"] for alert in wandb_server.alerts] == ["Training diverged"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_stopped_is_not_finished_on_wandb(
+    number: signal.Signals, tmp_path: Path, tiny_data: Path, wandb_server: WandbServer
+) -> None:
+    stopped = python("-c", KILLED.replace(", 9)", f", {number})"), *small_run(tiny_data, tmp_path / "run"))
+    assert f"stopped by {number.name}: saved at step 10" in stopped.stdout, stopped.stderr
+    [stored] = wandb_server.store.runs.values()
+    assert (stored.state, stored.was_preempting) == ("preempted", True)
 
 
 def test_a_job_that_ends_before_its_first_step_alerts_and_is_preempted(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyimnet.config import NO_RECIPE, Config, flatten
+from tinyimnet.console import counted
 
 CARD = "MODEL_CARD.md"
 
@@ -63,7 +64,7 @@ trained = load_trained(Path("final.safetensors"))  # .model in eval mode, .class
 
 ## Recipe
 
-{results["epochs"]} epochs, {step} steps of {recipe["train.global_batch_size"]} images.
+{counted(results["epochs"], "epoch")}, {step} steps of {recipe["train.global_batch_size"]} images.
 Settings that differ from their defaults are in bold.
 
 | setting | value |

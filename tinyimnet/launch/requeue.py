@@ -97,7 +97,8 @@ def decide(
     preempted = is_preempted(job)
     accident = bool(job) and not (preempted or marker) and is_accident(Path(run.dir), exit_code, environ)
     if not preempted and not marker and not accident:
-        return Verdict(False, exit_code, f"ended with exit code {exit_code}; not requeued")
+        how = f"ended with exit code {exit_code}" if exit_code else "stopped by the user"  # Ctrl-C leaves no file
+        return Verdict(False, exit_code, f"{how}; not requeued")
     if preempted:
         why = "preempted"
     elif marker:

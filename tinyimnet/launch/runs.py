@@ -6,14 +6,32 @@ tinyimnet/run/record.py reads the folders. No torch import: commands must start 
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from tinyimnet.errors import UserError
 from tinyimnet.files import no_such
+from tinyimnet.run import states
 from tinyimnet.run.record import Record, read_object
 
 ANSWER = 60  # timeout of a Slurm command in seconds: a busy controller is slow, a lost one never responds
+# Scripts in slurm/ whose jobs do nothing but train the run.
+SCRIPTS = ("train.sbatch", "array.sbatch", "sweep.sbatch")
+
+
+class Job(NamedTuple):
+    """A job in Slurm's queue.
+
+    Attributes:
+        state: Slurm's word, in lower case.
+        where: nodes; for a pending job the (reason).
+        command: the batch script with its arguments; "(null)" for salloc and --wrap.
+    """
+
+    state: str
+    where: str = ""
+    command: str = ""
 
 
 # ---- folders ------------------------------------------------------------------------------------------------
@@ -63,6 +81,25 @@ def job_of(run: Record) -> str:
     return job if _trains(job, run.path) else ""
 
 
+def jobs_of(run: Record) -> list[str]:
+    """Every Slurm job that trains this run, has trained it or is to train it; the newest submission is the first."""
+    jobs = [*submitted(run.job), *(attempt.job for attempt in reversed(run.attempts))]
+    return [job for job in dict.fromkeys(jobs) if job and _trains(job, run.path)]
+
+
+def submitted(sent: Mapping[str, Any]) -> list[str]:
+    """Slurm jobs that `tinyimnet submit` sent for a run, newest first; `sent` is the content of job.json."""
+    earlier = sent.get("earlier")
+    newest = [sent.get("job")] if sent.get("cluster") == "slurm" else []
+    return [str(job) for job in [*newest, *(earlier if isinstance(earlier, list) else [])] if job]
+
+
+def is_dedicated(job: str, run: Record, live: Mapping[str, Job]) -> bool:
+    """Whether a job in the queue exists only to train this run: anything else may run in an allocation by salloc."""
+    script = live[job].command.partition(" ")[0]
+    return job in submitted(run.job) or os.path.basename(script) in SCRIPTS
+
+
 def _trains(job: str, path: Path) -> bool:
     """Whether a job trains this run: a sweep element trains several trials in turn, and records the current one."""
     if not path.parent.name.startswith("sweep-"):
@@ -75,42 +112,54 @@ def _trains(job: str, path: Path) -> bool:
 # ---- Slurm --------------------------------------------------------------------------------------------------
 
 
-def live_jobs() -> dict[str, tuple[str, str]]:
-    """State and nodes of the user's jobs, or (reason) instead of nodes for pending ones; {} without Slurm.
+def live_jobs() -> dict[str, Job]:
+    """The user's jobs in the queue; {} without Slurm.
 
     Raises:
         UserError: squeue is installed but failed.
     """
     if not shutil.which("squeue"):
         return {}
-    rows = _table(call("squeue", "-h", "-r", "--me", "-o", "%i|%T|%R"), columns=3)
-    return {job: (state.lower(), where) for job, state, where in rows}
+    lines = call("squeue", "-h", "-r", "--me", "-o", "%i|%T|%R|%o").splitlines()
+    rows = [line.split("|", 3) for line in lines if line.count("|") >= 2]
+    return {job: Job(state.lower(), *rest) for job, state, *rest in rows}
 
 
 def ended_jobs(jobs: Iterable[str]) -> dict[str, str]:
-    """States of jobs that left the queue, as far as accounting is available and knows them."""
-    wanted = ",".join(sorted(jobs))
+    """States of jobs that left the queue, as far as accounting is available and knows them.
+
+    Elements of an array that never started have no rows of their own but one in common, named `12_[3-7]` or, if they
+    were cancelled one by one, `12`; sacct prints it only if asked for the whole array.
+    """
+    wanted = sorted(jobs)
+    arrays = dict.fromkeys(job.partition("_")[0] for job in wanted)
     if not wanted or not shutil.which("sacct"):
         return {}
     try:
-        rows = _table(call("sacct", "-X", "-n", "-P", "-o", "JobID,State", "-j", wanted), columns=2)
+        lines = call("sacct", "-X", "-n", "-P", "-o", "JobID,State", "-j", ",".join(arrays)).splitlines()
     except UserError:
         return {}
-    return {job: state.split(" ")[0].lower() for job, state in rows}  # 'CANCELLED by 1000'
+    rows = [line.split("|") for line in lines if line.count("|") == 1]
+    found = {job.partition("_[")[0]: state.partition(" ")[0].lower() for job, state in rows}  # 'CANCELLED by 1000'
+    return {job: found[row] for job in wanted for row in (job.partition("_")[0], job) if row in found}
 
 
-def state_of(run: Record, live: dict[str, tuple[str, str]], ended: dict[str, str]) -> str:
-    """State of a run in one word: finished, else the state of its Slurm job, else that of its folder (Record.state)."""
+def state_of(run: Record, live: Mapping[str, Job], ended: Mapping[str, str]) -> str:
+    """State of a run, a word of run/states.py: that of its folder, or of a Slurm job that has not started it yet."""
     state, job = run.state(), job_of(run)
-    if state == "finished":
+    begun = bool(run.attempts) and run.attempts[-1].job == job
+    if state == states.FINISHED:
         return state
     if job in live:
-        slurm_state = live[job][0]
-        requeued = slurm_state == "pending" and run.attempts and run.attempts[-1].job == job
-        return "requeued" if requeued else slurm_state
+        waits = live[job].state == states.PENDING
+        if waits or is_dedicated(job, run, live) or not begun:
+            return states.REQUEUED if waits and begun else live[job].state
+        return state
+    if begun:  # the lock of a killed process seems held for LEASE seconds
+        return states.KILLED if state == states.RUNNING and job in ended else state
     if ended.get(job, "completed") != "completed":  # completed but not finished: the run stopped and saved
         return ended[job]
-    return "unknown" if state == "new" and job and job not in ended else state
+    return states.UNKNOWN if state == states.NEW and job and job not in ended else state
 
 
 def call(*command: str) -> str:
@@ -124,8 +173,3 @@ def call(*command: str) -> str:
     except (OSError, subprocess.SubprocessError) as error:
         reason = " ".join((getattr(error, "stderr", None) or str(error)).split())
         raise UserError(f"{command[0]} failed ({reason}); retry when Slurm responds.") from None
-
-
-def _table(text: str, columns: int) -> list[list[str]]:
-    rows = [line.split("|", columns - 1) for line in text.splitlines()]
-    return [row for row in rows if len(row) == columns]

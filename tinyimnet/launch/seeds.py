@@ -66,9 +66,15 @@ def table(finished: list[Record]) -> list[tuple[str, ...]]:
     keys = sorted({key for recipe in recipes for key in recipe})
     differing = [key for key in keys if len({recipe.get(key) for recipe in recipes}) > 1]
     return [
-        _row(group, ", ".join(f"{key}={recipe.get(key, '-')}" for key in differing))
+        _row(group, ", ".join(f"{key}={_value(key, recipe, group[0])}" for key in differing))
         for group, recipe in zip(groups, recipes, strict=True)
     ]
+
+
+def _value(key: str, recipe: dict[str, str], run: Record) -> str:
+    """A value as text; a data set has a name besides its digest."""
+    name = run.info.get("dataset", "") if key == "data" else ""
+    return " ".join(dict.fromkeys(filter(None, (name, recipe.get(key, ""))))) or "-"
 
 
 def _row(group: list[Record], label: str) -> tuple[str, ...]:

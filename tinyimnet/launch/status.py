@@ -26,11 +26,12 @@ from tinyimnet.data.dataset import IMAGE_SIZE
 from tinyimnet.data.resolution import step_resolutions, work_left
 from tinyimnet.errors import UserError
 from tinyimnet.launch import runs
-from tinyimnet.run.metrics import TOP1
+from tinyimnet.launch.runs import Job
+from tinyimnet.run import states
+from tinyimnet.run.metrics import TOP1, evaluations
 from tinyimnet.run.record import Record, read_record
 
-WAITING = ("pending", "requeued", "configuring", "completing", "stopped")
-STYLES = {"running": "green", "finished": "bold", **dict.fromkeys(WAITING, "yellow")}  # other states are red
+STYLES = {"good": "green", "waiting": "yellow", "bad": "red"}
 HEADER = ("run", "state", "nodes", "attempts", "step", "images/s", "EMA top-1 %\nlast / best", "ETA")
 LEFT = 3  # leading text columns; the others are numbers
 WIDE = 1000  # characters; no table is wider
@@ -54,7 +55,7 @@ def main(args: argparse.Namespace) -> int:
     if args.watch:
         watch(places, args.interval)
     else:
-        console.print(view(places))
+        show(places)
     return 0
 
 
@@ -63,21 +64,30 @@ def watch(places: list[Path], interval: float) -> None:
     with suppress(KeyboardInterrupt):
         if not console.is_terminal:
             while True:
-                console.print(view(places))
+                show(places)
                 time.sleep(interval)
         with Live(console=console, auto_refresh=False) as screen:
             while True:
-                screen.update(view(places), refresh=True)
+                table, notes = view(places)
+                screen.update(Group(table, *[Text(note, overflow="fold") for note in notes]), refresh=True)
                 time.sleep(interval)
 
 
-def view(places: list[Path]) -> Group:
-    """The current table; below it Slurm errors, and W&B URLs that do not fit into the table.
+def show(places: list[Path]) -> None:
+    """Print the table, and each note below it as a single line, however long, so that a pipe gets all of it."""
+    table, notes = view(places)
+    console.print(table)
+    for note in notes:
+        console.print(note, markup=False)
+
+
+def view(places: list[Path]) -> tuple[Table, list[str]]:
+    """The current table, and notes to print below it: Slurm errors, and W&B URLs that do not fit into the table.
 
     Raises:
         UserError: a place is not a run folder and contains none.
     """
-    found = [read_record(path) for path in runs.find_runs(places)]
+    found = [read_record(path, evaluations) for path in runs.find_runs(places)]
     names = runs.names_of([run.path for run in found])
     jobs = {job for run in found if (job := runs.job_of(run)) and not run.finished}
     live, notes = {}, []
@@ -93,7 +103,7 @@ def view(places: list[Path]) -> Group:
     if any(urls) and wanted > console.width:
         table = _table(rows, [])
         notes += [f"{name}  {url}" for name, url in zip(names, urls, strict=True) if url]
-    return Group(table, *[Text(note, overflow="fold") for note in notes])
+    return table, notes
 
 
 def seconds_left(run: Record, now: float) -> float | None:
@@ -120,12 +130,14 @@ def seconds_left(run: Record, now: float) -> float | None:
     )
 
 
-def _cells(run: Record, live: dict[str, tuple[str, str]], ended: dict[str, str]) -> tuple[str, ...]:
+def _cells(run: Record, live: dict[str, Job], ended: dict[str, str]) -> tuple[str, ...]:
     """Table cells of a run, without its name."""
     state, job = runs.state_of(run, live, ended), runs.job_of(run)
-    nodes = live[job][1] if job in live else ", ".join(run.attempts[-1].nodes if run.attempts else [])
+    nodes = live[job].where if job in live else ", ".join(run.attempts[-1].nodes if run.attempts else [])
+    if (end := ended.get(job, state)) not in (state, "completed"):
+        nodes = f"{nodes} ({end})"  # why Slurm ended the job
     speed, top1 = run.last("perf/images_per_s"), run.series(TOP1)[1]
-    left = seconds_left(run, time.time()) if state == "running" else None
+    left = seconds_left(run, time.time()) if state == states.RUNNING else None
     return (
         state,
         nodes or "-",
@@ -155,7 +167,7 @@ def _table(rows: list[tuple[str, ...]], urls: list[str]) -> Table:
     if any(urls):
         table.add_column("W&B", no_wrap=True)
     for row, url in zip(rows, urls or [""] * len(rows), strict=True):
-        style = STYLES.get(row[1], "red")
+        style = STYLES[states.look(row[1])]
         cells = [Text(row[0]), Text(row[1], style), *map(Text, row[2:])]
         table.add_row(*cells, *[Text(url)] * any(urls))
     return table

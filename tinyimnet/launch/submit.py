@@ -11,15 +11,13 @@ edits do not affect pending, running or requeued jobs.
 """
 
 import argparse
-import itertools
-import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,7 @@ from tinyimnet.console import command
 from tinyimnet.data.dataset import is_prepared, not_prepared
 from tinyimnet.errors import UserError
 from tinyimnet.files import ROOT, write_atomically
+from tinyimnet.launch import grid, submission
 from tinyimnet.launch.job import TrainJob
 from tinyimnet.run.attempt import find_run
 from tinyimnet.tracking.mode import Mode, of_settings_files, strictest
@@ -84,39 +83,34 @@ def main(args: argparse.Namespace) -> int:
     """Submit the runs; with --cluster local or debug, wait until they end."""
     profile = read_profile(args)
     runs = expand(args, args.options)
-    first = runs[0].run
-    folder = Path(first.dir) / f"submit-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = submission.folder_of(runs)
     files = [folder / f"{Path(config.run.dir).name}.yaml" for config in runs]
-    executor = make_executor(args.cluster, profile, files)
     if args.dry_run:
-        print(sbatch_script(executor, len(runs)))
+        if args.cluster != "slurm":
+            raise UserError("--dry-run prints an sbatch script and requires --cluster slurm.")
+        print(sbatch_script(make_executor(args.cluster, profile, files), len(runs)))
         return 0
     for config in runs:
         find_run(config)  # fail now, not when the job starts
         if config_cli.overrides("data.root", args.options) and not is_prepared(Path(config.data.root)):
             raise not_prepared(Path(config.data.root), config.data.source)
-    if args.cluster == "slurm":
-        for name in overridden(sbatch_script(executor, len(runs))):
-            os.environ.pop(name, None)
-    snapshot(ROOT, folder / "code")
-    jobs = executor.submit_array([make_job(*pair) for pair in zip(runs, files, strict=True)])
+    with submission.new_folder(folder):
+        executor = make_executor(args.cluster, profile, files)
+        snapshot(ROOT, folder / "code")
+        trainings = [make_job(*pair) for pair in zip(runs, files, strict=True)]
+        if args.cluster == "slurm":
+            for name in overridden(sbatch_script(executor, len(runs))):
+                os.environ.pop(name, None)
+            jobs: Iterable[submitit.Job] = submission.send(executor, trainings)
+        else:
+            jobs = submission.start_here(executor, trainings, profile.parallel)
+    if names := untracked(ROOT):
+        print(f"warning: not in the copy of the code, because git does not track them: {names}", file=sys.stderr)
     for job, config in zip(jobs, runs, strict=True):
-        run_dir = Path(config.run.dir)
-        run_dir.mkdir(parents=True, exist_ok=True)
-        sent = {
-            "cluster": args.cluster,
-            "job": job.job_id,
-            "submitted": time.time(),
-            "output": str(job.paths.stdout),
-        }
-        write_atomically(run_dir / "job.json", json.dumps(sent).encode())
-        print(f"{run_dir}: job {job.job_id}", flush=True)
+        submission.record(config, args.cluster, job)
     if args.cluster == "slurm":
-        watch = command("status", configuration.runs_root()), command("logs", first.dir, "--follow")
+        watch = command("status", configuration.runs_root()), command("logs", runs[0].run.dir, "--follow")
         print(f"watch: {'; '.join(watch)}")
-        return 0
-    for job in jobs:
-        job.results()
     return 0
 
 
@@ -152,18 +146,14 @@ def expand(args: argparse.Namespace, overrides: list[str]) -> list[Config]:
     Paths are absolute because the jobs run in a copy of the code.
 
     Raises:
-        UserError: a configuration is invalid.
+        UserError: --seeds, --grid or a configuration is invalid.
     """
-    axes = [_axis(axis) for axis in args.grid]
-    if args.seeds:
-        axes.append([("run.seed", str(seed)) for seed in _seeds(args.seeds)])
     runs = []
-    for point in itertools.product(*axes):
+    for point in grid.points(args.grid, args.seeds):
         chosen = [f"--{key}={value}" for key, value in point]
         arguments = ["--config", str(args.config), *overrides, *chosen]
         config = config_cli.load(arguments, prog="tinyimnet submit")
-        name = "".join(f"-{key.rpartition('.')[2]}{re.sub(r'[^0-9A-Za-z.]+', '_', value)}" for key, value in point)
-        run = replace(config.run, dir=_absolute(config.run.dir + name))
+        run = replace(config.run, dir=_absolute(config.run.dir) + grid.suffix(point))
         root, soft_labels = _absolute(config.data.root), _absolute(config.data.soft_labels)
         data = replace(config.data, root=root, soft_labels=soft_labels)
         train = replace(config.train, init_from=_absolute(config.train.init_from))
@@ -181,25 +171,6 @@ def make_job(config: Config, file: Path) -> TrainJob:
 
 def _absolute(path: str) -> str:
     return path and str(Path(path).absolute())
-
-
-def _axis(text: str) -> list[tuple[str, str]]:
-    """'optim.lr=0.1,0.2' -> [('optim.lr', '0.1'), ('optim.lr', '0.2')]; commas in brackets do not separate values."""
-    key, equals, values = text.partition("=")
-    if not equals or not values:
-        raise UserError(f"--grid {text} is not of the form KEY=VALUE,VALUE.")
-    return [(key, value) for value in re.split(r",(?![^\[]*\])", values)]
-
-
-def _seeds(text: str) -> list[int]:
-    """'0-2,7' -> [0, 1, 2, 7]."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
-        if not match:
-            raise UserError(f"--seeds is {text!r} and must be of the form 0-4 or 0,7,9.")
-        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
-    return seeds
 
 
 def snapshot(repo: Path, target: Path) -> None:
@@ -226,6 +197,12 @@ def snapshot(repo: Path, target: Path) -> None:
             shutil.copy2(repo / name, target / name)
     (target / "COMMIT").write_text(commit)
     (target / "UNCOMMITTED.diff").write_text(diff)
+
+
+def untracked(repo: Path) -> str:
+    """Python files that a snapshot leaves out, comma-separated; the first ten if there are more."""
+    names = _git(repo, "ls-files", "--others", "--exclude-standard", "-z", "--", "*.py").split("\0")[:-1]
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def _git(repo: Path, *command: str) -> str:
@@ -282,8 +259,7 @@ def make_executor(cluster: str, profile: Profile, files: list[Path]) -> submitit
 def sbatch_script(executor: submitit.AutoExecutor, jobs: int) -> str:
     """The script that submitit would submit with sbatch."""
     inner = executor._executor
-    if not isinstance(inner, submitit.SlurmExecutor):
-        raise UserError("--dry-run prints an sbatch script and requires --cluster slurm.")
+    assert isinstance(inner, submitit.SlurmExecutor)
     if jobs > 1:
         inner.parameters["map_count"] = jobs
     script = inner._make_submission_file_text(inner._submitit_command_str, "dry-run")

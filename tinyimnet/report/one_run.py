@@ -17,6 +17,7 @@ from tinyimnet.report.parts import Picture, Table, Tile, read_picture
 from tinyimnet.run.folder import Attempt
 from tinyimnet.run.metrics import STEP, TOP1, by_chart
 from tinyimnet.run.record import Record
+from tinyimnet.run.states import look
 
 PAGE = "report.html"  # file name in the run folder
 
@@ -31,6 +32,7 @@ def page(run: Record) -> str:
         "one_run.html.j2",
         run=run,
         state=run.state(),
+        look=look(run.state()),
         key_figures=_key_figures(run),
         charts=_charts(run),
         evaluation=read_evaluation(run.path / "evaluation"),

@@ -84,7 +84,7 @@ def _overview(named: dict[str, Record]) -> Table:
 
 def _reached(run: Record) -> list[str]:
     values = [result(key, run.results.get(key, run.last(key))) for key in RESULTS]
-    return [*values, f"{run.lines[-1].get('epoch', 0):.4g}", run.state()]
+    return [*values, f"{run.lines[-1].get('epoch', 0):.4g}/{run.config.get('train.epochs', '?')}", run.state()]
 
 
 def _cost(run: Record) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from tinyimnet.errors import UserError, one_line
 from tinyimnet.files import no_such, read_lines, write_atomically
 
 SAVED = "SAVED"
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C: 15 times as fast, which `status` of 200 runs notices
 MARKERS = ("STOP", "REQUEUE", "ERROR", "DONE")
 
 
@@ -112,7 +113,7 @@ def read_config(run_dir: Path) -> dict:
         raise UserError(no_such(run_dir))
     file = run_dir / "config.yaml"
     try:
-        tree = yaml.safe_load(file.read_text())
+        tree = yaml.load(file.read_text(), Loader=LOADER)
         if not isinstance(tree, dict):
             raise ValueError("not a mapping")
         return tree

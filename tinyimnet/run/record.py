@@ -7,18 +7,21 @@ A file may be missing because the run has not started, or damaged after a crash.
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tinyimnet.config import NO_RECIPE, flatten
+from tinyimnet.console import counted
 from tinyimnet.errors import UserError, one_line
 from tinyimnet.files import read_lines
-from tinyimnet.run import lock
+from tinyimnet.run import lock, states
 from tinyimnet.run.folder import Attempt, newest_step, read_attempts, read_config
 from tinyimnet.run.metrics import STEP
 
 T = TypeVar("T")
+LOG_END = 1 << 16  # bytes at the end of a log that have its last error, traceback included
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,17 @@ class Record:
 
     @property
     def recipe(self) -> tuple[tuple[str, str], ...]:
-        """The configuration without the keys that may differ within a recipe, such as the seed."""
+        """The configuration without the keys that may differ within a recipe, such as the seed, and the data set.
+
+        The data set is that of `dataset`: data.root may differ between machines, and two roots can hold other images.
+        """
         kept = {key: str(value) for key, value in self.config.items() if not key.startswith(NO_RECIPE)}
-        return tuple(sorted(kept.items()))
+        return tuple(sorted({**kept, "data": self.dataset}.items()))
+
+    @property
+    def dataset(self) -> str:
+        """Digest of the images and labels that the run trained on, or else the name of their folder; "" if unknown."""
+        return str(self.info.get("dataset_digest", ""))[:12] or str(self.info.get("dataset", ""))
 
     @property
     def training_seconds(self) -> float:
@@ -117,38 +128,43 @@ class Record:
         return [(step, number) for step, number in begun.items() if step]
 
     def state(self) -> str:
-        """State of the run: finished, running, killed, failed, stopped, or new if it has not started."""
+        """State of the run according to its folder, a word of tinyimnet/run/states.py."""
         if self.finished:
-            return "finished"
+            return states.FINISHED
         if lock.is_held(self.path):
-            return "running"
+            return states.RUNNING
         if os.path.exists(self.path / "LOCK"):
-            return "killed"
+            return states.KILLED
         if os.path.exists(self.path / "ERROR") or _failed(self.path / "logs" / "rank_0.log"):
-            return "failed"
+            return states.FAILED
         asked = any(os.path.exists(self.path / marker) for marker in ("REQUEUE", "STOP"))
-        return "stopped" if self.attempts or self.lines or asked else "new"
+        return states.STOPPED if self.attempts or self.lines or asked else states.NEW
 
     def state_in_words(self) -> str:
-        """Text to follow the state: the step reached, and how to resume the run."""
+        """Text to follow the state: who stopped it, the step reached, and how to resume the run."""
         step, saved = self.step or 0, newest_step(self.path)
         of = f" of {self.total_steps:,}" if self.total_steps else ""
         goes_on = f"rerun the same command to resume from step {saved:,}" if saved else "no checkpoint"
         words = {
-            "finished": f"{step:,} steps",
-            "running": f"at step {step:,}{of}",
-            "killed": f"after step {step:,}{of}; {goes_on}",
-            "failed": f"after step {step:,}{of}, see logs/rank_0.log; {goes_on}",
-            "stopped": f"at step {max(step, saved):,}{of}; {goes_on}",
-            "new": "not started",
+            states.FINISHED: counted(step, "step"),
+            states.RUNNING: f"at step {step:,}{of}",
+            states.KILLED: f"after step {step:,}{of}; {goes_on}",
+            states.FAILED: f"after step {step:,}{of}, see logs/rank_0.log; {goes_on}",
+            states.STOPPED: f"{self._stopped_by()}at step {max(step, saved):,}{of}; {goes_on}",
+            states.NEW: "not started",
         }
-        if os.path.exists(self.path / "REQUEUE"):
-            words["stopped"] = f"by the scheduler {words['stopped']}"
         return words[self.state()]
 
+    def _stopped_by(self) -> str:
+        """The request as the run printed it, with "by " before it; "" for Ctrl-C, which leaves no marker."""
+        with suppress(UserError):
+            if reason := read_object(self.path / "REQUEUE").get("reason"):
+                return f"by {reason} "
+        return f"by {states.STOP_FILE} " if os.path.exists(self.path / "STOP") else ""
 
-def read_record(path: Path) -> Record:
-    """Read the current state of a run folder."""
+
+def read_record(path: Path, read_metrics: Callable[[Path], list[dict[str, Any]]] = read_lines) -> Record:
+    """Read the current state of a run folder; `read_metrics` may leave out lines that the caller does not need."""
     damaged: list[str] = []
 
     def tolerant(read: Callable[[Path], T], name: str, nothing: T) -> T:
@@ -164,7 +180,7 @@ def read_record(path: Path) -> Record:
         return tolerant(read_object, name, {})
 
     no_lines: list[dict[str, Any]] = []
-    lines = [_numbers(line) for line in tolerant(read_lines, "metrics.jsonl", no_lines)]
+    lines = [_numbers(line) for line in tolerant(read_metrics, "metrics.jsonl", no_lines)]
     return Record(
         path=path,
         config=flatten(tolerant(read_config, "", {})),
@@ -218,8 +234,10 @@ def _numbers(line: dict[str, Any]) -> dict[str, float]:
 
 
 def _failed(log: Path) -> bool:
-    """Whether the last attempt ended with an error, which errors.run logs in one of two forms."""
+    """Whether the last attempt ended with an error, which errors.run logs last, in one of two forms."""
     if not os.path.exists(log):
         return False
-    last_attempt = log.read_text(errors="replace").rpartition(" INFO rank 0 of ")[2]
+    with log.open("rb") as file:  # a long run has a log of megabytes
+        file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_END))
+        last_attempt = file.read().decode(errors="replace").rpartition(" INFO rank 0 of ")[2]
     return "ended by an error: " in last_attempt or " ERROR rank 0" in last_attempt

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tinyimnet.console import command, console, short
+from tinyimnet.console import command, console, counted, short
 from tinyimnet.distributed.preemption import wants_requeue
 from tinyimnet.errors import UserError
 from tinyimnet.evaluation import analysis, pictures
@@ -19,6 +19,7 @@ from tinyimnet.model.network import count_parameters
 from tinyimnet.run.folder import Attempt, mark, read_config
 from tinyimnet.run.lock import RunLock
 from tinyimnet.run.record import read_object, with_metrics
+from tinyimnet.run.states import FINISHED, STOPPED
 from tinyimnet.tracking.mode import wandb_mode
 from tinyimnet.tracking.tracker import Tracker
 from tinyimnet.training.trainer import Trainer
@@ -35,7 +36,7 @@ def started(run_dir: Path, trainer: Trainer) -> None:
     mode = wandb_mode(config.tracking)
     wandb = mode if mode.name == "disabled" else f"project {config.tracking.project}, {mode}"
     console.print(
-        f"{config.train.epochs} epochs of {len(trainer.batches.images):,} images, "
+        f"{counted(config.train.epochs, 'epoch')} of {len(trainer.batches.images):,} images, "
         f"{count_parameters(trainer.bare):,} parameters, {config.train.precision} on {device}\n"
         f"batch {config.train.global_batch_size} = {' x '.join(map(str, split))} (processes x micro-batches x images)\n"
         f"run folder: {short(run_dir)}; W&B: {wandb}"
@@ -52,7 +53,7 @@ def stopped(run_dir: Path, tracker: Tracker, reason: str, step: int, attempt: At
         mark(run_dir, "REQUEUE", json.dumps(marker))
         if not marker["steps"]:
             tracker.alert("No progress", f"stopped by {reason} before the first step of the attempt, at step {step}")
-    console.print(f"stopped by {reason}: saved at step {step}; rerun the same command to resume")
+    console.print(f"{STOPPED} by {reason}: saved at step {step}; rerun the same command to resume")
 
 
 def failed(run_dir: Path, lock: RunLock, error: UserError) -> None:
@@ -130,7 +131,7 @@ def show(run_dir: Path) -> None:
     classes = read_object(run_dir / "run_info.json").get("classes", 200)
     place = short(run_dir)
     console.print(
-        f"{place} is finished: {results['epochs']} epochs, {results['steps']:,} steps, "
+        f"{place} is {FINISHED}: {counted(results['epochs'], 'epoch')}, {counted(results['steps'], 'step')}, "
         f"{results['parameters']:,} parameters\n"
         f"  val top-1  {results['val/ema_top1']:.2f} %, top-5 {results['val/ema_top5']:.2f} % "
         f"(EMA weights; chance is {100 / classes:.2f} %)\n"

@@ -40,6 +40,7 @@ def describe(trainer: Trainer, ranks: list[RankInfo]) -> dict[str, Any]:
         "macs": sum(stage.macs for stage in model_summary(cast(Network, trainer.ema.module))),
         # Not "data": W&B shows this value beside the configuration, which has a section of that name.
         "dataset": Path(trainer.config.data.root).name,
+        "dataset_digest": trainer.state.metadata["data"],
         "classes": len(trainer.state.metadata["classes"]),
         "train_images": len(trainer.batches.images),
         "val_images": len(trainer.evaluator.images),

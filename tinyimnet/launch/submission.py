@@ -1,0 +1,112 @@
+"""The folder of a submission, and the ways to start its jobs: sbatch, or processes on this machine."""
+
+import io
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, suppress
+from pathlib import Path
+
+import submitit
+from submitit.core.utils import FailedJobError
+
+from tinyimnet.config import Config
+from tinyimnet.errors import UserError
+from tinyimnet.files import write_atomically
+from tinyimnet.launch.job import TrainJob
+from tinyimnet.launch.runs import submitted
+from tinyimnet.run.folder import writable
+from tinyimnet.run.record import read_object
+
+POLL = 0.5  # seconds between looks at the processes on this machine
+
+
+def folder_of(runs: Sequence[Config]) -> Path:
+    """Folder for code, configurations and logs: in the run folder, or beside the run folders of an array.
+
+    Any folder of the array may be deleted, also while its other elements run.
+    """
+    name = f"submit-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"  # submissions in one second differ in the process
+    if len(runs) == 1:
+        return Path(runs[0].run.dir, name)
+    return Path(os.path.commonpath([Path(config.run.dir).parent for config in runs]), name)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """Make a folder and its parents; remove what was made if nothing is submitted because of a user error.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    made = [parent for parent in folder.parents if not parent.exists()]
+    try:
+        with writable(folder.parent):
+            folder.mkdir(parents=True)
+            yield
+    except UserError:
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            for parent in made:
+                parent.rmdir()
+        raise
+
+
+def send(executor: submitit.AutoExecutor, jobs: Sequence[TrainJob]) -> list[submitit.Job]:
+    """Submit jobs to Slurm, several as an array.
+
+    Raises:
+        UserError: sbatch failed; the sentence has its reason.
+    """
+    try:
+        with redirect_stderr(io.StringIO()):  # submitit prints what it raises
+            return executor.submit_array(jobs)
+    except FailedJobError as error:
+        lines = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in str(error).splitlines()]
+        raise UserError(
+            f"nothing was submitted, because sbatch failed ({'; '.join(lines).rstrip('.')}); change the profile, the "
+            "options or slurm/site.env, or retry when Slurm responds."
+        ) from None
+
+
+def start_here(executor: submitit.AutoExecutor, jobs: Sequence[TrainJob], parallel: int) -> Iterator[submitit.Job]:
+    """Run jobs on this machine, at most `parallel` at a time; yields each when it starts, and waits for the last.
+
+    Raises:
+        Exception: the error of the first job that failed, when all have ended.
+    """
+    started: list[submitit.Job] = []
+    for job in jobs:
+        while sum(not each.done() for each in started) >= parallel:
+            time.sleep(POLL)
+        started.append(executor.submit(job))
+        yield started[-1]
+    for each in started:
+        each.wait()
+    for each in started:
+        each.results()
+
+
+def record(config: Config, cluster: str, job: submitit.Job) -> None:
+    """Print the job of a run and write job.json, which also has the earlier Slurm jobs: they may still be queued.
+
+    Raises:
+        UserError: the run folder cannot be written.
+    """
+    run_dir = Path(config.run.dir)
+    print(f"{run_dir}: job {job.job_id}", flush=True)
+    earlier: list[str] = []
+    with suppress(UserError):  # damaged
+        earlier = submitted(read_object(run_dir / "job.json"))
+    sent = {
+        "cluster": cluster,
+        "job": job.job_id,
+        "submitted": time.time(),
+        "output": str(job.paths.stdout),
+        "earlier": earlier,
+    }
+    with writable(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_atomically(run_dir / "job.json", json.dumps(sent).encode())
