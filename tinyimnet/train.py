@@ -14,6 +14,7 @@ from tinyimnet.distributed.preemption import StopRequest, wants_requeue
 from tinyimnet.distributed.preflight import RankInfo
 from tinyimnet.distributed.process_group import from_main
 from tinyimnet.distributed.rendezvous import Rendezvous
+from tinyimnet.distributed.watchdog import Watchdog
 from tinyimnet.run.attempt import find_run, lock_run, log_to, open_run, this_attempt
 from tinyimnet.run.checkpoint import Saver
 from tinyimnet.run.folder import is_done, writable
@@ -40,7 +41,7 @@ def main(argv: list[str], prog: str = "train.py") -> int:
         dataset = ready_dataset(config.data, rendezvous)
         accelerator = process_group.start(config.train, rendezvous)
         preflight.measure(accelerator, ranks)
-        fit(config, run_dir, dataset, accelerator, ranks)
+        fit(config, run_dir, dataset, accelerator, rendezvous, ranks)
     # `fit` has returned, so the DDP model is gone: it must not outlive the group.
     process_group.close(accelerator)
     return 0
@@ -57,12 +58,19 @@ def finished_before(run_dir: Path, config: Config, rendezvous: Rendezvous) -> bo
     return True
 
 
-def fit(config: Config, run_dir: Path, dataset: Dataset, accelerator: Accelerator, ranks: list[RankInfo]) -> None:
+def fit(
+    config: Config,
+    run_dir: Path,
+    dataset: Dataset,
+    accelerator: Accelerator,
+    rendezvous: Rendezvous,
+    ranks: list[RankInfo],
+) -> None:
     """Train to the end, or until asked to stop, with the run folder locked."""
     rank, is_main = accelerator.process_index, accelerator.is_main_process
     stop = StopRequest(run_dir, slurm.end_of_job() - config.run.stop_before_end)
     stop.install()
-    with RunLock(run_dir) as lock:
+    with RunLock(run_dir) as lock, Watchdog(rendezvous, stop) as watchdog:
         saved, number = from_main(accelerator, lambda: lock_run(run_dir, config, lock))
         tracker = Tracker(run_dir, config.tracking, rank=rank, attempt=number)
 
@@ -97,5 +105,6 @@ def fit(config: Config, run_dir: Path, dataset: Dataset, accelerator: Accelerato
                 outcome.failed(run_dir, lock, error)
             raise
         finally:
+            watchdog.leave(failed=exit_code != 0)
             saver.close()
             tracker.close(exit_code, preempted=bool(reason) and wants_requeue(reason))
