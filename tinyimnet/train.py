@@ -20,7 +20,7 @@ from tinyimnet.run.checkpoint import Saver
 from tinyimnet.run.folder import is_done, writable
 from tinyimnet.run.lock import RunLock
 from tinyimnet.tracking.tracker import Tracker, wandb_mode
-from tinyimnet.training import outcome, run_info
+from tinyimnet.training import memory, outcome, run_info
 from tinyimnet.training.trainer import Trainer
 
 
@@ -39,6 +39,7 @@ def main(argv: list[str], prog: str = "train.py") -> int:
             return 0
         ranks = preflight.check(rendezvous, config, run_dir)
         dataset = ready_dataset(config.data, rendezvous)
+        memory.check(config, dataset, rendezvous)
         accelerator = process_group.start(config.train, rendezvous)
         preflight.measure(accelerator, ranks)
         fit(config, run_dir, dataset, accelerator, rendezvous, ranks)
@@ -91,7 +92,8 @@ def fit(
                     outcome.started(run_dir, trainer)
                     run_info.write(run_dir, trainer, ranks)
                 tracker.start(trainer.step)
-            reason = trainer.fit()
+            with memory.out_of_memory_named(config.train, accelerator.num_processes):
+                reason = trainer.fit()
             with writable(run_dir):
                 results = {} if reason else outcome.finish(run_dir, trainer)
                 if is_main and reason:
