@@ -13,8 +13,8 @@ ARGS ?=
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Without a GPU one process, said to the launcher, which would otherwise warn that it chose that.
-PROCESSES := $(if $(shell command -v nvidia-smi || command -v rocm-smi),,--num_processes 1)
+HAS_GPU := $(shell command -v nvidia-smi || command -v rocm-smi)
+HAS_SEVERAL := import sys, torch; sys.exit(torch.cuda.device_count() < 2)
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 10) and "error: %s is Python %d.%d, too old: load a module with 3.10 or newer, or give make PYTHON=FILE" % (sys.executable, *sys.version_info[:2]))
 
 .PHONY: help train install test test-wandb test-faults test-cluster lint bench clean
@@ -23,10 +23,12 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 10) and "error: %s is 
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
-# train.precision of the configuration sets the precision; the flags here only keep the launcher from asking.
+# A process per GPU. One process needs no launcher, whose warnings and tracebacks would bury the program's own sentences.
+# train.precision of the configuration sets the precision; the flags of the launcher only keep it from asking.
 train: $(VENV)/.installed
-	@$(BIN)/accelerate launch --quiet --num_machines 1 $(PROCESSES) --mixed_precision no --dynamo_backend no \
-		train.py --config $(CONFIG) $(ARGS)
+	@$(if $(HAS_GPU),if $(BIN)/python -c '$(HAS_SEVERAL)'; then exec $(BIN)/accelerate launch --quiet --multi_gpu \
+		--num_machines 1 --mixed_precision no --dynamo_backend no train.py --config $(CONFIG) $(ARGS); fi; )exec \
+		$(BIN)/python train.py --config $(CONFIG) $(ARGS)
 
 install: $(VENV)/.installed
 	@echo 'Installed. Next: source $(BIN)/activate && tinyimnet --help'

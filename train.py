@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Train a CNN of at most 1,000,000 parameters on Tiny ImageNet; the same command starts and resumes a run.
 
-accelerate launch train.py                          # configs/tiny1m.yaml
-accelerate launch train.py --config smoke           # no data needed, minutes on a laptop
+python train.py                                     # configs/tiny1m.yaml
+python train.py --config smoke                      # no data needed, minutes on a laptop
 python train.py --config my.yaml --optim.lr 0.3 --run.dir runs/lr03
+accelerate launch --multi_gpu train.py              # a process per GPU
 
 `tinyimnet train` is the same. The program is tinyimnet/train.py, the loop tinyimnet/training/trainer.py.
 """

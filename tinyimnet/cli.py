@@ -19,7 +19,8 @@ Train a CNN of at most 1,000,000 parameters on Tiny ImageNet.
 
   tinyimnet train --config smoke             # no data, no GPU: three minutes
   tinyimnet prepare --download               # Tiny ImageNet, 248 MB
-  accelerate launch -m tinyimnet train       # a process per GPU; tiny1m
+  tinyimnet train                            # configs/tiny1m.yaml
+  accelerate launch --multi_gpu -m tinyimnet train       # a process per GPU
   tinyimnet report runs/tiny1m               # the run as one HTML page
   tinyimnet submit --nodes 2 --gpus-per-node 8 --seeds 0-4      # with Slurm
 """

@@ -34,10 +34,11 @@ PLACES = {"data.root": "DATA_ROOT", "data.stage": "STAGE_TO"}
 HELP = """\
 Start a run, or resume the one in the run folder.
 
-  accelerate launch {program}                                   # configs/tiny1m.yaml
-  accelerate launch {program} --config smoke                    # no data needed
+  python {program} --config smoke                                # no data needed
+  python {program}                                               # configs/tiny1m.yaml
   python {program} --config my.yaml --optim.lr 0.3 --run.dir runs/lr03
   python {program} --config smoke --print_config                # the resolved configuration
+  accelerate launch --multi_gpu {program}                       # a process per GPU
 
 Precedence: defaults < --config FILE (a YAML of differences) < --section.key VALUE; the last of two counts.
 """

@@ -46,10 +46,14 @@ console = Console(
 )
 
 
+FIRST_LINE, PAUSE = 5.0, 10.0  # longest silence after the start and between two lines, in seconds
+
+
 class Progress:
     """Progress of a run on the main process; a context manager.
 
-    The bar is redrawn at each log line and not by a thread, which would take time from the training.
+    The bar is redrawn at each log line, and between them at steps (`alive`), not by a thread, which would take time
+    from the training.
 
     Args:
         total_steps: optimizer steps of the whole run.
@@ -76,7 +80,8 @@ class Progress:
         self.task = self.bar.add_task("", total=total_steps, epoch=self._epoch(0), values="starting", eta="?")
 
     def __enter__(self) -> "Progress":
-        self.started = time.monotonic()
+        self.started = self._alive_at = time.monotonic()
+        self._due = self.started + FIRST_LINE
         self.bar.start()
         return self
 
@@ -104,6 +109,19 @@ class Progress:
         logger.info(line)
         if evaluated or self.bar.disable:
             console.print(line)
+        self._due = time.monotonic() + PAUSE
+
+    def alive(self, step: int, doing: str = "training") -> None:
+        """Show a step between two log lines if otherwise the next one would come too late; does not use the device."""
+        now = time.monotonic()
+        pause, self._alive_at = now - self._alive_at, now
+        if not self.enabled or now + pause < self._due:
+            return
+        self._due = now + PAUSE
+        eta = self._eta(step) if step > self.first_step else "?"
+        self.bar.update(self.task, completed=step, epoch=self._epoch(step), eta=eta, refresh=True)
+        if self.bar.disable:
+            console.print(f"epoch {self._epoch(step)} step {step}/{self.total_steps}: {doing}, ETA {eta}")
 
     def _epoch(self, step: int) -> str:
         """Epochs done and in all: 1.4/6."""

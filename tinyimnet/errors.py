@@ -1,12 +1,14 @@
 """UserError, an error that the user can fix: one sentence, exit code 2."""
 
 import argparse
+import json
 import logging
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -76,6 +78,7 @@ def run(main: Callable[[list[str]], int], argv: list[str]) -> int:
             traceback.print_exc()
             return USER_ERROR
         logger.info("ended by an error: %s", error)  # to logs/rank_N.log; stderr gets the sentence below
+        tell_launcher(f"error: {error}")
         if rank == "0" or error.every_rank:
             where = f" (rank {rank})" if error.every_rank else ""
             print(f"error{where}: {error}", file=sys.stderr, flush=True)
@@ -83,6 +86,18 @@ def run(main: Callable[[list[str]], int], argv: list[str]) -> int:
     except LostProcess as error:
         logger.error("rank %s: %s", rank, error)
         return 1
-    except Exception:
+    except Exception as error:
         logger.exception("rank %s failed", rank)
+        tell_launcher(f"{type(error).__name__}: {one_line(error)}")
         return 1
+
+
+def tell_launcher(message: str) -> None:
+    """Have torchrun and `accelerate launch` with several processes repeat a message at the end of their own report.
+
+    Each prints 40 lines after a failed process, and ends with the content of this file (torch.distributed.elastic).
+    """
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        extra = {"py_callstack": message, "timestamp": str(int(time.time()))}
+        with suppress(OSError):
+            Path(file).write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}))

@@ -15,13 +15,14 @@ from tinyimnet.distributed.preemption import StopRequest
 from tinyimnet.distributed.preflight import RankInfo
 from tinyimnet.distributed.process_group import from_main
 from tinyimnet.distributed.rendezvous import Rendezvous
+from tinyimnet.distributed.watchdog import Watchdog
 from tinyimnet.run.attempt import find_run, lock_run, log_to, open_run, this_attempt
 from tinyimnet.run.checkpoint import Saver
 from tinyimnet.run.folder import is_done, writable
 from tinyimnet.run.lock import RunLock
 from tinyimnet.tracking.mode import wandb_mode
 from tinyimnet.tracking.tracker import CHECK, Tracker, check_start
-from tinyimnet.training import outcome, run_info
+from tinyimnet.training import memory, outcome, run_info
 from tinyimnet.training.trainer import Trainer
 
 
@@ -43,9 +44,10 @@ def main(argv: list[str], prog: str = "train.py") -> int:
         ranks = preflight.check(rendezvous, config, run_dir)
         # A folder on the command line may be a typo: only that of the configuration file is created.
         dataset = ready_dataset(config.data, rendezvous, create=not config_cli.overrides("data.root", argv))
+        memory.check(config, dataset, rendezvous)
         accelerator = process_group.start(config.train, rendezvous)
         preflight.measure(accelerator, ranks)
-        fit(config, run_dir, dataset, accelerator, ranks)
+        fit(config, run_dir, dataset, accelerator, rendezvous, ranks)
     # `fit` has returned, so the DDP model is gone: it must not outlive the group.
     process_group.close(accelerator)
     return 0
@@ -62,12 +64,19 @@ def finished_before(run_dir: Path, config: Config, rendezvous: Rendezvous) -> bo
     return True
 
 
-def fit(config: Config, run_dir: Path, dataset: Dataset, accelerator: Accelerator, ranks: list[RankInfo]) -> None:
+def fit(
+    config: Config,
+    run_dir: Path,
+    dataset: Dataset,
+    accelerator: Accelerator,
+    rendezvous: Rendezvous,
+    ranks: list[RankInfo],
+) -> None:
     """Train to the end, or until asked to stop, with the run folder locked."""
     rank, is_main = accelerator.process_index, accelerator.is_main_process
     stop = StopRequest(run_dir, slurm.end_of_job() - config.run.stop_before_end)
     stop.install()
-    with RunLock(run_dir) as lock:
+    with RunLock(run_dir) as lock, Watchdog(rendezvous, stop) as watchdog:
         saved, number = from_main(accelerator, lambda: lock_run(run_dir, config, lock))
         mode = from_main(accelerator, lambda: wandb_mode(config.tracking))
         tracker = Tracker(run_dir, config.tracking, rank=rank, attempt=number)
@@ -89,7 +98,8 @@ def fit(config: Config, run_dir: Path, dataset: Dataset, accelerator: Accelerato
                     outcome.started(run_dir, trainer)
                     run_info.write(run_dir, trainer, ranks)
                 tracker.start(trainer.step, mode.name)
-            reason = trainer.fit()
+            with memory.out_of_memory_named(config.train, accelerator.num_processes):
+                reason = trainer.fit()
             with writable(run_dir):
                 results = {} if reason else outcome.finish(run_dir, trainer)
                 if is_main and reason:
@@ -103,5 +113,6 @@ def fit(config: Config, run_dir: Path, dataset: Dataset, accelerator: Accelerato
                 outcome.failed(run_dir, lock, error)
             raise
         finally:
+            watchdog.leave(failed=exit_code != 0)
             saver.close()
             tracker.close(exit_code, preempted=bool(reason))  # W&B's word for a run that stopped and can be resumed

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.trainings import Death, last_step, run_to_end, start, wait
+from helpers.trainings import Death, at_step, last_step, run_to_end, start, wait
+from tinyimnet.run import checkpoint
 from tinyimnet.run import lock as lock_module
 from tinyimnet.run.lock import RunLock
 
@@ -23,14 +24,18 @@ def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock_module, "SETTLE", 0.1)
 
 
+def impatient() -> None:
+    lock_module.ENDING = 0.2
+
+
 def test_a_second_run_in_the_same_folder_is_refused_and_the_first_goes_on(arguments, tmp_path: Path) -> None:
     first = start(arguments(train__epochs=12), tmp_path / "first")
     while not last_step(tmp_path / "run"):
         time.sleep(0.02)
-    assert run_to_end(arguments(train__epochs=12), tmp_path / "second") == [2]
-    error = (tmp_path / "second").read_text()
+    assert run_to_end(arguments(train__epochs=12), tmp_path / "second", before=impatient) == [2]
+    waiting, error = (tmp_path / "second").read_text().splitlines()
+    assert f"LOCK is held by process {first[0].pid} on " in waiting and "waiting up to 0 s for its end" in waiting
     assert error.startswith("error: run.dir ") and f"is in use by process {first[0].pid} on " in error
-    assert error.count("\n") == 1
     assert wait(first) == [0]
     assert not (tmp_path / "run" / "LOCK").exists()
 
@@ -39,9 +44,26 @@ def test_all_ranks_of_a_second_run_exit_with_the_error(arguments, tmp_path: Path
     mine = RunLock(tmp_path / "run")
     mine.path.parent.mkdir()
     mine.acquire()
-    assert run_to_end(arguments(), tmp_path / "log", processes=2) == [2, 2]
+    assert run_to_end(arguments(), tmp_path / "log", processes=2, before=impatient) == [2, 2]
     assert "is in use by process" in (tmp_path / "log").read_text()
     mine.release()
+
+
+def stop_slowly() -> None:
+    """As after the end of the launcher, with a save that takes a second."""
+    save = checkpoint.save
+    checkpoint.save = lambda *arguments, **options: (time.sleep(1), save(*arguments, **options))
+    at_step(8, lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def test_a_second_start_waits_for_a_run_that_is_about_to_end(arguments, tmp_path: Path) -> None:
+    first = start(arguments(), tmp_path / "first", before=stop_slowly)
+    while not last_step(tmp_path / "run"):
+        time.sleep(0.02)
+    assert run_to_end(arguments(), tmp_path / "second") == [0]
+    assert wait(first) == [0]
+    second = (tmp_path / "second").read_text()
+    assert "waiting up to 15 s for its end" in second and "resumed at step 8 of 12" in second
 
 
 def test_the_lock_of_a_killed_process_blocks_nobody(arguments, tmp_path: Path, monkeypatch) -> None:

@@ -1,17 +1,23 @@
-"""Memory that tensors free stays with the process, so the kernel does not clear it again for the next operation."""
+"""Memory that tensors free stays with the process; the estimate for a GPU covers what a step really takes."""
 
+import ctypes
 import resource
 import statistics
+from pathlib import Path
 
 import pytest
 import torch
 
 from helpers.program import REPO
-from helpers.trainings import SERVER
+from helpers.trainings import SERVER, at_step, run_to_end
+from tinyimnet import config_cli
 from tinyimnet.commands.trained_run import load_network
 from tinyimnet.config import TrainConfig
 from tinyimnet.distributed import process_group
 from tinyimnet.distributed.rendezvous import Rendezvous
+from tinyimnet.evaluation.inference import autocast
+from tinyimnet.model.network import build_model
+from tinyimnet.training import memory
 
 
 def evaluating() -> None:
@@ -47,3 +53,72 @@ def test_memory_that_tensors_free_is_not_cleared_again(start) -> None:
     given_back, kept = answers.get(timeout=60)
     process.join()
     assert kept < 20 < given_back
+
+
+# ---- the estimate of the memory on a GPU ----------------------------------------------------------------------------
+
+
+def peak_of_a_step(network: torch.nn.Module, images: int, precision: str) -> int:
+    """Bytes of this process that a training step adds at its peak."""
+
+    def status(key: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
+
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = status("VmRSS")
+    batch = torch.randn(images, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    with autocast(batch.device, precision):
+        logits = network.train()(batch)
+    logits.float().square().sum().backward()
+    network.zero_grad()
+    return status("VmHWM") - before
+
+
+def estimate_and_peak(config: str, precision: str, answers) -> None:
+    torch.set_num_threads(1)
+    network = build_model(config_cli.load([f"--config={config}", "--run.dir=x"]).model, 200)
+    saved = memory.saved_per_image(network, 64, precision)
+    peak_of_a_step(network, 2, precision)  # libraries allocate for themselves
+    small, large = (peak_of_a_step(network, images, precision) for images in (16, 32))
+    answers.put((saved, memory.TEMPORARY * saved + memory.BATCH, (large - small) / 16))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("config", ["tiny1m", "baseline", "tiny1m_cpu", "tiny1m_sprint"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_image_takes_what_is_saved_for_it_and_no_more_than_the_estimate(config: str, precision: str) -> None:
+    answers = SERVER.Queue()
+    process = SERVER.Process(target=estimate_and_peak, args=(config, precision, answers))
+    process.start()
+    saved, estimate, peak = answers.get(timeout=120)
+    process.join()
+    assert 0.9 * saved < peak < 1.1 * estimate < 1.4 * peak  # pages and libraries blur the peak by some percent
+
+
+def a_gpu_of_1_gb() -> None:
+    memory.free_gpu_memory = lambda: 10**9
+
+
+def a_gpu_of_80_gb_that_runs_out() -> None:
+    def run_out() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 26.00 GiB.")
+
+    memory.free_gpu_memory = lambda: 80 * 10**9
+    at_step(5, run_out)
+
+
+def test_a_batch_that_does_not_fit_is_refused_on_every_rank_before_the_run(arguments, tmp_path: Path) -> None:
+    codes = run_to_end(arguments(), tmp_path / "log", processes=2, before=a_gpu_of_1_gb)
+    assert codes == [2, 2]
+    assert "train.global_batch_size is 32, so a step of 16 images needs" in (tmp_path / "log").read_text()
+    assert not (tmp_path / "run").exists()
+
+
+def test_memory_that_runs_out_ends_the_run_with_a_sentence(arguments, tmp_path: Path) -> None:
+    assert run_to_end(arguments(), tmp_path / "log", before=a_gpu_of_80_gb_that_runs_out) == [2]
+    sentence = "the GPU ran out of memory with micro-batches of 32 images; use --train.device_batch_size 16 for"
+    assert sentence in (tmp_path / "run" / "ERROR").read_text()
+    log = (tmp_path / "log").read_text()
+    assert "a step needs about " in log and f"error (rank 0): {sentence}" in log and "Traceback" not in log

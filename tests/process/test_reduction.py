@@ -1,15 +1,17 @@
 """Gradients and sums over ranks are added in rank order, wherever they are in the buckets."""
 
+import warnings
 from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from helpers.trainings import SERVER, wait
+from helpers.trainings import SERVER, run_to_end, wait
 from tinyimnet.distributed import reduction
 
 WORLD_SIZE = 3
@@ -50,3 +52,15 @@ def test_means_over_ranks_add_in_rank_order(bucket_mb: float, tmp_path: Path) ->
     for process in ranks:
         process.start()
     assert wait(ranks) == [0] * WORLD_SIZE
+
+
+def deprecations_as_errors_where_accelerate_sees_nccl() -> None:
+    PartialState.backend = property(lambda _: "nccl", lambda *_: None)  # type: ignore[assignment, method-assign]
+    warnings.filterwarnings("error", category=FutureWarning, message=".*is deprecated")
+
+
+def test_a_run_calls_no_deprecated_collective_operation(arguments, tmp_path: Path) -> None:
+    """Accelerate chooses other operations for NCCL than for gloo."""
+    prepared = deprecations_as_errors_where_accelerate_sees_nccl
+    codes = run_to_end(arguments(), tmp_path / "log", processes=2, before=prepared)
+    assert codes == [0, 0], (tmp_path / "log").read_text()

@@ -105,6 +105,17 @@ def test_each_kind_of_mixing_takes_its_share_of_the_images() -> None:
     assert not (boxed & (drawn.blend < 1)).any()
 
 
+def test_boxes_cover_opposite_edges_of_the_images_equally_often() -> None:
+    """Five standard errors of the difference; a centre drawn from the integers 0 to 63 is off by eight."""
+    n = 200_000
+    config = AugmentConfig(cutmix_probability=1.0)
+    y0, y1, x0, x1 = draw(config, np.arange(n), np.zeros(n, int), seed=0, step=0, mix=True).boxes.T
+    for start, end in ((y0, y1), (x0, x1)):
+        first, last = ((start == 0) & (end > 0)).mean(), ((end == 64) & (start < 64)).mean()
+        assert abs(first - last) < 5 * (2 * first / n) ** 0.5
+        assert (end - start).mean() > 0
+
+
 def test_mixing_stops_for_the_last_part_of_the_training() -> None:
     config = AugmentConfig(mixup_probability=0.5, cutmix_probability=0.5, mix_until=0.5)
     batches = TrainBatches(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyimnet.config import AugmentConfig
-from tinyimnet.data import batches
+from tinyimnet.data import augment, batches
 from tinyimnet.data.resolution import step_resolutions, work_left
 from tinyimnet.errors import UserError
 
@@ -144,3 +144,14 @@ def test_a_batch_has_the_resolution_of_its_step() -> None:
     shapes = [source.load(source.draw(step), slice(0, 4), step)[0].shape[-1] for step in range(6)]
     assert shapes == [32, 40, 48, 64, 64, 64] == [source.resolution(step) for step in range(6)]
     assert source.resolution(6) == 64  # after the last step, as `inspect --step` may request
+
+
+@pytest.mark.parametrize("count", [96, 48, 20])
+@pytest.mark.parametrize("start_resolution", range(16, 65, 8))
+def test_plain_images_of_any_resolution_and_spacing(start_resolution: int, count: int) -> None:
+    source = train_batches(config=AugmentConfig(start_resolution=start_resolution))
+    resolution, spacing = (start_resolution + 64) // 2, 96 // count
+    plain = source.plain(count)
+    assert plain.shape == (len(range(0, 96, spacing)), 3, resolution, resolution)
+    expected = source.normalise(augment.resize(source.images[::spacing].contiguous(), resolution))
+    assert torch.equal(plain, expected)

@@ -2,6 +2,7 @@
 
 import sys
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,57 @@ def test_a_log_has_a_line_for_each_update(monkeypatch) -> None:
     assert len(lines) == 2
     assert lines[0].startswith("epoch 1.4/6 step 140/600: loss 2.500, 1,234 images/s, ETA 0:00:00")
     assert lines[1].startswith("epoch 2.0/6 step 200/600: loss 2.500, 1,234 images/s, val top-1 40.00 %, EMA 41.00 %")
+
+
+@pytest.mark.parametrize("step_seconds", [0.1, 1, 3, 7, 25])
+@pytest.mark.parametrize("terminal", [{"force_terminal": False}, {"force_terminal": True}], ids=["log", "TERM=dumb"])
+def test_lines_come_soon_and_often_between_two_log_lines(step_seconds: float, terminal, monkeypatch) -> None:
+    """However far apart the log lines are; no line can come within a step."""
+    monkeypatch.setenv("TERM", "dumb")
+    now, times = 0.0, []
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    file = StringIO()
+    monkeypatch.setattr(console, "console", Console(file=file, width=80, soft_wrap=True, **terminal))
+    with console.Progress(10_000, 100, lambda since, step: (10_000 - step) / (step - since), enabled=True) as progress:
+        for step in range(1, 1000):
+            now += step_seconds
+            before = file.tell()
+            progress.alive(step)
+            if file.tell() > before:
+                times.append(now)
+    assert times[0] <= step_seconds + console.FIRST_LINE
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    assert max(gaps) <= max(console.PAUSE, step_seconds) + 1e-6
+    assert min(gaps) > console.PAUSE / 2  # and not a line for each of many short steps
+    eta = console.clock(10_000 * step_seconds - times[0])
+    assert file.getvalue().splitlines()[0].endswith(f": training, ETA {eta}")
+
+
+def test_a_log_line_postpones_the_next_line_between(monkeypatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    output = StringIO()
+    monkeypatch.setattr(console, "console", Console(file=output, width=80, soft_wrap=True, force_terminal=False))
+    with console.Progress(600, 100, lambda since, step: 1.0, enabled=True) as progress:
+        for step in range(1, 41):
+            now += 1
+            if step % 8 == 0:
+                progress.update(step, METRICS)
+            progress.alive(step)
+    assert [line.split()[3] for line in output.getvalue().splitlines()] == [
+        "4/600:", "8/600:", "16/600:", "24/600:", "32/600:", "40/600:",
+    ]  # fmt: skip
+
+
+def test_an_evaluation_is_shown_too(monkeypatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    output = StringIO()
+    monkeypatch.setattr(console, "console", Console(file=output, width=80, soft_wrap=True, force_terminal=False))
+    with console.Progress(600, 100, lambda since, step: 1.0, enabled=True) as progress:
+        now = 20.0
+        progress.alive(100, "evaluating")
+    assert "epoch 1.0/6 step 100/600: evaluating, ETA " in output.getvalue()
 
 
 def test_a_terminal_has_a_bar_and_keeps_a_line_for_each_evaluation(monkeypatch) -> None:

@@ -1,5 +1,6 @@
 """How a program ends: a sentence and code 2 for a user error, a traceback for a bug, a log line for a lost process."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,16 @@ def test_a_bug_and_a_lost_process_exit_with_1(error, said, caplog) -> None:
     assert errors.run(ends_with(error), []) == 1
     assert said in caplog.text
     assert ("Traceback" in caplog.text) == isinstance(error, ValueError)
+
+
+@pytest.mark.parametrize(
+    "error, message", [(UserError("lr is 0."), "error: lr is 0."), (ValueError("a bug"), "ValueError: a bug")]
+)
+def test_an_error_is_left_for_the_report_of_torchrun(error, message, tmp_path, monkeypatch) -> None:
+    """process/test_launchers.py reads a real report."""
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    errors.run(ends_with(error), [])
+    assert json.loads((tmp_path / "error.json").read_text())["message"]["extraInfo"]["py_callstack"] == message
 
 
 def test_the_exit_code_of_the_program_is_kept() -> None:

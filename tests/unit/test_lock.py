@@ -22,6 +22,7 @@ ELSEWHERE = {"token": "t", "host": "gpu07", "pid": 1, "started": "1", "machine":
 def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock_module, "BEAT", 0.1)
     monkeypatch.setattr(lock_module, "LEASE", 0.6)
+    monkeypatch.setattr(lock_module, "ENDING", 0.3)
     monkeypatch.setattr(lock_module, "SETTLE", 0.1)
 
 
@@ -99,6 +100,41 @@ def test_a_reused_process_id_is_not_the_holder(tmp_path: Path) -> None:
     mine.release()
     mine.path.write_text(json.dumps({**holder, "started": "1"}))
     RunLock(tmp_path).acquire()
+
+
+def test_a_live_holder_on_this_machine_has_some_time_to_end(tmp_path: Path, caplog) -> None:
+    with RunLock(tmp_path) as holder:
+        holder.acquire()
+        started = time.monotonic()
+        with pytest.raises(UserError, match=f"in use by process {os.getpid()} on "):
+            RunLock(tmp_path).acquire()
+        assert time.monotonic() - started >= lock_module.ENDING
+    assert f"LOCK is held by process {os.getpid()} on " in caplog.text
+    assert "waiting up to 0 s for its end" in caplog.text
+
+
+def test_a_lock_that_its_holder_releases_soon_is_taken(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(lock_module, "ENDING", 30)
+    holder, mine = RunLock(tmp_path), RunLock(tmp_path)
+    holder.acquire()
+    threading.Timer(0.3, holder.release).start()
+    mine.acquire()
+    mine.check()
+
+
+def test_a_lock_that_a_third_process_took_during_the_wait_is_respected(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(lock_module, "ENDING", 30)
+    (tmp_path / "LOCK").write_text(json.dumps({**RunLock(tmp_path)._me, "token": "other"}))
+    alive = iter([True, False])
+
+    def taken_meanwhile(_holder: dict) -> bool:
+        if still := next(alive):
+            (tmp_path / "LOCK").write_text(json.dumps(ELSEWHERE))
+        return still
+
+    monkeypatch.setattr(lock_module, "_is_alive", taken_meanwhile)
+    with pytest.raises(UserError, match="in use by process 1 on gpu07"):
+        RunLock(tmp_path).acquire()
 
 
 def test_only_one_of_several_simultaneous_takeovers_succeeds(tmp_path: Path) -> None:

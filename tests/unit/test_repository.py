@@ -215,6 +215,13 @@ def test_tests_that_the_pages_name_exist() -> None:
 # ---- pages ------------------------------------------------------------------------------------------------------
 
 
+def test_no_example_starts_one_process_with_a_launcher() -> None:
+    """Its warnings and tracebacks would bury the sentences of the program; performance.md measures its cost."""
+    shown = [*PAGES, *CODE, *(REPO / "configs").rglob("*.yaml"), REPO / "Makefile"]
+    alone = re.compile(r"accelerate launch (-m tinyimnet|train\.py|\{program\})")
+    assert [path.name for path in shown if alone.search(path.read_text())] == ["performance.md"]
+
+
 def test_every_local_link_has_a_target() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", page.read_text()):

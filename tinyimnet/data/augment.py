@@ -74,7 +74,7 @@ class Normalise:
 
     def __call__(self, images: Tensor) -> Tensor:
         batch, height, width, channels = images.shape
-        flat = images.view(batch * height, width * channels).float()
+        flat = images.reshape(batch * height, width * channels).float()
         flat.sub_(self.mean.repeat(width)).mul_(self.scale.repeat(width))
         return flat.view(batch, height, width, channels).permute(0, 3, 1, 2)
 

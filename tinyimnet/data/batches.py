@@ -134,7 +134,7 @@ def draw(config: AugmentConfig, samples: np.ndarray, flip: np.ndarray, seed: int
     cutmix = ~mixup & (kind < config.mixup_probability + config.cutmix_probability)
     blend = np.where(mixup, rng.beta(config.mixup_alpha, config.mixup_alpha, n), 1).astype(np.float32)
     side = np.sqrt(1 - rng.beta(config.cutmix_alpha, config.cutmix_alpha, n)) * IMAGE_SIZE * cutmix
-    centre = rng.integers(0, IMAGE_SIZE, (n, 2))
+    centre = rng.uniform(0, IMAGE_SIZE, (n, 2))  # integers 0 to 63 would shift all boxes up and left by half a pixel
     start = np.clip((centre - side[:, None] / 2).round(), 0, IMAGE_SIZE).astype(np.int64)
     end = np.clip((centre + side[:, None] / 2).round(), 0, IMAGE_SIZE).astype(np.int64)
     boxes = np.stack([start[:, 0], end[:, 0], start[:, 1], end[:, 1]], axis=1) * cutmix[:, None]

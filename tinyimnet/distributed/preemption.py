@@ -42,6 +42,7 @@ class StopRequest:
         self._first_interrupt = float("inf")
         self._last_look = self._last_agreement = time.monotonic()
         self._steps, self._interval = 0, 1
+        self._alive_at, self._longest_pause = float("inf"), 0.0
 
     def install(self) -> None:
         """Install handlers for the stop signals; under nohup SIGHUP stays ignored."""
@@ -67,6 +68,7 @@ class StopRequest:
         reduction agrees on the number of steps until the next exchange, so that every rank takes part in it.
         """
         self._look()
+        self._alive_at = min(self._alive_at, time.monotonic())  # the loop has begun
         if accelerator.num_processes == 1:
             return describe(self.code)
         self._steps += 1
@@ -78,7 +80,25 @@ class StopRequest:
         code, seconds = notes.tolist()
         self._steps, self._interval = 0, max(1, min(1000, int(1 / max(seconds, 1e-3))))
         self._last_agreement = time.monotonic()
+        if code:
+            self.end_loop()
         return describe(int(code))
+
+    def alive(self) -> None:
+        """Note a sign of life of the loop: a step or a batch of an evaluation is done."""
+        if self._alive_at < float("inf"):
+            now = time.monotonic()
+            self._longest_pause = max(self._longest_pause, now - self._alive_at)
+            self._alive_at = now
+
+    def end_loop(self) -> None:
+        """Note that the loop no longer has to respond: the ranks have agreed to stop, or the last step is done."""
+        self._alive_at = float("inf")
+
+    def ignored_for(self, since: float, now: float, *, at_least: float) -> bool:
+        """Whether the loop has shown no sign of life for much longer than usual since a request at `since`."""
+        usual = self._longest_pause  # 0 before the end of the first step, which may compile the network
+        return usual > 0 and now - max(since, self._alive_at) > max(at_least, 3 * usual)
 
     def _look(self) -> None:
         """Check for a dead launcher, the deadline and, once a second, a STOP file.

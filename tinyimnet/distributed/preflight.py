@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from tinyimnet import config as configuration
 from tinyimnet.config import Config
 from tinyimnet.console import console
-from tinyimnet.distributed import slurm
+from tinyimnet.distributed import reduction, slurm
 from tinyimnet.distributed.cpu import cpu_name
 from tinyimnet.distributed.process_group import NETWORK
 from tinyimnet.distributed.rendezvous import Rendezvous
@@ -30,7 +30,6 @@ from tinyimnet.files import ROOT
 
 MAX_SKEW = 30.0  # seconds between two clocks; the job's deadline (run.stop_before_end) is read from a clock
 CHECKPOINT = 16  # bytes per parameter: weights, EMA, and the two moments of AdamW
-MIN_GPU = 4 << 30  # bytes: 1.35 GB for the data, the rest for a batch of 128 images
 VISIBLE = 10.0  # seconds within which a network file system shows a new file on all nodes
 ALL_REDUCE = 1_000_000  # floats: the size of the largest network's gradient
 HEADER = ("node", "processes", "device", "cores", "free GPU memory", "free disk space", "clock offset")
@@ -99,11 +98,6 @@ def problems(ranks: list[RankInfo]) -> list[str]:
                 f"{node} sees {info['gpus']} GPUs but its job has {info['job_gpus']} on that node, so it would use "
                 "GPUs of other jobs or leave its own idle; start srun without --gpu-bind and --gpus-per-task."
             )
-        elif info["gpus"] and info["gpu_free"] < MIN_GPU:
-            found.append(
-                f"{node} has {info['gpu_free'] / 1e9:.1f} GB free on GPU {info['local_rank']}, but a run needs "
-                f"{MIN_GPU / 1e9:.1f} GB; end the other processes on that GPU."
-            )
         if abs(info["clock"] - first["clock"]) > MAX_SKEW:
             found.append(
                 f"the clock of {node} differs by {info['clock'] - first['clock']:+.0f} s from that of node "
@@ -137,12 +131,12 @@ def measure(accelerator: Accelerator, ranks: list[RankInfo]) -> None:
             every_rank=True,
         ) from error
     started = time.perf_counter()
-    wrong = (add() != expected).any()
-    failed = accelerator.gather(wrong.reshape(1)).tolist()  # waits for the device
+    wrong = (add() != expected).any().float()
+    failed = reduction.of_all_ranks(wrong[None]).flatten().tolist()  # waits for the device
     seconds = time.perf_counter() - started
     if any(failed):
         raise UserError(
-            f"an all-reduce over {world_size} processes gave a wrong sum on node {ranks[failed.index(True)]['host']}; "
+            f"an all-reduce over {world_size} processes gave a wrong sum on node {ranks[failed.index(1)]['host']}; "
             "exclude it (sbatch --exclude) and report it to the administrators of the cluster."
         )
     if accelerator.is_main_process:

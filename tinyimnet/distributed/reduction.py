@@ -15,13 +15,18 @@ from torch import Tensor
 all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 
 
+def of_all_ranks(tensor: Tensor) -> Tensor:
+    """A small tensor (n,) of each rank as rows (ranks, n), on each of them; every process calls it."""
+    if not dist.is_initialized():
+        return tensor[None]
+    rows = tensor.new_empty(dist.get_world_size() * len(tensor))
+    all_gather(rows, tensor)
+    return rows.view(-1, len(tensor))
+
+
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """Sum of a small tensor (n,) over all ranks, on each of them; every process calls it."""
-    if not dist.is_initialized():
-        return tensor
-    of_all_ranks = tensor.new_empty(dist.get_world_size() * len(tensor))
-    all_gather(of_all_ranks, tensor)
-    return _add_up(of_all_ranks.view(-1, len(tensor)))
+    return _add_up(of_all_ranks(tensor))
 
 
 def mean_over_ranks(tensor: Tensor) -> Tensor:
@@ -38,9 +43,9 @@ def average_gradients(_state: None, bucket: dist.GradBucket) -> torch.futures.Fu
     gradients, world_size = bucket.buffer(), dist.get_world_size()
     part = -(-len(gradients) // world_size)
     padded = F.pad(gradients, (0, part * world_size - len(gradients)))
-    of_all_ranks = torch.empty_like(padded)
-    dist.all_to_all_single(of_all_ranks, padded)
-    all_gather(padded, _add_up(of_all_ranks.view(world_size, part)) / world_size)
+    parts = torch.empty_like(padded)
+    dist.all_to_all_single(parts, padded)
+    all_gather(padded, _add_up(parts.view(world_size, part)) / world_size)
     gradients.copy_(padded[: len(gradients)])
     on_gpu: list[int | str | torch.device] = [gradients.device] if gradients.is_cuda else []
     done: torch.futures.Future[Tensor] = torch.futures.Future(devices=on_gpu)

@@ -36,6 +36,7 @@ class Rendezvous:
         rank: rank of this process.
         world_size: number of processes.
         store: the store that they share; None for one process.
+        agent_keeps_store: whether the agent of torchrun or accelerate launch hosts it, instead of rank 0.
         hosts: host name of each rank.
         core_sharers: processes on this node with the same cores as this one, including itself.
 
@@ -46,7 +47,9 @@ class Rendezvous:
     def __init__(self, timeout: float = PATIENCE, environ: Mapping[str, str] = os.environ):
         self.rank, self.world_size = int(environ.get("RANK", "0")), int(environ.get("WORLD_SIZE", "1"))
         self.patience = min(timeout, PATIENCE)
-        self.store = _store(environ, self.rank, self.patience) if self.world_size > 1 else None
+        self.agent_keeps_store = environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        keeper = self.rank == 0 and not self.agent_keeps_store
+        self.store = _store(environ, keeper, self.patience) if self.world_size > 1 else None
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         here = [socket.gethostname(), cores]
         present = self.gather("present", here)
@@ -127,10 +130,9 @@ class Rendezvous:
         return ([] if missing else [json.loads(self.store.get(key)) for key in keys]), missing
 
 
-def _store(environ: Mapping[str, str], rank: int, patience: float) -> Store:
-    """Connect to the store at MASTER_ADDR, hosted by rank 0 or by the agent of torchrun or accelerate launch."""
+def _store(environ: Mapping[str, str], keeper: bool, patience: float) -> Store:
+    """Connect to the store at MASTER_ADDR, and host it as the keeper."""
     host, port = environ["MASTER_ADDR"], int(environ["MASTER_PORT"])
-    keeper = rank == 0 and environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
         if not keeper:
             _wait_for_port(host, port, time.monotonic() + patience)

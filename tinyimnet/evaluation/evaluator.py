@@ -1,5 +1,6 @@
 """Distributed evaluation on the validation set, with BatchNorm statistics averaged over ranks."""
 
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -23,6 +24,7 @@ class Evaluator:
         dataset: its validation images are moved to the device.
         normalise: normalisation of the training set.
         precision: train.precision.
+        after_batch: called after each batch.
 
     Attributes:
         images: (N, 64, 64, 3) uint8.
@@ -36,11 +38,12 @@ class Evaluator:
         dataset: Dataset,
         normalise: Normalise,
         precision: str,
+        after_batch: Callable[[], None] = lambda: None,
     ):
         self.accelerator, self.model = accelerator, deepcopy(model)
         self.images = torch.from_numpy(dataset.images["val"]).to(accelerator.device)
         self.labels = torch.from_numpy(dataset.labels["val"]).to(accelerator.device)
-        self.normalise, self.precision = normalise, precision
+        self.normalise, self.precision, self.after_batch = normalise, precision, after_batch
 
     def measure(self, source: nn.Module, prefix: str, **options: Any) -> dict[str, float]:
         """Top-1 and top-5 in percent and loss of the weights of `source`; every process calls it.
@@ -50,7 +53,8 @@ class Evaluator:
         n = len(self.images)
         rows = rows_of_rank(n, self.accelerator.process_index, self.accelerator.num_processes)
         model = self.consolidated(source)
-        sums = evaluate(model, self.images, self.labels, rows, self.normalise, precision=self.precision, **options)
+        options |= {"precision": self.precision, "after_batch": self.after_batch}
+        sums = evaluate(model, self.images, self.labels, rows, self.normalise, **options)
         loss, top1, top5, count = reduction.sum_over_ranks(sums).tolist()
         assert count == n, f"{count} of {n} validation images counted"
         return {f"{prefix}top1": 100 * top1 / n, f"{prefix}top5": 100 * top5 / n, f"{prefix}loss": loss / n}

@@ -1,7 +1,7 @@
 """Batched log-probabilities and sums of loss and hits, for the training loop and the command line."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -57,12 +57,19 @@ def batched_log_probabilities(
 
 
 def evaluate(
-    model: nn.Module, images: Tensor, labels: Tensor, rows: range, normalise: Normalise, **options: Any
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    rows: range,
+    normalise: Normalise,
+    *,
+    after_batch: Callable[[], None] = lambda: None,
+    **options: Any,
 ) -> Tensor:
     """Sums over images[rows]: loss, top-1 hits, top-5 hits, images; (4,) float64 on the network's device.
 
-    Processes that share a split add up their sums, so each image counts once and none is padded. `options` are those of
-    batched_log_probabilities.
+    Processes that share a split add up their sums, so each image counts once and none is padded. `after_batch` is
+    called after each batch; `options` are those of batched_log_probabilities.
     """
     device = next(model.parameters()).device
     sums = torch.zeros(4, dtype=torch.float64, device=device)
@@ -71,6 +78,7 @@ def evaluate(
         hits = log_probabilities.topk(min(5, log_probabilities.shape[1]), dim=1).indices == target[:, None]
         loss = F.nll_loss(log_probabilities.double(), target, reduction="sum")
         sums += torch.stack([loss, hits[:, 0].sum(), hits.sum(), loss.new_full((), len(target))])
+        after_batch()
     return sums
 
 

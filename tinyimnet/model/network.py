@@ -11,7 +11,7 @@ config.ModelConfig.block.
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -170,6 +170,7 @@ def build_model(config: ModelConfig, n_classes: int, seed: int = 0) -> Network:
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+@lru_cache(maxsize=1)  # builds tens of outlines, which takes 0.5 s
 def resolve_width(config: ModelConfig, n_classes: int) -> ModelConfig:
     """Replace `width: auto` with the widest multiplier that fits, then spend the remaining budget on the head, if any.
 

@@ -27,6 +27,7 @@ from tinyimnet.errors import UserError
 logger = logging.getLogger(__name__)
 BEAT = 5.0  # seconds between renewals
 LEASE = 30.0  # seconds without a renewal after which a lock holder on another machine counts as dead
+ENDING = 15.0  # seconds to wait for the end of a lock holder on this machine, which may be stopping
 SETTLE = 1.0  # seconds to wait after a takeover; of several concurrent takeovers, the last writer wins
 
 
@@ -119,9 +120,15 @@ class RunLock:
             while (now := _renewed(self.path)) == renewed and time.monotonic() < deadline:
                 time.sleep(BEAT / 10)
             alive = now not in (renewed, 0)  # 0: released in the meantime
-        if alive:
+        elif alive:
+            logger.warning("%s is held by %s: waiting up to %.0f s for its end.", self.path, _name(holder), ENDING)
+            deadline = time.monotonic() + ENDING
+            while (alive := _is_alive(holder) and self.path.exists()) and time.monotonic() < deadline:
+                time.sleep(BEAT / 10)
+        taker = _read(self.path)  # another process may have taken the lock during the wait
+        if alive or taker not in ({}, holder):
             raise UserError(
-                f"run.dir {self.path.parent} is in use by {_name(holder)}; "
+                f"run.dir {self.path.parent} is in use by {_name(taker or holder)}; "
                 "wait for it to end, or choose another --run.dir."
             )
 

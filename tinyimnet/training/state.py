@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
+from tinyimnet.distributed import reduction
 from tinyimnet.errors import UserError, one_line
 from tinyimnet.model.batchnorm import float_buffers, unflatten
 from tinyimnet.training.ema import Ema
@@ -95,7 +96,7 @@ class TrainState:
             The copy, and a function that waits until it is complete.
         """
         by_rank = {
-            name: self.accelerator.gather(torch.cat([t.flatten() for t in tensors])[None])
+            name: reduction.of_all_ranks(torch.cat([t.flatten() for t in tensors]))
             for name, tensors in self._of_rank().items()
         }
         if not self.accelerator.is_main_process:

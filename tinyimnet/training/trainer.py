@@ -7,6 +7,7 @@ never waits for the device; the host reads values back only to log a line.
 import logging
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,17 +74,15 @@ class Trainer:
         self.config, self.accelerator = config, accelerator
         self.tracker, self.saver, self.stop = tracker, saver, stop
         device = accelerator.device
-        ranks = accelerator.num_processes, accelerator.process_index
-        self.micro_batches = batches.micro_batches(
-            config.train.global_batch_size, config.train.device_batch_size, *ranks
-        )
+        train, ranks = config.train, (accelerator.num_processes, accelerator.process_index)
+        self.micro_batches = batches.micro_batches(train.global_batch_size, train.device_batch_size, *ranks)
         self.batches = batches.TrainBatches.of_run(config, dataset, device)
         self.steps_per_epoch, self.total_steps = self.batches.steps_per_epoch, self.batches.total_steps
 
         self.bare = self._build_network(len(dataset.classes))
         self.ema = Ema(self.bare)
-        precision = config.train.precision
-        self.evaluator = Evaluator(accelerator, self.bare, dataset, self.batches.normalise, precision)
+        evaluating, normalise = partial(self.alive, "evaluating"), self.batches.normalise
+        self.evaluator = Evaluator(accelerator, self.bare, dataset, normalise, train.precision, evaluating)
         if config.train.compile:
             # In place, to keep the weight names, and with one graph for each of at most 7 resolutions. `deterministic`
             # stops Inductor from choosing kernels by timing: another node may choose one that rounds differently.
@@ -139,6 +138,8 @@ class Trainer:
                 else:
                     self.train_step()
                     self.at_boundary()
+                    self.alive("training")
+        self.stop.end_loop()
         from_main(self.accelerator, self.finish_saving)
         return reason
 
@@ -218,6 +219,11 @@ class Trainer:
             self.save(best=best)
         if evaluate_now:
             self.clock.restart()  # exclude the evaluation and its checkpoint
+
+    def alive(self, doing: str) -> None:
+        """Note that the loop is not stuck."""
+        self.stop.alive()
+        self.progress.alive(self.step, doing)
 
     # ---- numbers --------------------------------------------------------------------------------------------
 
