@@ -165,12 +165,12 @@ def _unknown_option(arguments: list[str]) -> str:
     """What to write instead of the first of these arguments, which no option takes."""
     name, _, value = arguments[0].partition("=")
     key = name.lstrip("-\u2010\u2011\u2012\u2013\u2014\u2212")  # the dashes that documents and chats make of --
-    if key.endswith((".yaml", ".yml")):
+    if key.endswith((".yaml", ".yml")) or (CONFIGS / f"{key}.yaml").is_file():
         return f"{key} is not an option; give it as --config {shlex.quote(key)}."
     if key in KEYS or key in ("config", "print_config"):
         value = value or (arguments[1] if arguments[1:] and key != arguments[0] else "VALUE")
         return f"{name} is not an option; write --{key}={shlex.quote(value)}."
-    if key == name or not key:
+    if not key or (key == name and not value):
         return f"{arguments[0]} is not an option; write options as --section.key=VALUE (`--help` lists them)."
     return _unknown_key(key)
 
@@ -192,9 +192,9 @@ def _meant(key: str) -> str:
     names = [each for each in order if each.rpartition(".")[2] == leaf]
     parts = [each for each in order if words <= set(each.rpartition(".")[2].split("_"))]
     texts = [each for each in order if len(words) > 1 and words <= set(re.findall(r"\w+", helps[each].lower()))]
-    spelled = difflib.get_close_matches(key, KEYS, 1) or difflib.get_close_matches(
-        leaf, [each.rpartition(".")[2] for each in KEYS], 1
-    )
+    leaves = {each.rpartition(".")[2]: each for each in KEYS}
+    near = difflib.get_close_matches(leaf, leaves, 1)
+    spelled = difflib.get_close_matches(key, KEYS, 1) or [leaves[name] for name in near]
     return next(iter([*names, *parts, *texts, *spelled]), "")
 
 
