@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -49,21 +50,26 @@ def test_all_ranks_of_a_second_run_exit_with_the_error(arguments, tmp_path: Path
     mine.release()
 
 
-def stop_slowly() -> None:
-    """As after the end of the launcher, with a save that takes a second."""
+def stop_at_step_8_while_the_second_start_waits(second: Path) -> None:
     save = checkpoint.save
-    checkpoint.save = lambda *arguments, **options: (time.sleep(1), save(*arguments, **options))
+
+    def slow_save(*arguments, **options) -> None:
+        while options["step"] == 8 and not (second.exists() and "waiting up to 15 s for its end" in second.read_text()):
+            time.sleep(0.02)
+        save(*arguments, **options)
+
+    checkpoint.save = slow_save
     at_step(8, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def test_a_second_start_waits_for_a_run_that_is_about_to_end(arguments, tmp_path: Path) -> None:
-    first = start(arguments(), tmp_path / "first", before=stop_slowly)
+    second = tmp_path / "second"
+    first = start(arguments(), tmp_path / "first", before=partial(stop_at_step_8_while_the_second_start_waits, second))
     while not last_step(tmp_path / "run"):
         time.sleep(0.02)
-    assert run_to_end(arguments(), tmp_path / "second") == [0]
+    assert run_to_end(arguments(), second) == [0]
     assert wait(first) == [0]
-    second = (tmp_path / "second").read_text()
-    assert "waiting up to 15 s for its end" in second and "resumed at step 8 of 12" in second
+    assert "resumed at step 8 of 12" in second.read_text()
 
 
 def test_the_lock_of_a_killed_process_blocks_nobody(arguments, tmp_path: Path, monkeypatch) -> None:

@@ -86,3 +86,45 @@ def test_the_exit_of_the_launcher_is_a_stop_request(tmp_path: Path, monkeypatch)
     stop = StopRequest(tmp_path)
     monkeypatch.setattr(preemption.os, "getppid", lambda: 1)
     assert stop.agreed(OneProcess()) == "the exit of the launcher"
+
+
+# ---- whether a loop responds, for the watchdog -----------------------------------------------------------------------
+
+
+def loop_with_steps_of(seconds: float, tmp_path: Path, monkeypatch) -> StopRequest:
+    """Return the stop request of a loop whose third step began at a time of 2 * seconds."""
+    now = 0.0
+    monkeypatch.setattr(preemption.time, "monotonic", lambda: now)
+    stop = StopRequest(tmp_path)
+    for _ in range(2):
+        stop.agreed(OneProcess())
+        now += seconds
+        stop.alive()
+    stop.agreed(OneProcess())
+    return stop
+
+
+@pytest.mark.parametrize("step, patience", [(0.1, 10), (3, 10), (20, 60)])
+def test_a_request_is_ignored_after_ten_seconds_or_three_steps(step, patience, tmp_path, monkeypatch) -> None:
+    stop = loop_with_steps_of(step, tmp_path, monkeypatch)
+    requested = 2 * step
+    assert not stop.ignored_for(requested, requested + 0.99 * patience, at_least=10)
+    assert stop.ignored_for(requested, requested + 1.01 * patience, at_least=10)
+
+
+def test_without_a_request_nothing_is_ignored(tmp_path: Path, monkeypatch) -> None:
+    assert not loop_with_steps_of(0.1, tmp_path, monkeypatch).ignored_for(float("inf"), 1e6, at_least=10)
+
+
+def test_the_first_step_may_take_any_time_because_it_may_compile(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(preemption.time, "monotonic", lambda: 0.0)
+    stop = StopRequest(tmp_path)
+    stop.agreed(OneProcess())
+    assert not stop.ignored_for(0.0, 1000.0, at_least=10)
+
+
+def test_after_the_last_step_no_request_is_ignored(tmp_path: Path, monkeypatch) -> None:
+    stop = loop_with_steps_of(0.1, tmp_path, monkeypatch)
+    stop.end_loop()
+    stop.alive()  # a batch of the final evaluation
+    assert not stop.ignored_for(0.2, 1000.0, at_least=10)

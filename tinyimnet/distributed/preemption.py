@@ -84,6 +84,10 @@ class StopRequest:
             self.end_loop()
         return describe(int(code))
 
+    def launcher_gone(self) -> bool:
+        """Whether this process was started by a launcher that has exited."""
+        return bool(self._launcher) and os.getppid() != self._launcher
+
     def alive(self) -> None:
         """Note a sign of life of the loop: a step or a batch of an evaluation is done."""
         if self._alive_at < float("inf"):
@@ -106,7 +110,7 @@ class StopRequest:
         Each check for the file is a round trip on a network file system.
         """
         # A killed launcher leaves its workers behind, and they would train forever.
-        if self._launcher and os.getppid() != self._launcher:
+        if self.launcher_gone():
             self.code = self.code or _LAUNCHER_GONE
         if time.time() > self.deadline:
             self.code = self.code or _DEADLINE

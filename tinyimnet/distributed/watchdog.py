@@ -75,6 +75,7 @@ class Watchdog:
         assert self.store
         try:
             while not self._left.wait(BEAT):
+                self._expect_store()
                 self.store.add(f"beats/{self.rank}", 1)
                 if self._failure:
                     self._announce()
@@ -83,6 +84,7 @@ class Watchdog:
                 else:
                     self._look_at_others()
                 self._exchanged_at = time.monotonic()
+            self._expect_store()
             if self._failure:
                 self._announce()
             else:
@@ -93,6 +95,11 @@ class Watchdog:
             else:
                 self._fail("rank 0 is gone")
         self._told.set()
+
+    def _expect_store(self) -> None:
+        """Raise a RuntimeError, as the store does itself, but after 30 lines of C++ stack trace."""
+        if self.agent_keeps_store and self.stop.launcher_gone():
+            raise RuntimeError("the launcher is gone, and the store with it")
 
     def _look_at_others(self) -> None:
         assert self.store
