@@ -11,13 +11,14 @@ import re
 from argparse import ArgumentError
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from tinyimnet.config import KEYS, Config, check, flatten, runs_root
 from tinyimnet.errors import UserError
-from tinyimnet.files import ROOT
+from tinyimnet.files import ROOT, from_utf8, read_text
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -47,8 +48,9 @@ def load(argv: list[str], prog: str = "train.py") -> Config:
     parser = make_parser(prog)
     parser.set_defaults({key: os.environ[name] for key, name in PLACES.items() if os.environ.get(name)})
     try:
-        file, overrides = _split_config(argv)
-        parsed = parser.parse_args(["--config", str(file), *overrides])
+        file, tree, overrides = _split_config(argv)
+        # The content, because jsonargparse would read the file in the encoding of the locale.
+        parsed = parser.parse_args(["--config", yaml.safe_dump(tree), *overrides])
         values = parser.instantiate(parsed)
     except (ArgumentError, TypeError, ValueError) as error:
         raise UserError(_sentence(str(error))) from None
@@ -93,20 +95,19 @@ def find_config(name: Path) -> Path:
     return shipped[str(name)]
 
 
-def _split_config(argv: list[str]) -> tuple[Path, list[str]]:
-    """The file after --config (else the default) and the other arguments, which come after it and so override it."""
+def _split_config(argv: list[str]) -> tuple[Path, dict[str, Any], list[str]]:
+    """The file after --config (else the default), its content, and the other arguments, which override it."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG)
     known, overrides = parser.parse_known_args(argv)
     file = find_config(known.config)
-    _check_keys(file)
-    return file, overrides
+    return file, _read_checked(file), overrides
 
 
-def _check_keys(file: Path) -> None:
-    """Check that the file is a mapping of known keys: jsonargparse's own message is hard to read."""
+def _read_checked(file: Path) -> dict[str, Any]:
+    """Read a mapping of known keys, which is checked here because jsonargparse's own message is hard to read."""
     try:
-        tree = yaml.safe_load(file.read_text())
+        tree = yaml.safe_load(read_text(file))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UserError(f"--config {file} cannot be read: {reason}.") from None
@@ -117,6 +118,12 @@ def _check_keys(file: Path) -> None:
             raise UserError(f"{file}: {_unknown(key)}")
         if value is None:  # jsonargparse takes null for any type
             raise UserError(f"{key} has no value in {file}; give it one, or remove the line to keep the default.")
+    return {section: {key: _as_path(value) for key, value in keys.items()} for section, keys in tree.items()}
+
+
+def _as_path(value: Any) -> Any:
+    """Text as the command line gives it, by which a file can be opened in any locale."""
+    return from_utf8(value) if isinstance(value, str) else value
 
 
 def _unknown(key: str) -> str:

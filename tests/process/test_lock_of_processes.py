@@ -94,7 +94,11 @@ def test_a_zombie_lock_holder_counts_as_dead(tmp_path: Path) -> None:
         os._exit(0)
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
     mine = RunLock(tmp_path)
-    holder = {**mine._me, "pid": child, "started": (Path(f"/proc/{child}/stat").read_text().split())[21]}
+    holder = {
+        **mine._me,
+        "pid": child,
+        "started": (Path(f"/proc/{child}/stat").read_text(encoding="utf-8").split())[21],
+    }
     mine.path.write_text(json.dumps(holder))
     mine.acquire()
     os.waitpid(child, 0)

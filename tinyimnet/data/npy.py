@@ -18,6 +18,7 @@ from tinyimnet.data.writer import (
     write_pixels,
 )
 from tinyimnet.errors import UserError
+from tinyimnet.files import matching, read_text, reading
 
 ROLES = ("train_images", "train_labels", "val_images", "val_labels", "test_images")
 SPLIT_WORDS = {
@@ -39,7 +40,7 @@ def guess_arrays(folder: Path) -> dict[str, Path]:
     Raises:
         UserError: the names do not have exactly one interpretation.
     """
-    files = sorted(folder.glob("*.npy"))
+    files = matching(folder, "*.npy")
     roles: dict[str, list[Path]] = {}
     for file in files:
         words = [word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", file.stem)]  # valLabels, X_train, y-val
@@ -106,8 +107,9 @@ def open_array(path: Path) -> np.ndarray:
     The map is copy-on-write, because torch warns about read-only arrays.
     """
     try:
-        array = np.lib.format.open_memmap(path, mode="c")
-    except (OSError, ValueError, EOFError) as error:
+        with reading(path):
+            array = np.lib.format.open_memmap(path, mode="c")
+    except (ValueError, EOFError) as error:
         raise UserError(
             f"{path} is not a valid .npy file of numbers ({error}); save it again with numpy.save."
         ) from None
@@ -166,8 +168,8 @@ def _numbered_ids(labels: np.ndarray, width: int) -> list[str]:
 
 def _read_class_ids(path: Path) -> list[str]:
     try:
-        ids = path.read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
+        ids = read_text(path).split()
+    except UnicodeDecodeError as error:
         raise UserError(f"--classes {path} cannot be read ({error}); give a text file with one id per line.") from None
     if not ids or len(set(ids)) < len(ids):
         raise UserError(f"--classes {path} is empty or lists a class twice; give one id per line in label order.")

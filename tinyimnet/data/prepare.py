@@ -11,6 +11,7 @@ import numpy as np
 from tinyimnet.data import download, npy, tiny_imagenet
 from tinyimnet.data.writer import check_vacant
 from tinyimnet.errors import UserError
+from tinyimnet.files import as_utf8, exists, from_utf8, read_bytes
 
 ARCHIVE = "tiny-imagenet-200.zip"
 
@@ -43,9 +44,11 @@ def read_images(path: Path) -> tuple[list[str], np.ndarray]:
     if path.suffix == ".npy":
         images = np.ascontiguousarray(npy.to_pixels(path, npy.open_images(path)))
         return [str(i) for i in range(len(images))], images
-    if not path.is_dir():
+    if not exists(path) or not path.is_dir():
         raise UserError(f"--images {path} is neither a folder of images nor a .npy file.")
-    files = tiny_imagenet.natural_order({file.name for file in path.iterdir()})
+    files = tiny_imagenet.natural_order({as_utf8(file.name) for file in path.iterdir()})
     if not files:
         raise UserError(f"--images {path} contains no .jpeg, .jpg or .png file.")
-    return files, np.stack([tiny_imagenet.decode((path / name).read_bytes(), str(path / name)) for name in files])
+    return files, np.stack(
+        [tiny_imagenet.decode(read_bytes(path / from_utf8(name)), str(path / name)) for name in files]
+    )

@@ -30,7 +30,8 @@ from tinyimnet.data.writer import (
     save_array,
     write_pixels,
 )
-from tinyimnet.errors import UserError
+from tinyimnet.errors import UserError, paths_named
+from tinyimnet.files import as_utf8, check_readable, exists, from_utf8, read_bytes
 
 _source: "Source"  # set in worker processes only
 MAX_WORKERS = 16  # which decode 80,000 images/s; each reads the archive's directory, which takes 0.5 s and 70 MB
@@ -76,9 +77,10 @@ class Source:
         Raises:
             UserError: the file cannot be read, or its checksum in the archive does not match.
         """
+        if self.path.is_dir():
+            with paths_named():
+                return read_bytes(self.path / from_utf8(name))
         try:
-            if self.path.is_dir():
-                return (self.path / name).read_bytes()
             self._archive = self._archive or zipfile.ZipFile(self.path)
             return self._archive.read(self.prefix + name)
         except Exception as error:  # damaged bytes raise zlib.error, BadZipFile, EOFError ...
@@ -100,18 +102,18 @@ class Source:
 
 def _open_source(source: Path) -> tuple[Source, set[str]]:
     """The source, and the paths of its files relative to the folder that contains `train`."""
+    if not exists(source):
+        raise UserError(f"{source} does not exist; give tiny-imagenet-200.zip or its folder, or use --download.")
     if source.is_dir():
         roots = dataset_roots(source)
         if len(roots) == 1:
             return Source(roots[0]), _list_folder(roots[0])
-    elif source.exists():
+    else:
         names = _list_archive(source)
         prefixes = {match[1] for name in names if (match := re.match("((?:[^/]+/)?)train/", name))}
         if len(prefixes) == 1:
             prefix = prefixes.pop()
             return Source(source, prefix), {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
-    else:
-        raise UserError(f"{source} does not exist; give tiny-imagenet-200.zip or its folder, or use --download.")
     raise UserError(f"{source} contains no data set: it needs one `train` folder, at the top or one level below.")
 
 
@@ -120,7 +122,7 @@ def dataset_roots(source: Path) -> list[Path]:
     try:
         return [folder for folder in (source, *sorted(source.iterdir())) if (folder / "train").is_dir()]
     except OSError as error:
-        raise UserError(f"{source} cannot be read ({error.strerror}); fix its permissions.") from None
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}); fix its permissions.") from None
 
 
 def _list_folder(root: Path) -> set[str]:
@@ -128,10 +130,11 @@ def _list_folder(root: Path) -> set[str]:
         raise UserError(f"{error.filename} cannot be read ({error.strerror}); fix its permissions.")
 
     walk = os.walk(root, onerror=unreadable, followlinks=True)  # the splits may be symbolic links
-    return {(Path(folder).relative_to(root) / name).as_posix() for folder, _, names in walk for name in names}
+    return {as_utf8((Path(folder).relative_to(root) / name).as_posix()) for folder, _, names in walk for name in names}
 
 
 def _list_archive(source: Path) -> set[str]:
+    check_readable(source)
     try:
         with zipfile.ZipFile(source) as archive:
             members = [member for member in archive.infolist() if not member.filename.startswith("__MACOSX/")]

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tinyimnet.errors import UserError
+from tinyimnet.files import exists, matching
 from tinyimnet.run.record import Record, read_object
 
 ANSWER = 60  # timeout of a Slurm command in seconds: a busy controller is slow, a lost one never responds
@@ -28,7 +29,7 @@ def find_runs(places: Iterable[Path], *, inside: bool = True) -> list[Path]:
     for place in places:
         named = [place] if _is_run(place) else []
         if inside and not named:
-            named = sorted(filter(_is_run, place.glob("*")))
+            named = [folder for folder in matching(place, "*") if _is_run(folder, tolerant=True)]
         if not named:
             what = "not a run folder and contains none" if inside else "not a run folder"
             raise UserError(f"{place} is {what} (a run folder has config.yaml or job.json); give another folder.")
@@ -42,9 +43,14 @@ def names_of(paths: list[Path]) -> list[str]:
     return [str(path.relative_to(common)) for path in paths]
 
 
-def _is_run(folder: Path) -> bool:
-    """Uses os.path, so that an unreadable folder is not a run, instead of an error."""
-    return any(os.path.isfile(folder / name) for name in ("config.yaml", "job.json"))
+def _is_run(folder: Path, *, tolerant: bool = False) -> bool:
+    """Whether it is a run folder; with `tolerant`, the unreadable folder of somebody else is none."""
+    try:
+        return any(exists(folder / name) for name in ("config.yaml", "job.json"))
+    except OSError:
+        if tolerant:
+            return False
+        raise
 
 
 def job_of(run: Record) -> str:
@@ -117,7 +123,7 @@ def call(*command: str) -> str:
         UserError: it failed or timed out.
     """
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=ANSWER, check=True).stdout
+        return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=ANSWER, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         reason = " ".join((getattr(error, "stderr", None) or str(error)).split())
         raise UserError(f"{command[0]} failed ({reason}); retry when Slurm responds.") from None

@@ -72,7 +72,7 @@ def watch(places: list[Path], interval: float) -> None:
 
 
 def view(places: list[Path]) -> Group:
-    """The current table; below it Slurm errors, and W&B URLs that do not fit into the table.
+    """The current table; below it Slurm errors, unreadable files, and W&B URLs that do not fit into the table.
 
     Raises:
         UserError: a place is not a run folder and contains none.
@@ -85,6 +85,7 @@ def view(places: list[Path]) -> Group:
         live = runs.live_jobs() if jobs else {}
     except UserError as error:
         notes.append(f"{error} Until then, states come from the run folders.")
+    notes += [sentence for run in found for sentence in run.damaged]
     ended = runs.ended_jobs(jobs - live.keys())
     rows = [(name, *_cells(run, live, ended)) for name, run in zip(names, found, strict=True)]
     urls = [run.url for run in found]

@@ -32,7 +32,7 @@ from tinyimnet import config as configuration
 from tinyimnet.config import Config
 from tinyimnet.console import command
 from tinyimnet.errors import UserError
-from tinyimnet.files import ROOT, write_atomically
+from tinyimnet.files import ROOT, read_text, write_atomically
 from tinyimnet.launch.job import TrainJob
 from tinyimnet.run.attempt import find_run
 
@@ -126,10 +126,10 @@ def read_profile(args: argparse.Namespace) -> Profile:
         UserError: the file cannot be read, or has an unknown key or an invalid value.
     """
     try:
-        tree = yaml.safe_load(args.profile.read_text()) or {}
+        tree = yaml.safe_load(read_text(args.profile)) or {}
         given = {key: getattr(args, key) for key in ("nodes", "gpus_per_node", "timeout", "parallel")}
         profile = Profile(**{**tree, **{key: value for key, value in given.items() if value is not None}})
-    except (OSError, yaml.YAMLError, TypeError) as error:
+    except (UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
         known = ", ".join(Profile.__dataclass_fields__)
         raise UserError(f"--profile {args.profile} cannot be used ({error}); valid keys are {known}.") from None
     for key, least in {"nodes": 1, "gpus_per_node": 0, "tasks_per_node": 1, "cpus_per_task": 1, "timeout": 1,
@@ -215,12 +215,13 @@ def snapshot(repo: Path, target: Path) -> None:
         if (repo / name).is_file():  # skip files whose deletion is not committed
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(repo / name, target / name)
-    (target / "COMMIT").write_text(commit)
-    (target / "UNCOMMITTED.diff").write_text(diff)
+    write_atomically(target / "COMMIT", commit)
+    write_atomically(target / "UNCOMMITTED.diff", diff)
 
 
 def _git(repo: Path, *command: str) -> str:
-    return subprocess.run(["git", *command], cwd=repo, capture_output=True, text=True, check=True).stdout
+    done = subprocess.run(["git", *command], cwd=repo, capture_output=True, check=True)
+    return os.fsdecode(done.stdout)  # paths, and the text of a diff in whatever encoding
 
 
 # ---- submitit -----------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ import yaml
 
 from tinyimnet.config import Config
 from tinyimnet.errors import UserError, one_line
-from tinyimnet.files import read_lines, write_atomically
+from tinyimnet.files import exists, matching, read_lines, read_text, write_atomically
 
 MARKERS = ("STOP", "REQUEUE", "ERROR", "DONE")
 
@@ -80,7 +80,7 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 def checkpoint_steps(folder: Path) -> list[int]:
     """Steps of the checkpoints in <run>/checkpoints in ascending order, without best.pt."""
-    return sorted(int(file.stem.removeprefix("step_")) for file in folder.glob("step_*.pt"))
+    return sorted(int(file.stem.removeprefix("step_")) for file in matching(folder, "step_*.pt"))
 
 
 def newest_step(run_dir: Path) -> int:
@@ -108,7 +108,7 @@ def read_config(run_dir: Path) -> dict:
     """
     file = run_dir / "config.yaml"
     try:
-        tree = yaml.safe_load(file.read_text())
+        tree = yaml.safe_load(read_text(file))
         if not isinstance(tree, dict):
             raise ValueError("not a mapping")
         return tree
@@ -116,15 +116,15 @@ def read_config(run_dir: Path) -> dict:
         raise UserError(
             f"{run_dir} is not a run folder: it has no config.yaml; name a run folder such as runs/smoke."
         ) from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (ValueError, yaml.YAMLError) as error:
         raise UserError(f"{file} is damaged ({one_line(error)}); restore it, or choose another run.") from None
 
 
 def is_done(run_dir: Path, config: Config) -> bool:
     """Whether the run reached the last step of this configuration and exported its weights."""
-    return (run_dir / "DONE").exists() and read_config(run_dir)["train"]["epochs"] == config.train.epochs
+    return exists(run_dir / "DONE") and read_config(run_dir)["train"]["epochs"] == config.train.epochs
 
 
 def mark(run_dir: Path, name: str, content: str) -> None:
     """Write the marker DONE, REQUEUE or ERROR."""
-    write_atomically(run_dir / name, content.encode())
+    write_atomically(run_dir / name, content)

@@ -22,7 +22,7 @@ from tinyimnet.config import TrackingConfig
 from tinyimnet.console import command, console
 from tinyimnet.distributed import slurm
 from tinyimnet.errors import UserError
-from tinyimnet.files import ROOT, read_lines, write_atomically
+from tinyimnet.files import ROOT, read_lines, read_text, write_atomically
 from tinyimnet.run.metrics import STEP
 
 logger = logging.getLogger(__name__)
@@ -196,8 +196,8 @@ def run_id(run_dir: Path) -> str:
     """Id of the W&B run, saved in wandb_run.json: WANDB_RUN_ID if it is set, else the saved id, else a new one."""
     file = run_dir / "wandb_run.json"
     try:
-        kept = json.loads(file.read_text())["id"]
-    except (OSError, ValueError, KeyError, TypeError):
+        kept = json.loads(read_text(file))["id"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         kept = ""
     wanted = os.environ.get("WANDB_RUN_ID") or kept or secrets.token_hex(4)
     if wanted != kept:
