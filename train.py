@@ -15,4 +15,4 @@ from tinyimnet import errors, train
 from tinyimnet.distributed.process_group import exit_process
 
 if __name__ == "__main__":
-    exit_process(errors.run(train.main, sys.argv[1:]))
+    exit_process(errors.run(train.main, sys.argv[1:], may_lose_output=True))

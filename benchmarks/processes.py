@@ -64,7 +64,7 @@ def _measure(processes: int, argv: list[str]) -> tuple[float, float]:
     """Images/s of all processes together, and the peak memory of rank 0 in MiB."""
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet"]
     command += ["--multi_gpu"] * (processes > 1) + ["--num_processes", str(processes), __file__, *argv]
-    done = subprocess.run(command, env={**os.environ, WORKER: "1"}, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, env={**os.environ, WORKER: "1"}, stdout=subprocess.PIPE, encoding="utf-8")
     if done.returncode:
         raise errors.UserError(f"{processes} processes failed with exit code {done.returncode}; see above.")
     images, memory = done.stdout.split()[-2:]

@@ -75,7 +75,7 @@ def _launch(folder: Path) -> dict[str, float]:
     ]  # fmt: skip
     command += [__file__, f"--config={REPO / 'configs' / 'smoke.yaml'}", *settings]
     environment = {**os.environ, STARTED: str(time.time())}
-    done = subprocess.run(command, cwd=REPO, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, cwd=REPO, env=environment, stdout=subprocess.PIPE, encoding="utf-8", check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 

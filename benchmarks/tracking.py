@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
             for mode in MODES:
                 run = Path(home) / f"{mode}-{round}"
                 run.mkdir()
-                (run / "config.yaml").write_text(config.dump(settings))
+                (run / "config.yaml").write_text(config.dump(settings), encoding="utf-8")
                 taken[mode].append(_step_seconds(trainer, run, mode, calls))
     rows = [("without W&B", f"{1000 * statistics.median(taken['disabled']):.2f} ms per step")]
     for mode in MODES[1:]:

@@ -13,6 +13,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tinyimnet import errors
+from tinyimnet.files import write_atomically
 from tinyimnet.run.metrics import STEP, TOP1
 from tinyimnet.run.record import Record, with_metrics
 
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> int:
         raise errors.UserError(f"{run.path} is not finished; rerun its training command.")
     kept = collect(run)
     out = Path(__file__).parent / f"{run.name}.json"
-    out.write_text(json.dumps(kept, indent=1) + "\n")
+    write_atomically(out, json.dumps(kept, indent=1) + "\n")
     print(row(kept))
     return 0
 

@@ -24,7 +24,7 @@ from tinyimnet.config import KEYS, PATHS, Config, check, dump, runs_root
 from tinyimnet.config_file import read_mapping, read_value
 from tinyimnet.config_types import TYPES, convert, in_words
 from tinyimnet.errors import Parser, UserError, did_you_mean
-from tinyimnet.files import ROOT, expanded, no_such
+from tinyimnet.files import ROOT, expanded, from_utf8, no_such
 
 # Inside the package in a wheel, at the top of a checkout.
 CONFIGS = next(folder for folder in (ROOT / "tinyimnet" / "configs", ROOT / "configs") if folder.is_dir())
@@ -231,7 +231,7 @@ def _from_file(file: Path) -> dict[str, Any]:
             if value is None:
                 raise UserError(f"{key} has no value in {file}; give it one, or remove the line to keep the default.")
             try:
-                values[key] = convert(value, TYPES[key])
+                values[key] = convert(from_utf8(value) if isinstance(value, str) else value, TYPES[key])
             except ValueError:
                 raise UserError(_wrong(key, value, f"{value!r}"[:100] + f" in {file}")) from None
     return values

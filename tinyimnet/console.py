@@ -7,10 +7,8 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from rich import progress
 from rich.console import Console
@@ -19,25 +17,8 @@ from rich.table import Table
 logger = logging.getLogger(__name__)
 
 
-class _Output:
-    """sys.stdout, except that a full disk or a closed pipe does not end the training."""
-
-    def write(self, text: str) -> int:
-        with suppress(OSError):
-            sys.stdout.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with suppress(OSError):
-            sys.stdout.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(sys.stdout, name)
-
-
 # A log has no terminal width, for which rich would assume 80 columns.
 console = Console(
-    file=_Output(),  # type: ignore[arg-type]
     markup=False,  # a name such as lr[low] or a:fire: is text
     emoji=False,
     highlight=False,

@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tinyimnet import streams
+
 logger = logging.getLogger(__name__)
 USER_ERROR = 2  # exit code
 
@@ -66,18 +68,54 @@ def writing(out: Path, what: str = "file") -> Iterator[None]:
         raise UserError(f"--out {out} cannot be written ({error.strerror}); choose another {what}.") from None
 
 
-def run(main: Callable[[list[str]], int], argv: list[str]) -> int:
-    """Call `main(argv)` and return its exit code; a UserError is printed as one sentence (`--debug`: traceback): 2."""
+@contextmanager
+def paths_named() -> Iterator[None]:
+    """Turn an OSError about a path into a UserError; one about anything else, such as a socket, passes through.
+
+    Code that reads what a user names lets OSError pass, so that nothing that cannot be read is called damaged.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or not error.strerror:
+            raise
+        raise UserError(
+            f"{os.fsdecode(error.filename)} cannot be accessed ({error.strerror}); fix that and rerun the same "
+            "command, or give another path.",
+            every_rank="RANK" in os.environ,
+        ) from error
+
+
+def run(main: Callable[[list[str]], int], argv: list[str], *, may_lose_output: bool = False) -> int:
+    """Call `main(argv)` and return its exit code; a UserError is printed as one sentence (`--debug`: traceback): 2.
+
+    The exit code is 2 as well if a part of stdout was not written, on a full disk for example, unless the result of
+    the command is elsewhere (`may_lose_output`).
+    """
+    streams.prepare()
+    try:
+        exit_code = _run(main, argv)
+    except SystemExit as end:  # --help, --version, a signal
+        exit_code = end.code if isinstance(end.code, int) else 0
+    if exit_code == 0 and not may_lose_output and (error := streams.lost()):
+        print(f"error: the output could not be written ({error.strerror}).", file=sys.stderr, flush=True)
+        return USER_ERROR
+    return exit_code
+
+
+def _run(main: Callable[[list[str]], int], argv: list[str]) -> int:
     debug = "--debug" in argv
     argv = [arg for arg in argv if arg != "--debug"]
     rank = os.environ.get("RANK") or "0"
     try:
-        return main(argv)
+        with paths_named():
+            return main(argv)
     except UserError as error:
         if debug:
             traceback.print_exc()
             return USER_ERROR
-        logger.info("ended by an error: %s", error)  # to logs/rank_N.log; stderr gets the sentence below
+        # To logs/rank_N.log; stderr gets the sentence below.
+        logger.info("ended by an error: %s", error, exc_info=error.__cause__)
         tell_launcher(f"error: {error}")
         if rank == "0" or error.every_rank:
             where = f" (rank {rank})" if error.every_rank else ""
@@ -100,4 +138,4 @@ def tell_launcher(message: str) -> None:
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         extra = {"py_callstack": message, "timestamp": str(int(time.time()))}
         with suppress(OSError):
-            Path(file).write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}))
+            Path(file).write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}), encoding="utf-8")

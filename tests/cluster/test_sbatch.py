@@ -145,7 +145,7 @@ def test_an_invalid_configuration_fails_the_job_with_one_sentence(cluster, tiny_
 
 def test_an_array_trains_each_seed_and_one_failing_element_harms_no_other(cluster, tiny_config, tmp_path) -> None:
     one = ["--nodes=1", "--gpus-per-node=1", "--array=0-1%2", "slurm/array.sbatch"]
-    (tmp_path / "slurm.yaml").write_text(Path(tiny_config).read_text())
+    (tmp_path / "slurm.yaml").write_text(Path(tiny_config).read_text(encoding="utf-8"))
     seeds = cluster.sbatch(*one, tiny_config, SHORT, log=tmp_path / "seed_%a", RUNS_ROOT=str(tmp_path))
     bad = tmp_path / "bad.yaml"
     bad.write_text("optim: {lr: -1}\n")

@@ -29,7 +29,7 @@ def submit_slow(cluster, config: str, run: Path, **options: str) -> str:
 
 
 def output(run: Path) -> str:
-    return Path(json.loads((run / "job.json").read_text())["output"]).read_text()
+    return Path(json.loads((run / "job.json").read_text())["output"]).read_text(encoding="utf-8")
 
 
 def test_a_job_trains_with_the_code_of_its_submission(cluster, tiny_config, untouched, tmp_path) -> None:

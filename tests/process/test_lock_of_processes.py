@@ -54,7 +54,9 @@ def stop_at_step_8_while_the_second_start_waits(second: Path) -> None:
     save = checkpoint.save
 
     def slow_save(*arguments, **options) -> None:
-        while options["step"] == 8 and not (second.exists() and "waiting up to 15 s for its end" in second.read_text()):
+        while options["step"] == 8 and not (
+            second.exists() and "waiting up to 15 s for its end" in second.read_text(encoding="utf-8")
+        ):
             time.sleep(0.02)
         save(*arguments, **options)
 
@@ -122,7 +124,11 @@ def test_a_zombie_lock_holder_counts_as_dead(tmp_path: Path) -> None:
         os._exit(0)
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
     mine = RunLock(tmp_path)
-    holder = {**mine._me, "pid": child, "started": (Path(f"/proc/{child}/stat").read_text().split())[21]}
+    holder = {
+        **mine._me,
+        "pid": child,
+        "started": (Path(f"/proc/{child}/stat").read_text(encoding="utf-8").split())[21],
+    }
     mine.path.write_text(json.dumps(holder))
     mine.acquire()
     os.waitpid(child, 0)

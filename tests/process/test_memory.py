@@ -62,11 +62,11 @@ def peak_of_a_step(network: torch.nn.Module, images: int, precision: str) -> int
     """Bytes of this process that a training step adds at its peak."""
 
     def status(key: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
 
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
     before = status("VmRSS")
     batch = torch.randn(images, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     with autocast(batch.device, precision):

@@ -89,12 +89,12 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()]
 
 
 def alive(pid: int) -> bool:
     try:
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0]
     except FileNotFoundError:
         return False
 
@@ -122,7 +122,7 @@ def assert_gone(pids: list[int]) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_workers_import_no_torch(large: Path, tmp_path: Path) -> None:
     process, workers = start_decoding(large, tmp_path / "out")
-    loaded = [Path(f"/proc/{pid}/maps").read_text() for pid in workers]
+    loaded = [Path(f"/proc/{pid}/maps").read_text(encoding="utf-8") for pid in workers]
     process.kill()
     process.wait()
     assert_gone(workers)

@@ -139,7 +139,7 @@ def test_the_snapshot_has_the_tracked_files_and_the_uncommitted_diff(tmp_path: P
 def debug(arguments: list[str], file: Path) -> None:
     os.environ |= {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
     draw_nothing()
-    file.write_text(str(os.getpid()))
+    file.write_text(str(os.getpid()), encoding="utf-8")
     cli.main(["submit", "--cluster=debug", *arguments])
 
 

@@ -75,7 +75,7 @@ def test_a_run_that_is_not_finished_is_refused(finished: Path, capsys: pytest.Ca
 
 @pytest.mark.parametrize("file", sorted((REPO / "results").glob("*.json")), ids=lambda file: file.stem)
 def test_the_readme_has_the_figures_of_every_run_in_results(file: Path) -> None:
-    summary = json.loads(file.read_text())
+    summary = json.loads(file.read_text(encoding="utf-8"))
     assert collect.row(summary) in (REPO / "README.md").read_text()
     assert summary["parameters"] <= 1_000_000
     assert (file.parent / f"{file.stem}_submission.csv").exists()

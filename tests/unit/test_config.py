@@ -55,7 +55,7 @@ def test_the_run_folder_is_named_after_the_config_file(file: Path) -> None:
 @pytest.mark.parametrize("key, value", [*((key, "") for key in KEYS), ("optim.lr", " null"), ("model.widths", " ~")])
 def test_a_key_without_a_value_is_refused(key: str, value: str, file: Path) -> None:
     section, name = key.split(".")
-    file.write_text(f"{section}:\n  {name}:{value}\n")
+    file.write_text(f"{section}:\n  {name}:{value}\n", encoding="utf-8")
     with pytest.raises(UserError, match=f"^{key} has no value in {file}; give it one"):
         load(["--config", str(file)])
 

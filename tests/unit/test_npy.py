@@ -122,8 +122,6 @@ WRONG_FILES: dict[str, Callable[[Path], object]] = {
     "truncated": truncate,
     "empty": lambda path: path.write_bytes(b""),
     "npz": lambda path: np.savez(path.open("wb"), x=np.zeros(3)),
-    "missing": lambda path: path.unlink(),
-    "a folder": lambda path: (path.unlink(), path.mkdir()),
 }
 
 

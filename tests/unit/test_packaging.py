@@ -36,4 +36,6 @@ def test_the_exact_versions_are_inside_the_ranges() -> None:
 
 def test_no_file_of_requirements_names_an_index() -> None:
     for path in (REPO / "requirements.txt", REPO / "constraints.txt", REPO / "pyproject.toml"):
-        assert not re.search(r"https?://|--(extra-)?index-url|--find-links", Path(path).read_text()), path.name
+        assert not re.search(r"https?://|--(extra-)?index-url|--find-links", Path(path).read_text(encoding="utf-8")), (
+            path.name
+        )

@@ -145,7 +145,7 @@ DATA: dict[str, tuple[Callable[[Path], object], str]] = {
     "manifest without labels": (lambda root: manifest(root, sha256={}), "manifest.json lists no train images"),
     "a manifest that is a folder": (
         lambda root: ((root / "manifest.json").unlink(), (root / "manifest.json").mkdir()),
-        "data.root .*data holds no prepared data set; run .*--synthetic --out",
+        r"manifest.json cannot be accessed \(Is a directory\)",
     ),
 }  # fmt: skip
 

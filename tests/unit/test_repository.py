@@ -17,6 +17,7 @@ TESTS = sorted((REPO / "tests").rglob("test_*.py"))
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
 # Imports go one way: a folder, or a top-level module, may import itself and those in earlier rows.
 LAYERS = [
+    {"streams"},
     {"errors"},
     {"files"},
     {"config_file"},
@@ -47,7 +48,7 @@ MODULES = {named(path): path for path in CODE}
 
 def imported(path: Path, *, at_once: bool = False) -> Iterator[str]:
     """Yield the full names of the modules that a file imports; with `at_once`, only those outside functions."""
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in tree.body if at_once else ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -155,7 +156,7 @@ def test_modules_that_must_start_fast_do_not_import_torch(module: str) -> None:
 
 @pytest.mark.parametrize("path", CODE, ids=named)
 def test_files_and_functions_stay_short(path: Path) -> None:
-    source = path.read_text()
+    source = path.read_text(encoding="utf-8")
     assert source.count("\n") <= 310
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef):
@@ -172,7 +173,7 @@ def test_train_py_only_starts_the_program() -> None:
 def functions(path: Path) -> list[str]:
     return [
         node.name
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
     ]
 
@@ -196,7 +197,7 @@ def test_test_files_stay_short() -> None:
 
 @pytest.mark.parametrize("path", [path for path in TESTS if path.parent.name == "unit"], ids=lambda path: path.stem)
 def test_unit_tests_start_no_processes(path: Path) -> None:
-    source = path.read_text()
+    source = path.read_text(encoding="utf-8")
     starts = (
         r"\bPopen\b|subprocess\.(run|check|call)|\bmultiprocessing\b|\bos\.fork\b|\bforkpty\b|\bSERVER\b|\brun_to_end\b"
     )

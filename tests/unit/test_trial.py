@@ -151,10 +151,10 @@ def test_starting_a_trial_by_hand_points_to_wandb_agent() -> None:
 @pytest.mark.parametrize("file", sorted((REPO / "configs/sweep").glob("*.yaml")), ids=lambda file: file.name)
 def test_every_value_of_a_sweep_file_is_valid(file: Path, monkeypatch) -> None:
     monkeypatch.chdir(REPO)
-    sweep = yaml.safe_load(file.read_text())
+    sweep = yaml.safe_load(file.read_text(encoding="utf-8"))
     command = sweep["command"]
     assert command[:4] == ["${env}", "${interpreter}", "-m", "tinyimnet.launch.trial"] and command[-1] == "${args}"
-    assert file.relative_to(REPO).as_posix() in file.read_text().partition("\nprogram:")[0]
+    assert file.relative_to(REPO).as_posix() in file.read_text(encoding="utf-8").partition("\nprogram:")[0]
     for key, parameter in sweep["parameters"].items():
         values = parameter.get("values") or [
             parameter[bound] for bound in ("value", "min", "max") if bound in parameter

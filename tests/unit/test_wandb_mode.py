@@ -25,7 +25,7 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def settings(file: Path, text: str) -> Path:
     """Write a settings file as `wandb offline` does."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(f"[default]\n{text}\n")
+    file.write_text(f"[default]\n{text}\n", encoding="utf-8")
     return file
 
 

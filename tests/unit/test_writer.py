@@ -3,6 +3,8 @@
 import errno
 import fcntl
 import os
+import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -79,7 +81,7 @@ def test_too_little_disk_is_noticed_before_writing(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_disk_that_fills_up_is_reported_and_nothing_is_left(tmp_path: Path) -> None:
     told = pytest.raises(UserError, match="No space left on device")
-    with told, new_folder(tmp_path / "out", 0) as folder, open("/dev/full", "w") as full:
+    with told, new_folder(tmp_path / "out", 0) as folder, open("/dev/full", "w", encoding="utf-8") as full:
         (folder / "train_images.npy").touch()
         full.write("x")
         full.flush()
@@ -121,3 +123,14 @@ def test_the_lock_is_held_for_the_whole_block(tmp_path: Path) -> None:
         (folder / "train_images.npy").touch()
         with pytest.raises(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.parametrize("node, days, kept", [("another", 0.5, True), ("another", 2, False), ("this", 0, False)])
+def test_a_leftover_of_another_node_has_to_be_a_day_old(node: str, days: float, kept: bool, tmp_path: Path) -> None:
+    """On NFS with nolock or local_lock=all, the lock of a live builder on another node is free here."""
+    other = tmp_path / ".out.partial-1234"
+    other.mkdir()
+    (other / "lock").write_text(socket.gethostname() if node == "this" else "n07", encoding="utf-8")
+    os.utime(other / "lock", (time.time() - 86400 * days,) * 2)
+    with new_folder(tmp_path / "out", 0):
+        assert other.exists() == kept

@@ -146,7 +146,7 @@ def test_a_project_that_does_not_exist_is_named(runs: list[str], wandb_server: A
 
 
 def test_a_run_that_was_not_sent_is_named_and_nothing_is_saved(runs: list[str], wandb_server: Any) -> None:
-    Path(runs[1], "wandb_run.json").write_text('{"id": "offline"}')
+    Path(runs[1], "wandb_run.json").write_text('{"id": "offline"}', encoding="utf-8")
     with pytest.raises(
         UserError,
         match="no run offline .tiny-seed1. in lab/tiny-imagenet-1m.*tinyimnet sync .*tiny-seed1",

@@ -5,13 +5,13 @@ tinyimnet predict results/tiny1m_cpu.safetensors --images FOLDER --label name --
 """
 
 import argparse
-import csv
 from pathlib import Path
 
 from tinyimnet.commands.trained_run import dataset_of, load_network
 from tinyimnet.data.prepare import read_images
 from tinyimnet.errors import UserError, writing
 from tinyimnet.evaluation import analysis
+from tinyimnet.files import write_csv
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,9 +44,7 @@ def main(args: argparse.Namespace) -> int:
     label = {"wnid": trained.classes, "index": range(len(trained.classes)), "name": trained.names}[args.label]
     with writing(args.out):
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        with args.out.open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["filename", "label"])
-            writer.writerows([name, label[index]] for name, index in zip(files, predicted, strict=True))
+        rows = ([name, label[index]] for name, index in zip(files, predicted, strict=True))
+        write_csv(args.out, [["filename", "label"], *rows])
     print(f"{len(files):,} predictions of {trained.origin} (step {trained.step:,}): {args.out}")
     return 0

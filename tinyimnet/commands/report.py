@@ -27,7 +27,7 @@ def main(args: argparse.Namespace) -> int:
     """Write the page and print its path."""
     paths = dict.fromkeys(Path(os.path.abspath(path)) for path in args.runs)
     runs = [with_metrics(path) for path in paths]
-    page = (one_run.page(runs[0]) if len(runs) == 1 else several_runs.page(runs)).encode()
+    page = one_run.page(runs[0]) if len(runs) == 1 else several_runs.page(runs)
     out = args.out or (args.runs[0] if len(runs) == 1 else Path()) / one_run.PAGE
     with writing(out):
         write_atomically(out, page)

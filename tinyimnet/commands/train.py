@@ -13,4 +13,8 @@ def add_arguments(_parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> NoReturn:
     """Train, then end the process as train.py does."""
-    exit_process(errors.run(lambda argv: train.main(argv, prog="tinyimnet train"), args.options))
+
+    def train_as_command(argv: list[str]) -> int:
+        return train.main(argv, prog="tinyimnet train")
+
+    exit_process(errors.run(train_as_command, args.options, may_lose_output=True))

@@ -18,7 +18,7 @@ import numpy as np
 
 from tinyimnet.console import command
 from tinyimnet.errors import UserError
-from tinyimnet.files import sha256
+from tinyimnet.files import exists, read_text, reading, sha256
 
 IMAGE_SIZE = 64
 LABELLED = ("train", "val")
@@ -56,7 +56,7 @@ class Dataset:
 
 def is_prepared(root: Path) -> bool:
     """Whether `root` is complete: the manifest is written last, and the folder is then renamed into place."""
-    return (root / "manifest.json").is_file()
+    return exists(root / "manifest.json")
 
 
 def open_dataset(root: Path, *, verify: bool = True) -> Dataset:
@@ -150,7 +150,7 @@ def not_prepared(root: Path, source: str = "tiny-imagenet") -> UserError:
 
 def _read_manifest(root: Path) -> dict:
     try:
-        manifest = json.loads((root / "manifest.json").read_text())
+        manifest = json.loads(read_text(root / "manifest.json"))
         if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']} instead of {FORMAT}")
         for entry in manifest["classes"]:
@@ -161,19 +161,20 @@ def _read_manifest(root: Path) -> dict:
         return manifest
     except FileNotFoundError:
         raise not_prepared(root) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{root}/manifest.json is damaged ({error}); move {root} away and prepare it again.") from None
 
 
 def _open_array(path: Path, digest: str, verify: bool) -> np.ndarray:
-    if not path.is_file():
+    if not exists(path):
         raise UserError(f"{path} is missing; move {path.parent} away and prepare it again.")
     if verify and sha256(path) != digest:
         raise UserError(f"{path} differs from its manifest (sha256); move {path.parent} away and prepare it again.")
     # Copy-on-write, because torch.from_numpy warns about read-only arrays; all processes still share the pages.
     try:
-        return np.load(path, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with reading(path):
+            return np.load(path, mmap_mode="c", allow_pickle=False)
+    except (ValueError, EOFError) as error:
         raise UserError(
             f"{path} is not a valid .npy file of numbers ({error}); move {path.parent} away and prepare it again."
         ) from None

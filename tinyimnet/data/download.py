@@ -1,5 +1,6 @@
 """Download the official Tiny ImageNet archive, with resume and checksum: `tinyimnet prepare --download`."""
 
+import logging
 import os
 import sys
 import time
@@ -18,6 +19,7 @@ from tinyimnet.errors import Busy, UserError, one_line
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 SIZE = 248_100_043
 SHA256 = "6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821"
+logger = logging.getLogger(__name__)
 PAUSES = (0.2, 0.5, 1.0, 2.0)  # seconds before each retry
 BLOCK = 1 << 18
 
@@ -45,8 +47,11 @@ def fetch(target: Path, url: str = URL, size: int = SIZE, sha256: str = SHA256) 
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with part.open("ab") as file, _progress(size) as show:
-            if files.lock(file) is False:
+            held = files.lock(file)
+            if held is False:
                 raise Busy(f"{part} is being written by another process; wait for it, or stop it.")
+            if held is None:
+                logger.warning("the file system of %s has no locks; start no second download there.", part)
             if file.tell() > size:
                 file.truncate(0)
             _receive(url, file, size, show)

@@ -21,6 +21,7 @@ from tinyimnet.data.writer import (
     write_pixels,
 )
 from tinyimnet.errors import UserError
+from tinyimnet.files import matching, read_bytes, reading
 
 ROLES = ("train_images", "train_labels", "val_images", "val_labels", "test_images")
 SPLIT_WORDS = {
@@ -42,7 +43,7 @@ def guess_arrays(folder: Path) -> dict[str, Path]:
     Raises:
         UserError: the names do not have exactly one interpretation.
     """
-    files = sorted(file for file in folder.glob("*.npy") if not is_hidden(file.name))
+    files = [file for file in matching(folder, "*.npy") if not is_hidden(file.name)]
     roles: dict[str, list[Path]] = {}
     for file in files:
         words = [word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", file.stem)]  # valLabels, X_train, y-val
@@ -137,8 +138,9 @@ def open_array(path: Path) -> np.ndarray:
     if path.exists() and not path.is_file():  # opening a named pipe would hang
         raise UserError(f"{path} is not a valid .npy file (it is no regular file); give an array.")
     try:
-        array = np.lib.format.open_memmap(path, mode="c")
-    except (OSError, ValueError, EOFError) as error:
+        with reading(path):
+            array = np.lib.format.open_memmap(path, mode="c")
+    except (ValueError, EOFError) as error:
         raise UserError(
             f"{path} is not a valid .npy file of numbers ({error}); save it again with numpy.save."
         ) from None
@@ -202,8 +204,8 @@ def _numbered_ids(path: Path, labels: np.ndarray, width: int) -> list[str]:
 
 def _read_class_ids(path: Path) -> list[str]:
     try:
-        ids = [line.strip() for line in text_lines(path.read_bytes())]
-    except (OSError, UnicodeDecodeError) as error:
+        ids = [line.strip() for line in text_lines(read_bytes(path))]
+    except UnicodeDecodeError as error:
         raise UserError(f"--classes {path} cannot be read ({error}); give a text file with one id per line.") from None
     while ids and not ids[-1]:
         ids.pop()

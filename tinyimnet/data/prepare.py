@@ -16,6 +16,7 @@ from tinyimnet.data.images import decode
 from tinyimnet.data.names import is_image, natural_order
 from tinyimnet.data.writer import check_vacant
 from tinyimnet.errors import UserError
+from tinyimnet.files import exists
 
 ARCHIVE = "tiny-imagenet-200.zip"
 
@@ -61,7 +62,7 @@ def read_images(path: Path) -> tuple[list[str], np.ndarray]:
     if path.suffix == ".npy":
         images = np.ascontiguousarray(npy.to_pixels(path, npy.open_images(path)))
         return [str(i) for i in range(len(images))], images
-    if not path.is_dir():
+    if not exists(path) or not path.is_dir():
         raise UserError(f"--images {path} is neither a folder of images nor a .npy file.")
     files, problems = source.list_folder(path, enter=()), Findings()
     names = natural_order(filter(is_image, files.names))

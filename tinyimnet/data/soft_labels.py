@@ -17,7 +17,7 @@ from safetensors.numpy import save
 from tinyimnet.console import command
 from tinyimnet.data.dataset import Dataset
 from tinyimnet.errors import UserError
-from tinyimnet.files import sha256, write_atomically
+from tinyimnet.files import check_readable, sha256, write_atomically
 
 
 def write(file: Path, probabilities: np.ndarray, dataset: Dataset, teachers: list[str]) -> None:
@@ -37,11 +37,12 @@ def read(file: Path) -> tuple[np.ndarray, str]:
         UserError: the file does not exist or is damaged.
     """
     try:
+        check_readable(file)
         with safe_open(file, "np") as content:
             return content.get_tensor("probabilities"), json.loads(content.metadata()["metadata"])["data"]
     except FileNotFoundError:
         raise UserError(f"data.soft_labels {file} does not exist; {_way_out(file)}.") from None
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"data.soft_labels {file} is damaged or not a soft-label file ({error}); {_way_out(file)}."
         ) from None

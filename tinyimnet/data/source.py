@@ -12,6 +12,7 @@ from tinyimnet.data import other_forms
 from tinyimnet.data.findings import Findings, Unusable
 from tinyimnet.data.names import UNMENTIONED, is_hidden, is_image
 from tinyimnet.errors import UserError
+from tinyimnet.files import as_utf8, from_utf8, read_bytes
 
 SPLITS = ("train", "val", "test")
 HIDDEN = "hidden or of the system"
@@ -46,7 +47,7 @@ class Source:
         """
         try:
             if self.path.is_dir():
-                return (self.path / name).read_bytes()
+                return read_bytes(self.path / from_utf8(name))
             self._archive = self._archive or zipfile.ZipFile(self.path)
             return self._archive.read((self.prefix + name).replace("/", self.separator))
         except OSError as error:
@@ -164,7 +165,8 @@ class _Walk:
     def run(self) -> Files:
         while self.folders or self.links:
             name = (self.folders or self.links).popleft()
-            path, real = self.root / name, os.path.realpath(self.root / name)
+            path = self.root / from_utf8(name)
+            real = os.path.realpath(path)
             around_root = name and f"{self.real_root}/".startswith(f"{real}/")
             if real in self.seen or around_root:
                 self.files.skipped.add(TWICE, name)
@@ -183,9 +185,9 @@ class _Walk:
     def enter(self, folder: str, real: str) -> None:
         self.seen.add(real)
         self.files.folders.append(folder)
-        with os.scandir(self.root / folder) as entries:
+        with os.scandir(self.root / from_utf8(folder)) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
-                name = f"{folder}/{entry.name}" if folder else entry.name
+                name = as_utf8(f"{folder}/{entry.name}" if folder else entry.name)
                 is_folder = entry.is_dir(follow_symlinks=False)
                 if self.files.skips(f"{name}/" if is_folder else name):
                     continue

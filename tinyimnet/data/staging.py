@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tinyimnet.errors import UserError
+from tinyimnet.files import check_readable, read_text
 
 PREFIX = "tinyimnet-data-"
 
@@ -31,6 +32,8 @@ def staged(root: Path, folder: str, token: str) -> Iterator[Path]:
     Raises:
         UserError: the copy cannot be made, or the data differs from its manifest.
     """
+    for name in ("manifest.json", *json.loads(read_text(root / "manifest.json"))["sha256"]):
+        check_readable(root / name)
     place = Path(os.path.expandvars(folder))
     copy, in_use = place / f"{PREFIX}{token}", place / f"{PREFIX}{token}.lock"
     try:
@@ -76,7 +79,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 def _copy(root: Path, copy: Path) -> None:
     copy.mkdir(exist_ok=True)
-    manifest = json.loads((root / "manifest.json").read_text())
+    manifest = json.loads(read_text(root / "manifest.json"))
     for name, digest in manifest["sha256"].items():
         found = hashlib.sha256()
         with (root / name).open("rb") as source, (copy / name).open("wb") as target:

@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,8 +18,9 @@ import numpy as np
 from tinyimnet import files
 from tinyimnet.data.dataset import FORMAT, IMAGE_SIZE, is_prepared
 from tinyimnet.errors import UserError
-from tinyimnet.files import fsync, sha256
+from tinyimnet.files import as_utf8, fsync, fsync_folder, sha256, write_atomically
 
+DAY = 86400  # seconds
 CHUNK = 500  # images per chunk: 6 MB decoded, about 70 ms of work
 IMAGE_SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 3)
 IMAGE_BYTES = 3 * IMAGE_SIZE**2
@@ -40,15 +42,18 @@ def new_folder(out: Path, bytes_needed: int) -> Iterator[Path]:
         _check_free(target, bytes_needed)
         folder.mkdir(parents=True)
         # The lock gets its name only once it is held, so no process takes a new folder for an abandoned one.
-        with (folder / "lock.new").open("w") as lock:
+        with (folder / "lock.new").open("w", encoding="utf-8") as lock:
             files.lock(lock)
+            lock.write(socket.gethostname())
+            lock.flush()
             os.rename(lock.name, folder / "lock")
             yield folder
-            for path in (*folder.iterdir(), folder):
+            for path in folder.iterdir():
                 fsync(path)
+            fsync_folder(folder)
             (folder / "lock").unlink()
             os.rename(folder, target)
-            fsync(target.parent)
+            fsync_folder(target.parent)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             check_vacant(out)  # another process was faster
@@ -110,21 +115,23 @@ def finish(
         "mean": mean,
         "std": std,
         "sha256": {path.name: sha256(path) for path in arrays},
-        "origin": origin,
+        "origin": as_utf8(origin),
         "skipped": skipped or {},
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1))
     return manifest
 
 
 def _remove_leftovers(target: Path) -> None:
     """Remove the folders of killed builders of `target`, whose locks the kernel has released.
 
-    On a file system without locks nothing is removed, because a builder may still be running.
+    On a file system without locks nothing is removed, because a builder may still be running. On NFS with `nolock` or
+    `local_lock=all` the locks of other nodes do not show, so a folder of another node must also be a day old.
     """
     for path in target.parent.glob(f".{glob.escape(target.name)}.partial-*/lock"):
-        with suppress(OSError), path.open("r+") as lock:  # r+, because over NFS only a writable file can be locked
-            if files.lock(lock):
+        with suppress(OSError), path.open("rb+") as lock:  # rb+, because over NFS only a writable file can be locked
+            of_this_node = lock.read().decode() in ("", socket.gethostname())
+            if files.lock(lock) and (of_this_node or time.time() - path.stat().st_mtime > DAY):
                 shutil.rmtree(path.parent, ignore_errors=True)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from tinyimnet.distributed.launcher import launcher_command, launcher_environment
+from tinyimnet.files import read_text
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 
@@ -52,6 +53,6 @@ def cpu_name() -> str:
     """CPU model and instruction set of torch's kernels: 'AMD EPYC 9575F 64-Core Processor, AVX512'."""
     name = platform.processor() or platform.machine()
     with suppress(OSError):  # not Linux
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = read_text(Path("/proc/cpuinfo")).splitlines()
         name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), name)
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"

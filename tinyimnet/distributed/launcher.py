@@ -71,7 +71,7 @@ def check_variables(environ: Mapping[str, str]) -> None:
 def launcher_environment() -> dict[str, str]:
     """Environment that the parent process was started with; empty without /proc (not Linux)."""
     try:
-        entries = Path(f"/proc/{os.getppid()}/environ").read_text(errors="replace").split("\0")
+        entries = Path(f"/proc/{os.getppid()}/environ").read_text(encoding="utf-8", errors="replace").split("\0")
     except OSError:
         return {}
     return dict(entry.split("=", 1) for entry in entries if "=" in entry)
@@ -80,7 +80,7 @@ def launcher_environment() -> dict[str, str]:
 def launcher_command() -> list[str]:
     """Command line of the parent process; empty without /proc."""
     try:
-        return Path(f"/proc/{os.getppid()}/cmdline").read_text(errors="replace").split("\0")
+        return Path(f"/proc/{os.getppid()}/cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
     except OSError:
         return []
 

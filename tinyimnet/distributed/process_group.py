@@ -18,7 +18,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from tinyimnet.config import TrainConfig
 from tinyimnet.distributed import cpu
 from tinyimnet.distributed.rendezvous import Rendezvous
-from tinyimnet.errors import LostProcess, UserError, one_line
+from tinyimnet.errors import LostProcess, UserError, one_line, paths_named
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,8 @@ def from_main(accelerator: Accelerator, make: Callable[[], T]) -> T:
     outcome: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
-            outcome = [make(), None]
+            with paths_named():
+                outcome = [make(), None]
         except UserError as error:
             outcome = [None, error]
     if accelerator.num_processes > 1:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from torch.distributed import PrefixStore, Store, TCPStore
 
 from tinyimnet.distributed import slurm
-from tinyimnet.errors import UserError, one_line
+from tinyimnet.errors import UserError, one_line, paths_named
 
 T = TypeVar("T")
 # Maximum seconds between starts of a job's processes: loading torch from a cold network file system takes minutes.
@@ -103,7 +103,8 @@ class Rendezvous:
         """
         made, sentence = None, ""
         try:
-            made = make()
+            with paths_named():
+                made = make()
         except UserError as error:
             sentence = str(error)
         sentences = self.gather(name, sentence, patience)

@@ -60,6 +60,6 @@ def step_hosts(environ: Mapping[str, str]) -> list[str]:
         return []
     try:
         command = ["scontrol", "show", "hostnames", nodelist]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.split()
+        return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=10).stdout.split()
     except (OSError, subprocess.TimeoutExpired):
         return []

@@ -9,7 +9,6 @@ most_confused.csv, .png           the pairs of classes with the most errors, wit
 The same log-probabilities give the same bytes.
 """
 
-import csv
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from tinyimnet.data.augment import Normalise
 from tinyimnet.evaluation import pictures
 from tinyimnet.evaluation.inference import batched_log_probabilities
 from tinyimnet.evaluation.weights import Trained
+from tinyimnet.files import write_atomically, write_csv
 
 BINS = 15  # as in Guo et al. 2017
 PAIRS, ROWS, COLUMNS = 20, 8, 6  # pairs in the table, pairs in the picture, images per pair
@@ -97,10 +97,10 @@ def write(
     bins = calibration(confidence, hits[:, 0])
     pairs = most_confused(confusion)
 
-    _write_csv(out / "per_class.csv", _per_class(confusion, trained))
-    _write_csv(out / "confusion.csv", _confusion(confusion, trained))
-    _write_csv(out / "calibration.csv", _calibration(bins))
-    _write_csv(out / "most_confused.csv", _most_confused(pairs, confusion, trained))
+    write_csv(out / "per_class.csv", _per_class(confusion, trained))
+    write_csv(out / "confusion.csv", _confusion(confusion, trained))
+    write_csv(out / "calibration.csv", _calibration(bins))
+    write_csv(out / "most_confused.csv", _most_confused(pairs, confusion, trained))
     plots.confusion(confusion, out / "confusion.png")
     plots.reliability(bins, out / "reliability.png")
     rows = [
@@ -120,7 +120,7 @@ def write(
         "weights": str(trained.origin),
         "step": trained.step,
     }
-    (out / "results.json").write_text(json.dumps(results, indent=1))
+    write_atomically(out / "results.json", json.dumps(results, indent=1))
     return results
 
 
@@ -211,8 +211,3 @@ def _most_confused(pairs: list[Pair], confusion: np.ndarray, trained: Trained) -
         share = 100 * pair.images / confusion[pair.true].sum()
         of, taken_for = [(trained.classes[k], trained.names[k]) for k in (pair.true, pair.predicted)]
         yield [*of, *taken_for, pair.images, f"{share:.2f}"]
-
-
-def _write_csv(path: Path, rows: Iterable[list]) -> None:
-    with path.open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)

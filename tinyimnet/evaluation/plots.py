@@ -1,10 +1,13 @@
 """Figures of training curves, confusion matrix and calibration; drawn without pyplot, so no display is needed."""
 
+import os
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from tinyimnet.files import write_atomically
 from tinyimnet.run.metrics import STEP, by_chart
 
 CURVES = ("Loss", "Top-1, validation [%]", "Learning rate")
@@ -23,8 +26,9 @@ def curves(lines: list[dict[str, float]], path: Path) -> None:
         panel.grid(alpha=0.3)
         panel.legend()
     last = max((line[STEP] for line in lines), default=0)
-    figure.suptitle(f"{path.parent.name}, {last:.0f} steps")
-    figure.savefig(path, dpi=120)
+    name = os.fsencode(path.parent.name).decode("utf-8", "replace")  # readable in any locale
+    figure.suptitle(f"{name}, {last:.0f} steps")
+    _save(figure, path, dpi=120)
 
 
 def confusion(matrix: np.ndarray, path: Path) -> None:
@@ -39,7 +43,7 @@ def confusion(matrix: np.ndarray, path: Path) -> None:
         [f"{100 * tick**2:.0f}" for tick in ticks]
     )
     panel.set(title="Confusion matrix", xlabel="predicted class", ylabel="true class")
-    figure.savefig(path, dpi=110)
+    _save(figure, path, dpi=110)
 
 
 def reliability(bins: np.ndarray, path: Path) -> None:
@@ -57,4 +61,10 @@ def reliability(bins: np.ndarray, path: Path) -> None:
     for panel in (above, below):
         panel.grid(alpha=0.3)
         panel.set_axisbelow(True)
-    figure.savefig(path, dpi=110)
+    _save(figure, path, dpi=110)
+
+
+def _save(figure: Figure, path: Path, dpi: int) -> None:
+    content = BytesIO()
+    figure.savefig(content, dpi=dpi)
+    write_atomically(path, content.getvalue())

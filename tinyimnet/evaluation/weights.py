@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tinyimnet.config import Config, ModelConfig
 from tinyimnet.data.dataset import Dataset
 from tinyimnet.errors import UserError
-from tinyimnet.files import no_such, write_atomically
+from tinyimnet.files import check_readable, exists, no_such, write_atomically
 from tinyimnet.model.batchnorm import float_buffers, unflatten
 from tinyimnet.model.network import build_model, resolve_width
 from tinyimnet.run import checkpoint
@@ -90,11 +90,11 @@ def load_trained(run: Path) -> Trained:
         UserError: there are no weights, or the file is damaged.
     """
     file = run if run.suffix == ".safetensors" else run / FINAL
-    if file.is_file() and (file == run or (run / "DONE").exists()):
+    if exists(file) and (file == run or exists(run / "DONE")):
         return _from_safetensors(file)
-    if not run.exists():
+    if not exists(run):
         raise UserError(no_such(run))
-    if not (run / "config.yaml").is_file():
+    if not exists(run / "config.yaml"):
         raise UserError(f"{run} is not a run folder: it has neither {FINAL} nor config.yaml.")
     state = checkpoint.load_newest(run / "checkpoints")
     if state is None:
@@ -139,12 +139,13 @@ def _from_checkpoint(origin: Path, state: dict[str, Any]) -> Trained:
 
 
 def _from_safetensors(file: Path) -> Trained:
+    check_readable(file)
     try:
         with safe_open(file, "pt") as content:
             metadata = json.loads(content.metadata()["metadata"])
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (not a dict)
         return _rebuild(file, metadata["step"], metadata, tensors)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{file} is damaged or was not written by this program ({error}); give another file or a run folder."
         ) from None

@@ -30,10 +30,12 @@ class TrainJob:
 
     def __call__(self) -> dict[str, Any]:
         """Train until the end or a stop request; returns the contents of DONE, {} before the end."""
-        from tinyimnet import config_cli, train
+        from tinyimnet import config_cli, streams, train
         from tinyimnet.distributed import process_group
         from tinyimnet.errors import USER_ERROR, UserError
+        from tinyimnet.files import read_text
 
+        streams.prepare()
         environment = submitit.JobEnvironment()
         # submitit's handler, which restarts a job of its local cluster. The training replaces it.
         again = signal.getsignal(environment._usr_sig())
@@ -53,7 +55,7 @@ class TrainJob:
             come_back(run, environment, again)
         exit_code = 0
         done = Path(run.dir) / "DONE"
-        return json.loads(done.read_text()) if done.exists() else {}
+        return json.loads(read_text(done)) if done.exists() else {}
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """The job that submitit starts in the next attempt: this one, unchanged."""

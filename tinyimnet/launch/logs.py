@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tinyimnet import cli, errors
 from tinyimnet.errors import UserError
+from tinyimnet.files import matching, reading
 from tinyimnet.launch import runs
 from tinyimnet.run.record import read_object
 
@@ -62,7 +63,7 @@ class Tail:
     def show(self, last: int | None = None) -> bool:
         """Print the new complete lines, or only the `last` of them; returns whether the file has grown."""
         try:
-            with self.file.open("rb") as file:
+            with reading(self.file), self.file.open("rb") as file:
                 stat = os.fstat(file.fileno())
                 if stat.st_ino != self.inode or stat.st_size < self.position:  # replaced or truncated
                     self.show_rest()
@@ -70,7 +71,7 @@ class Tail:
                 file.seek(self.position)
                 *lines, self.rest = (self.rest + file.read()).split(b"\n")
                 grown, self.position = file.tell() > self.position, file.tell()
-        except OSError:  # temporarily missing
+        except FileNotFoundError:  # temporarily
             return False
         self._print(lines if last is None else lines[max(0, len(lines) - last + bool(self.rest)) :])
         return grown
@@ -102,7 +103,7 @@ def follow(path: Path, tails: dict[Path, Tail]) -> None:
 
 def find_logs(path: Path) -> dict[Path, str]:
     """Existing logs of a run and the prefixes of their lines, sorted by rank, with Slurm's output last."""
-    ranks = sorted((path / "logs").glob("rank_*.log"), key=lambda file: (len(file.stem), file.stem))
+    ranks = sorted(matching(path / "logs", "rank_*.log"), key=lambda file: (len(file.stem), file.stem))
     logs = {file: f"[{file.stem.removeprefix('rank_')}] " for file in ranks}
     output = read_object(path / "job.json").get("output")
     if isinstance(output, str) and os.path.isfile(output):

@@ -24,6 +24,7 @@ from tinyimnet import config_cli, errors
 from tinyimnet.config import RunConfig
 from tinyimnet.distributed import slurm
 from tinyimnet.errors import UserError
+from tinyimnet.files import read_text
 from tinyimnet.run.folder import newest_step, read_attempts
 
 # Seconds to retry scontrol, which itself waits 20 to 40 s for a controller; enough for a restart or failover.
@@ -121,7 +122,7 @@ def decide(
 def read_marker(run_dir: Path, environ: Mapping[str, str]) -> dict:
     """Contents of the marker REQUEUE; {} if it is missing, damaged or from another attempt."""
     try:
-        marker = json.loads((run_dir / "REQUEUE").read_text())
+        marker = json.loads(read_text(run_dir / "REQUEUE"))
         return marker if marker["attempt"] == [slurm.job_name(environ), slurm.restarts(environ)] else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
@@ -177,7 +178,7 @@ def scontrol(*arguments: str) -> subprocess.CompletedProcess[str]:
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            done = subprocess.run(["scontrol", *arguments], capture_output=True, text=True)
+            done = subprocess.run(["scontrol", *arguments], capture_output=True, encoding="utf-8")
         except OSError as error:  # not installed, as in a container without Slurm's commands
             return subprocess.CompletedProcess(["scontrol", *arguments], 1, "", f"scontrol: {error.strerror}")
         if not done.returncode or time.monotonic() >= deadline:

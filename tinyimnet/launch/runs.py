@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinyimnet.errors import UserError
-from tinyimnet.files import no_such
+from tinyimnet.files import exists, matching, no_such
 from tinyimnet.run import states
 from tinyimnet.run.record import Record, read_object
 
@@ -47,7 +47,7 @@ def find_runs(places: Iterable[Path], *, inside: bool = True) -> list[Path]:
     for place in places:
         named = [place] if _is_run(place) else []
         if inside and not named:
-            named = sorted(filter(_is_run, place.glob("*")))
+            named = [folder for folder in matching(place, "*") if _is_run(folder, tolerant=True)]
         if not os.path.lexists(place):
             raise UserError(no_such(place))
         if not named:
@@ -63,9 +63,14 @@ def names_of(paths: list[Path]) -> list[str]:
     return [str(path.relative_to(common)) for path in paths]
 
 
-def _is_run(folder: Path) -> bool:
-    """Uses os.path, so that an unreadable folder is not a run, instead of an error."""
-    return any(os.path.isfile(folder / name) for name in ("config.yaml", "job.json"))
+def _is_run(folder: Path, *, tolerant: bool = False) -> bool:
+    """Whether it is a run folder; with `tolerant`, the unreadable folder of somebody else is none."""
+    try:
+        return any(exists(folder / name) for name in ("config.yaml", "job.json"))
+    except OSError:
+        if tolerant:
+            return False
+        raise
 
 
 def job_of(run: Record) -> str:
@@ -169,7 +174,7 @@ def call(*command: str) -> str:
         UserError: it failed or timed out.
     """
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=ANSWER, check=True).stdout
+        return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=ANSWER, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         reason = " ".join((getattr(error, "stderr", None) or str(error)).split())
         raise UserError(f"{command[0]} failed ({reason}); retry when Slurm responds.") from None

@@ -12,6 +12,7 @@ from pathlib import Path
 from tinyimnet import cli, errors
 from tinyimnet.console import command, console, print_table
 from tinyimnet.errors import UserError
+from tinyimnet.files import write_atomically
 from tinyimnet.launch import runs
 from tinyimnet.run import seeds
 from tinyimnet.run.metrics import TOP1
@@ -100,7 +101,7 @@ def write_markdown(file: Path, rows: list[tuple[str, ...]], note: str) -> None:
     lines = ["| " + " | ".join(row) + " |" for row in (HEADER, rule, *rows)]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("\n".join([f"{TITLE}:", "", *lines, *(["", note] if note else [])]) + "\n")
+        write_atomically(file, "\n".join([f"{TITLE}:", "", *lines, *(["", note] if note else [])]) + "\n")
     except OSError as error:
         raise UserError(f"--out {file} cannot be written ({error.strerror}); choose another file.") from None
 

@@ -78,11 +78,11 @@ def show(places: list[Path]) -> None:
     table, notes = view(places)
     console.print(table)
     for note in notes:
-        console.print(note, markup=False)
+        console.print(note)
 
 
 def view(places: list[Path]) -> tuple[Table, list[str]]:
-    """The current table, and notes to print below it: Slurm errors, and W&B URLs that do not fit into the table.
+    """The current table, and notes to print below it: Slurm errors, unreadable files, and W&B URLs without room.
 
     Raises:
         UserError: a place is not a run folder and contains none.
@@ -95,6 +95,7 @@ def view(places: list[Path]) -> tuple[Table, list[str]]:
         live = runs.live_jobs() if jobs else {}
     except UserError as error:
         notes.append(f"{error} Until then, states come from the run folders.")
+    notes += [sentence for run in found for sentence in run.damaged]
     ended = runs.ended_jobs(jobs - live.keys())
     rows = [(name, *_cells(run, live, ended)) for name, run in zip(names, found, strict=True)]
     urls = [run.url for run in found]

@@ -195,8 +195,8 @@ def snapshot(repo: Path, target: Path) -> None:
         if (repo / name).is_file():  # skip files whose deletion is not committed
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(repo / name, target / name)
-    (target / "COMMIT").write_text(commit)
-    (target / "UNCOMMITTED.diff").write_text(diff)
+    write_atomically(target / "COMMIT", commit)
+    write_atomically(target / "UNCOMMITTED.diff", diff)
 
 
 def untracked(repo: Path) -> str:
@@ -206,7 +206,8 @@ def untracked(repo: Path) -> str:
 
 
 def _git(repo: Path, *command: str) -> str:
-    return subprocess.run(["git", *command], cwd=repo, capture_output=True, text=True, check=True).stdout
+    done = subprocess.run(["git", *command], cwd=repo, capture_output=True, check=True)
+    return os.fsdecode(done.stdout)  # paths, and the text of a diff in whatever encoding
 
 
 # ---- submitit -----------------------------------------------------------------------------------------------

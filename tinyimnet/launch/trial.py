@@ -21,7 +21,7 @@ from tinyimnet import config_cli, errors
 from tinyimnet.config import runs_root
 from tinyimnet.distributed import slurm
 from tinyimnet.errors import UserError
-from tinyimnet.files import write_atomically
+from tinyimnet.files import read_text, write_atomically
 from tinyimnet.launch import requeue
 
 KILLED = 137  # assumed exit code of a trial that recorded none
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     if argv[:1] == ["--none"]:
         return no_trial(int(argv[1]))
     if argv[:1] == ["--again"]:
-        train(json.loads(Path(argv[1]).read_text()), argv[1])
+        train(json.loads(read_text(Path(argv[1]))), argv[1])
     train(new_trial(argv), os.environ.get("SWEEP_TRIAL", ""))
 
 
@@ -67,7 +67,8 @@ def train(trial: dict[str, Any], file: str) -> NoReturn:
     from tinyimnet import train as program
     from tinyimnet.distributed import process_group
 
-    exit_code = errors.run(program.main, [*trial["arguments"], f"--run.dir={trial['run_dir']}"])
+    arguments = [*trial["arguments"], f"--run.dir={trial['run_dir']}"]
+    exit_code = errors.run(program.main, arguments, may_lose_output=True)
     write_down(exit_code)
     process_group.exit_process(exit_code)
 
@@ -77,7 +78,7 @@ def ended(file: Path) -> int:
 
     Returns the exit code of the trial, or of the job if the job ends.
     """
-    trial = json.loads(file.read_text())
+    trial = json.loads(read_text(file))
     run_dir, exit_code = Path(trial["run_dir"]), trial["exit_code"]
     job, reason = requeue.show_job(slurm.job_name()), requeue.read_marker(run_dir, os.environ).get("reason")
     running = job.get("JobState") == "RUNNING" and not requeue.is_superseded(job, os.environ)

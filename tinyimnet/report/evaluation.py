@@ -1,11 +1,13 @@
 """The output of `tinyimnet evaluate` in a run folder, as tiles and tables."""
 
 import csv
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
 from tinyimnet.console import command
 from tinyimnet.errors import UserError
+from tinyimnet.files import exists, read_text
 from tinyimnet.report.formats import percent
 from tinyimnet.report.parts import Table, Tile
 from tinyimnet.run.record import read_object
@@ -106,10 +108,9 @@ def _read_csv(file: Path, *columns: str) -> list[dict[str, str]]:
     Raises:
         UserError: a row lacks one of the columns.
     """
-    if not file.exists():
+    if not exists(file):
         return []
-    with file.open(newline="") as lines:
-        rows = list(csv.DictReader(lines))
+    rows = list(csv.DictReader(io.StringIO(read_text(file))))
     for column in columns:
         if any(not row.get(column) for row in rows):
             raise _damaged(file, f"no value in column {column}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinyimnet.errors import UserError
+from tinyimnet.files import exists, read_bytes
 
 PNG = b"\x89PNG\r\n\x1a\n"  # file signature; the first chunk contains width and height
 
@@ -54,9 +55,9 @@ def read_picture(file: Path, caption: str, *, wide: bool = False) -> Picture | N
     Raises:
         UserError: the file is not a PNG.
     """
-    if not file.exists():
+    if not exists(file):
         return None
-    content = file.read_bytes()
+    content = read_bytes(file)
     if not content.startswith(PNG) or len(content) < 24:
         raise UserError(f"{file} is damaged (not a PNG); delete it.")
     width, height = struct.unpack(">II", content[16:24])

@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from tinyimnet.console import moment
+from tinyimnet.files import read_text
 from tinyimnet.report import formats
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -23,12 +24,12 @@ def page(template: str, **parts: Any) -> str:
         template: file name in templates/ of a template that extends page.html.j2.
         parts: variables of the template.
     """
-    script = (TEMPLATES / "page.js").read_text()
+    script = read_text(TEMPLATES / "page.js")
     return (
         _environment()
         .get_template(template)
         .render(
-            style=Markup((TEMPLATES / "style.css").read_text()),
+            style=Markup(read_text(TEMPLATES / "style.css")),
             script=Markup(script),
             script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
             now=moment(time.time()),

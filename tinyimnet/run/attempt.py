@@ -15,7 +15,7 @@ from tinyimnet import config as configuration
 from tinyimnet.config import Config
 from tinyimnet.distributed import slurm
 from tinyimnet.errors import UserError
-from tinyimnet.files import write_atomically
+from tinyimnet.files import exists, write_atomically
 from tinyimnet.run import checkpoint
 from tinyimnet.run.folder import MARKERS, SAVED, Attempt, read_attempts, read_config, writable
 from tinyimnet.run.lock import RunLock
@@ -35,7 +35,7 @@ def find_run(config: Config) -> Path:
         UserError: the run was started with a different configuration or lost its checkpoints, or the folder is no run.
     """
     run_dir = Path(config.run.dir).absolute()
-    if (run_dir / "DONE").exists() or checkpoint.exists(run_dir / "checkpoints"):
+    if exists(run_dir / "DONE") or checkpoint.exists(run_dir / "checkpoints"):
         changed = configuration.differences(read_config(run_dir), asdict(config))
         if changed:
             raise UserError(
@@ -78,8 +78,8 @@ def open_run(run_dir: Path, config: Config, this: Attempt) -> None:
         # the job was queued, and it still has to be obeyed.
         waited = bool(this.job) and [each.job for each in attempts[-2:]] == [this.job] * 2
         lines = "".join(json.dumps(asdict(each)) + "\n" for each in attempts)
-        write_atomically(run_dir / "attempts.jsonl", lines.encode())  # first: it makes the folder a run folder
-        write_atomically(run_dir / "config.yaml", configuration.dump(config).encode())
+        write_atomically(run_dir / "attempts.jsonl", lines)  # first: it makes the folder a run folder
+        write_atomically(run_dir / "config.yaml", configuration.dump(config))
         for marker in MARKERS:
             if not (marker == "STOP" and waited):
                 (run_dir / marker).unlink(missing_ok=True)
@@ -101,7 +101,8 @@ def this_attempt(ranks: Sequence[Mapping[str, Any]], step: int, total_steps: int
 
 def log_to(run_dir: Path, rank: int, world_size: int) -> None:
     """Also write the log of this process to logs/rank_<r>.log: where it ran and why it ended."""
-    handler = logging.FileHandler(run_dir / "logs" / f"rank_{rank}.log", delay=True)
+    file = run_dir / "logs" / f"rank_{rank}.log"
+    handler = logging.FileHandler(file, delay=True, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger("tinyimnet").addHandler(handler)
     logging.getLogger("tinyimnet").setLevel(logging.INFO)
@@ -132,7 +133,7 @@ def _check_new(run_dir: Path) -> None:
 
 def _check_extension(run_dir: Path, config: Config) -> None:
     if not checkpoint.exists(run_dir / "checkpoints"):
-        if (run_dir / "DONE").exists():
+        if exists(run_dir / "DONE"):
             raise UserError(
                 f"run.dir {config.run.dir} is finished and has no checkpoint from which to extend it; "
                 "choose another --run.dir."

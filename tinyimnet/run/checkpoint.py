@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from tinyimnet.errors import UserError, one_line
-from tinyimnet.files import write_atomically
+from tinyimnet.files import matching, read_bytes, read_text, write_atomically
 from tinyimnet.run.folder import SAVED, checkpoint_path, checkpoint_steps, mark
 
 logger = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class Saver:
 
 def exists(folder: Path) -> bool:
     """Whether the folder has any checkpoint, intact or damaged."""
-    return any(folder.glob("*.pt"))
+    return bool(matching(folder, "*.pt"))
 
 
 def remove_leftovers(folder: Path, step: int) -> None:
@@ -140,9 +140,9 @@ def remove_leftovers(folder: Path, step: int) -> None:
         if later > step:
             path = checkpoint_path(folder, later)
             path.rename(path.with_suffix(".pt.damaged"))
-    for partial in folder.glob(".*.partial"):
+    for partial in matching(folder, ".*.partial"):
         partial.unlink()
-    for note in folder.glob("*.json"):
+    for note in matching(folder, "*.json"):
         if not note.with_suffix(".pt").exists():
             note.unlink()
 
@@ -156,8 +156,7 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
         UserError: all checkpoints are damaged.
     """
     paths = [checkpoint_path(folder, step) for step in reversed(checkpoint_steps(folder))]
-    if (folder / "best.pt").exists():
-        paths.append(folder / "best.pt")
+    paths += matching(folder, "best.pt")
     for path in paths:
         try:
             return load(path)
@@ -176,15 +175,18 @@ def load(path: Path) -> dict[str, Any]:
 
     Raises:
         UserError: the checkpoint is missing, truncated or altered.
+        PermissionError: it is not for this user to read.
     """
     try:
-        note = json.loads(path.with_suffix(".json").read_text())
-        content = path.read_bytes()
+        note = json.loads(read_text(path.with_suffix(".json")))
+        content = read_bytes(path)
         if hashlib.sha256(content).hexdigest() != note["sha256"]:
             raise ValueError("its sha256 does not match its .json")
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
             raise ValueError("it does not contain a dictionary")
         return state
+    except PermissionError:  # not damaged: an earlier checkpoint would cost the work since then
+        raise
     except Exception as error:  # on a damaged file json, pickle and torch can raise almost anything
         raise UserError(f"checkpoint {path} is damaged ({one_line(error)}); an earlier one is needed.") from error

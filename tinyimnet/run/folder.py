@@ -22,7 +22,7 @@ import yaml
 
 from tinyimnet.config import Config
 from tinyimnet.errors import UserError, one_line
-from tinyimnet.files import no_such, read_lines, write_atomically
+from tinyimnet.files import exists, matching, no_such, read_lines, read_text, write_atomically
 
 SAVED = "SAVED"
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C: 15 times as fast, which `status` of 200 runs notices
@@ -83,7 +83,7 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 def checkpoint_steps(folder: Path) -> list[int]:
     """Steps of the checkpoints in <run>/checkpoints in ascending order, without best.pt."""
-    return sorted(int(file.stem.removeprefix("step_")) for file in folder.glob("step_*.pt"))
+    return sorted(int(file.stem.removeprefix("step_")) for file in matching(folder, "step_*.pt"))
 
 
 def newest_step(run_dir: Path) -> int:
@@ -109,11 +109,11 @@ def read_config(run_dir: Path) -> dict:
     Raises:
         UserError: config.yaml is missing or damaged.
     """
-    if not run_dir.exists():
+    if not exists(run_dir):
         raise UserError(no_such(run_dir))
     file = run_dir / "config.yaml"
     try:
-        tree = yaml.load(file.read_text(), Loader=LOADER)
+        tree = yaml.load(read_text(file), Loader=LOADER)
         if not isinstance(tree, dict):
             raise ValueError("not a mapping")
         return tree
@@ -121,15 +121,15 @@ def read_config(run_dir: Path) -> dict:
         raise UserError(
             f"{run_dir} is not a run folder: it has no config.yaml; name a run folder such as runs/smoke."
         ) from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (ValueError, yaml.YAMLError) as error:
         raise UserError(f"{file} is damaged ({one_line(error)}); restore it, or choose another run.") from None
 
 
 def is_done(run_dir: Path, config: Config) -> bool:
     """Whether the run reached the last step of this configuration and exported its weights."""
-    return (run_dir / "DONE").exists() and read_config(run_dir)["train"]["epochs"] == config.train.epochs
+    return exists(run_dir / "DONE") and read_config(run_dir)["train"]["epochs"] == config.train.epochs
 
 
 def mark(run_dir: Path, name: str, content: str) -> None:
     """Write the marker DONE, REQUEUE or ERROR."""
-    write_atomically(run_dir / name, content.encode())
+    write_atomically(run_dir / name, content)

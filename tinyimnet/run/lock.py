@@ -23,6 +23,7 @@ from typing import Any
 
 from tinyimnet.distributed import slurm
 from tinyimnet.errors import UserError
+from tinyimnet.files import read_text
 
 logger = logging.getLogger(__name__)
 BEAT = 5.0  # seconds between renewals
@@ -68,7 +69,7 @@ class RunLock:
         self._made_folder = not self.path.parent.exists()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with self.path.open("x") as file:
+            with self.path.open("x", encoding="utf-8") as file:
                 json.dump(self._me, file)
         except FileExistsError:
             if earlier := self._is_earlier_attempt(_read(self.path)):
@@ -76,7 +77,7 @@ class RunLock:
             else:
                 self._wait_for_a_dead_holder()
             mine = self.path.with_name(f".LOCK.{self._me['token']}")
-            mine.write_text(json.dumps(self._me))
+            mine.write_text(json.dumps(self._me), encoding="utf-8")
             os.replace(mine, self.path)
             # If the earlier attempt is still alive, it notices within BEAT seconds that the lock is gone, and stops.
             time.sleep(2 * BEAT if earlier else SETTLE)
@@ -156,7 +157,7 @@ def is_held(run_dir: Path) -> bool:
 def _read(path: Path) -> dict[str, Any]:
     """The lock holder; empty if there is none or the file is still being written."""
     try:
-        holder = json.loads(path.read_text())
+        holder = json.loads(read_text(path))
     except (FileNotFoundError, ValueError):
         return {}
     return holder if isinstance(holder, dict) else {}
@@ -165,8 +166,9 @@ def _read(path: Path) -> dict[str, Any]:
 def _renewed(path: Path) -> int:
     """Time of the last renewal in ns, 0 without a lock; the file is opened because NFS revalidates only on open."""
     try:
-        with path.open() as file:
-            return os.fstat(file.fileno()).st_mtime_ns
+        with suppress(PermissionError), path.open("rb"):  # of another user
+            pass
+        return path.stat().st_mtime_ns
     except FileNotFoundError:
         return 0
 
@@ -179,7 +181,7 @@ def _name(holder: dict[str, Any]) -> str:
 def _machine() -> str:
     """Identifier of this kernel boot and pid namespace, within which a process id is meaningful."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = read_text(Path("/proc/sys/kernel/random/boot_id")).strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:  # not Linux
         return ""
@@ -188,7 +190,7 @@ def _machine() -> str:
 def _start_of(pid: int) -> str:
     """Start time of a process in clock ticks since boot; empty if it is dead or a zombie, or /proc is missing."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return ""
     return "" if fields[0] in "ZX" else fields[19]

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 from tinyimnet.config import NO_RECIPE, flatten
 from tinyimnet.console import counted
-from tinyimnet.errors import UserError, one_line
-from tinyimnet.files import read_lines
+from tinyimnet.errors import UserError, one_line, paths_named
+from tinyimnet.files import as_utf8, read_lines, read_text
 from tinyimnet.run import lock, states
 from tinyimnet.run.folder import Attempt, newest_step, read_attempts, read_config
 from tinyimnet.run.metrics import STEP
@@ -55,7 +55,7 @@ class Record:
     @property
     def name(self) -> str:
         """Name of the folder."""
-        return self.path.name
+        return as_utf8(self.path.name)
 
     @property
     def url(self) -> str:
@@ -169,11 +169,10 @@ def read_record(path: Path, read_metrics: Callable[[Path], list[dict[str, Any]]]
 
     def tolerant(read: Callable[[Path], T], name: str, nothing: T) -> T:
         try:
-            return read(path / name)
+            with paths_named():
+                return read(path / name)
         except UserError as error:
             damaged.append(str(error))
-        except OSError as error:
-            damaged.append(f"{path / name} cannot be read ({error.strerror}); fix its permissions.")
         return nothing
 
     def json_object(name: str) -> dict[str, Any]:
@@ -216,16 +215,16 @@ def read_object(file: Path) -> dict[str, Any]:
     """The JSON object in a file; empty if the file is missing.
 
     Raises:
-        UserError: the file cannot be read or is not a JSON object.
+        UserError: the file is not a JSON object.
     """
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(read_text(file))
         if not isinstance(found, dict):
             raise ValueError("not a JSON object")
         return found
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise UserError(f"{file} is damaged ({one_line(error)}); restore it or delete it.") from None
 
 
@@ -235,9 +234,10 @@ def _numbers(line: dict[str, Any]) -> dict[str, float]:
 
 def _failed(log: Path) -> bool:
     """Whether the last attempt ended with an error, which errors.run logs last, in one of two forms."""
-    if not os.path.exists(log):
+    try:
+        with log.open("rb") as file:  # a long run has a log of megabytes
+            file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_END))
+            last_attempt = file.read().decode("utf-8", "replace").rpartition(" INFO rank 0 of ")[2]
+    except OSError:  # missing, or not for this user to read
         return False
-    with log.open("rb") as file:  # a long run has a log of megabytes
-        file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_END))
-        last_attempt = file.read().decode(errors="replace").rpartition(" INFO rank 0 of ")[2]
     return "ended by an error: " in last_attempt or " ERROR rank 0" in last_attempt

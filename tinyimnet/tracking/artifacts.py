@@ -8,7 +8,7 @@ from typing import Any
 import wandb
 
 from tinyimnet.evaluation.model_card import CARD
-from tinyimnet.files import ROOT
+from tinyimnet.files import ROOT, read_text
 
 # An explicit list, so that slurm/site.env and other private files beside the code are never uploaded.
 CODE = (
@@ -45,7 +45,7 @@ def send_results(run: Any, run_dir: Path, results: dict[str, Any]) -> None:
         file = run_dir / f"{alias}.safetensors"
         if file.exists():
             card = run_dir / CARD
-            model = wandb.Artifact(f"model-{run.id}", "model", description=card.read_text(), metadata=results)
+            model = wandb.Artifact(f"model-{run.id}", "model", description=read_text(card), metadata=results)
             for part in (file, card, run_dir / "config.yaml"):
                 model.add_file(str(part), skip_cache=True)
             run.log_artifact(model, aliases=[alias])
@@ -53,7 +53,7 @@ def send_results(run: Any, run_dir: Path, results: dict[str, Any]) -> None:
 
 def table(path: Path) -> wandb.Table:
     """Read a .csv file as a W&B table, with numeric cells as numbers."""
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
     return wandb.Table(columns=[*header], data=[[number(cell) for cell in row] for row in rows])
 

@@ -6,6 +6,7 @@ come from metrics.jsonl. Finally the server is asked whether it has every row.
 """
 
 import json
+import logging
 import multiprocessing
 import os
 import queue
@@ -20,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 from tinyimnet import files
 from tinyimnet.config import TrackingConfig, runs_root
 from tinyimnet.console import command
-from tinyimnet.errors import UserError, one_line
-from tinyimnet.files import read_lines
+from tinyimnet.errors import UserError, one_line, paths_named
+from tinyimnet.files import read_lines, read_text
 from tinyimnet.run import lock
 from tinyimnet.run.folder import read_config
 from tinyimnet.tracking import identity, isolate, uploaded
@@ -31,6 +32,7 @@ from tinyimnet.tracking.uploaded import KILLED, Uploaded, exit_code_of, rows_of,
 if TYPE_CHECKING:
     from tinyimnet.tracking.wandb_mirror import Mirror
 
+logger = logging.getLogger(__name__)
 SETTLE = 30  # seconds that a server has to show the rows it accepted
 LOOK = 5.0  # seconds between checks whether a run is still training
 
@@ -42,7 +44,8 @@ def at_rest() -> list[Path]:
         UserError: there are none.
     """
     root = runs_root()
-    runs = [file.parent for way in ("*", "sweep-*/*") for file in sorted(root.glob(f"{way}/wandb_run.json"))]
+    trials = (trial for sweep in files.matching(root, "sweep-*") for trial in sorted(sweep.glob("*")))
+    runs = [run for run in (*files.matching(root, "*"), *trials) if os.path.exists(run / "wandb_run.json")]
     runs = [run for run in runs if not identity.copied_from(run, identity.read_note(run))]
     if not (resting := [run for run in runs if not lock.is_held(run)]):
         what = f"all runs in {root} are still training (found {len(runs)})" if runs else f"no tracked run in {root}"
@@ -53,8 +56,8 @@ def at_rest() -> list[Path]:
 def check(run: Path, *, live: bool = False) -> None:
     """Raise a UserError if a run cannot be uploaded or uploads its own rows."""
     try:
-        metadata = json.loads((run / "wandb_run.json").read_text())
-    except (OSError, ValueError):
+        metadata = json.loads(read_text(run / "wandb_run.json"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         raise UserError(f"{run} has no wandb_run.json: it is not a run folder or was not tracked on W&B.") from None
     if lock.is_held(run) and metadata.get("mode") == "online":
         raise UserError(f"{run} is still training and uploads its own rows; wait for it to end.")
@@ -74,8 +77,9 @@ def check(run: Path, *, live: bool = False) -> None:
 def try_send(run: Path, timeout: int) -> UserError | None:
     """Upload one run; return its error instead of raising it, so that the other runs are still uploaded."""
     try:
-        check(run)
-        print(f"{run}: {bounded(send, run, timeout)}", flush=True)
+        with paths_named():
+            check(run)
+            print(f"{run}: {bounded(send, run, timeout)}", flush=True)
         return None
     except UserError as error:
         return error
@@ -100,7 +104,10 @@ def bounded(call: Callable[[Path, Any], Any], run: Path, timeout: int | None) ->
 def one_at_a_time(run: Path) -> Iterator[None]:
     """Hold the upload lock of a run: two uploads of the same rows would duplicate them."""
     with uploaded.send_lock(run) as file:
-        if files.lock(file) is False:
+        held = files.lock(file)
+        if held is None:
+            logger.warning("the file system of %s has no locks; start no second upload of it.", run)
+        if held is False:
             raise UserError(f"{run} is already being uploaded, by its training or another sync; wait for that to end.")
         yield
 
@@ -145,7 +152,7 @@ def mirror_of(run_dir: Path) -> "Mirror":
     from tinyimnet.tracking.wandb_mirror import Mirror
 
     mirror = Mirror(run_dir, "online", fallback=False)
-    mirror.project = json.loads((run_dir / "wandb_run.json").read_text()).get("project", mirror.project)
+    mirror.project = json.loads(read_text(run_dir / "wandb_run.json")).get("project", mirror.project)
     return mirror
 
 

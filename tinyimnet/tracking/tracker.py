@@ -199,7 +199,7 @@ def check_start(config: TrackingConfig, run_dir: Path) -> None:
         return  # spares the import of wandb, 1 s
     command = isolate.command("tinyimnet.tracking.start_check", str(run_dir), mode, config.project)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=CHECK)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", stdin=subprocess.DEVNULL, timeout=CHECK)
     except subprocess.TimeoutExpired:  # the mirror checks the id again when it connects
         return
     if done.returncode == USER_ERROR:

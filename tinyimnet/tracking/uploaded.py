@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from tinyimnet.files import read_lines
+from tinyimnet.files import read_lines, read_text
 from tinyimnet.run.metrics import STEP
 from tinyimnet.tracking import isolate
 from tinyimnet.tracking.identity import FOLDER, belongs_to, folders, read_note
@@ -57,13 +57,13 @@ class Uploaded:
 def final_step(run_dir: Path) -> int:
     """Optimizer steps of final.safetensors; 0 until the run is finished."""
     done = run_dir / "DONE"
-    return json.loads(done.read_text())["steps"] if done.exists() else 0
+    return json.loads(read_text(done))["steps"] if done.exists() else 0
 
 
 def send_lock(run_dir: Path) -> TextIO:
     """Open the file to lock (files.lock) while uploading, so that rows are not uploaded twice; not the run's LOCK."""
     (run_dir / "wandb").mkdir(exist_ok=True)
-    return (run_dir / "wandb" / "turn").open("a")
+    return (run_dir / "wandb" / "turn").open("a", encoding="utf-8")
 
 
 def on_server(entity: str | None, project: str, id: str, *, rows: bool = True, timeout: float = ANSWER) -> Uploaded:
@@ -133,5 +133,5 @@ def exit_code_of(record: Path) -> int:
 def inspect(record: Path) -> list[dict[str, Any]]:
     """Lines of a record."""
     command = isolate.command("wandb", "leet", "inspect", "--json", str(record))
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60, stdin=subprocess.DEVNULL)
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

@@ -24,7 +24,7 @@ from typing import Any, TextIO
 
 import wandb
 
-from tinyimnet import files
+from tinyimnet import files, streams
 from tinyimnet.config import TrackingConfig
 from tinyimnet.errors import one_line
 from tinyimnet.files import write_atomically
@@ -279,6 +279,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--pid", type=int, default=os.getppid())
     args = parser.parse_args()
+    streams.prepare()
     # Slurm sends these signals to every process of a step, but only the training acts on them.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

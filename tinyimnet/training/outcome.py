@@ -14,7 +14,7 @@ from tinyimnet.errors import UserError
 from tinyimnet.evaluation import analysis, pictures
 from tinyimnet.evaluation.model_card import CARD, model_card
 from tinyimnet.evaluation.weights import BEST, FINAL, as_trained, save_best, save_weights
-from tinyimnet.files import read_lines, write_atomically
+from tinyimnet.files import read_lines, read_text, write_atomically
 from tinyimnet.model.network import count_parameters
 from tinyimnet.run.folder import Attempt, mark, read_config
 from tinyimnet.run.lock import RunLock
@@ -103,8 +103,8 @@ def finished(run_dir: Path, tracker: Tracker, results: dict[str, float | int]) -
     lines = read_lines(run_dir / "metrics.jsonl")
     plots.curves(lines, run_dir / "curves.png")
     results = {**lines[-1], **results}
-    info = json.loads((run_dir / "run_info.json").read_text())
-    write_atomically(run_dir / CARD, model_card(read_config(run_dir), info, results).encode())
+    info = json.loads(read_text(run_dir / "run_info.json"))
+    write_atomically(run_dir / CARD, model_card(read_config(run_dir), info, results))
     mark(run_dir, "DONE", json.dumps(results, indent=1))
     write_page(run_dir)
     tracker.alert("Finished", f"EMA top-1 {lines[-1]['val/ema_top1']:.2f} %", level=logging.INFO)
@@ -116,7 +116,7 @@ def write_page(run_dir: Path) -> None:
     from tinyimnet.report import one_run
 
     try:
-        write_atomically(run_dir / one_run.PAGE, one_run.page(with_metrics(run_dir)).encode())
+        write_atomically(run_dir / one_run.PAGE, one_run.page(with_metrics(run_dir)))
     except (UserError, OSError) as error:
         logger.warning("%s is not written: %s", one_run.PAGE, error)
 
@@ -124,9 +124,9 @@ def write_page(run_dir: Path) -> None:
 def show(run_dir: Path) -> None:
     """Print the results of a finished run, the main files and the next command."""
     try:
-        results = json.loads((run_dir / "DONE").read_text())
+        results = json.loads(read_text(run_dir / "DONE"))
         results["parameters"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{run_dir / 'DONE'} is damaged ({error}); delete it and rerun the same command.") from None
     classes = read_object(run_dir / "run_info.json").get("classes", 200)
     place = short(run_dir)

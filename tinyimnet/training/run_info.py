@@ -13,7 +13,7 @@ import tinyimnet
 from tinyimnet.distributed import slurm
 from tinyimnet.distributed.cpu import cpu_name
 from tinyimnet.distributed.preflight import RankInfo
-from tinyimnet.files import ROOT, write_atomically
+from tinyimnet.files import ROOT, as_utf8, read_text, write_atomically
 from tinyimnet.model.network import Network, count_parameters, model_summary
 from tinyimnet.training.trainer import Trainer
 
@@ -39,7 +39,7 @@ def describe(trainer: Trainer, ranks: list[RankInfo]) -> dict[str, Any]:
         # not compiled again in this process (pytorch issue 190286).
         "macs": sum(stage.macs for stage in model_summary(cast(Network, trainer.ema.module))),
         # Not "data": W&B shows this value beside the configuration, which has a section of that name.
-        "dataset": Path(trainer.config.data.root).name,
+        "dataset": as_utf8(Path(trainer.config.data.root).name),
         "dataset_digest": trainer.state.metadata["data"],
         "classes": len(trainer.state.metadata["classes"]),
         "train_images": len(trainer.batches.images),
@@ -70,7 +70,7 @@ def git_state() -> tuple[str, bool]:
     """Commit of the code that runs and whether it has uncommitted changes; empty for an installed package."""
     snapshot, changes = ROOT / "COMMIT", ROOT / "UNCOMMITTED.diff"
     if snapshot.exists():
-        return snapshot.read_text().strip(), bool(changes.exists() and changes.read_text().strip())
+        return read_text(snapshot).strip(), bool(changes.exists() and changes.stat().st_size)
     if not (ROOT / ".git").exists():  # an installed package, perhaps inside a checkout of something else
         return "", False
     return _git("rev-parse", "HEAD"), bool(_git("status", "--porcelain", "--untracked-files=no"))
@@ -78,7 +78,7 @@ def git_state() -> tuple[str, bool]:
 
 def _git(*arguments: str) -> str:
     try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=10)
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, encoding="utf-8", timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip()
