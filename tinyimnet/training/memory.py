@@ -18,10 +18,10 @@ from tinyimnet.errors import UserError
 from tinyimnet.evaluation.inference import autocast
 from tinyimnet.model.network import build_model, count_parameters
 
-# Measured on a CPU for the networks of configs/: an image adds 2.8 to 58 MB to the peak of a step, 1 to 6 MB more than
-# autograd saves for it. The estimate exceeds that peak by 0 to 19 % (tests/process/test_memory.py).
+# An image adds 0.96 to 1.07 times the bytes that autograd saves for it to the peak of a step (CPU allocations of the
+# networks of configs/, 1.5 to 52 MB an image; tests/process/test_memory.py).
 TEMPORARY = 1.1
-BATCH = 1_500_000  # bytes per image: the batch, its partners, gradients of activations
+BATCH = 200_000  # bytes per image: 49 kB in fp32, its partner, the mixed image, uint8
 COPIES = 10  # of the weights in fp32: EMA, evaluation, gradients, their sums over ranks, two moments
 LIBRARIES = 1 << 30  # bytes: workspaces of cuDNN and cuBLAS, buffers of NCCL (an estimate)
 
