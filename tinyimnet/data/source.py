@@ -6,6 +6,7 @@ import stat
 import zipfile
 from collections import deque
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from tinyimnet.data import other_forms
@@ -88,13 +89,21 @@ class Files:
 
     def skips(self, name: str) -> bool:
         """Whether a part of `name` is hidden or of the system; the outermost such part is then added to `skipped`."""
-        parts = name.split("/")
-        for i, part in enumerate(parts):
-            if is_hidden(part):
-                if part.lower() not in UNMENTIONED:
-                    self.skipped.add_once(HIDDEN, "/".join(parts[: i + 1]) + "/" * (i + 1 < len(parts)))
-                return True
-        return False
+        folder, _, last = name.rpartition("/")
+        hidden_folder = _hidden_folder(folder)
+        if not hidden_folder and not is_hidden(last):
+            return False
+        if hidden_folder or last.lower() not in UNMENTIONED:
+            self.skipped.add_once(HIDDEN, hidden_folder or name)
+        return True
+
+
+@lru_cache(maxsize=1)  # names come sorted by folder
+def _hidden_folder(folder: str) -> str:
+    """The path of the outermost hidden folder in `folder`, with a slash at the end; empty if there is none."""
+    parts = folder.split("/")
+    hidden = next((i for i, part in enumerate(parts) if is_hidden(part)), None)
+    return "" if hidden is None else "/".join(parts[: hidden + 1]) + "/"
 
 
 def open_source(path: Path) -> Files:
