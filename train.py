@@ -10,8 +10,11 @@ python train.py --config my.yaml --optim.lr 0.3 --run.dir runs/lr03
 
 import sys
 
-from tinyimnet import errors, train
-from tinyimnet.distributed.process_group import exit_process
+from tinyimnet import errors
+
+errors.exit_on_sigterm()  # before the seconds that the import of torch takes
+from tinyimnet import train  # noqa: E402
+from tinyimnet.distributed.process_group import exit_process  # noqa: E402
 
 if __name__ == "__main__":
     exit_process(errors.run(train.main, sys.argv[1:]))

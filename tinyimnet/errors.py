@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -59,14 +60,29 @@ def writing(out: Path, what: str = "file") -> Iterator[None]:
         raise UserError(f"--out {out} cannot be written ({error.strerror}); choose another {what}.") from None
 
 
+def rank_of_process() -> str:
+    """Rank that a launcher or srun gave this process, "0" if none did; before and after launcher.map_environment."""
+    return os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
+
+
+def exit_on_sigterm() -> None:
+    """In a Slurm step, exit with code 1 on SIGTERM until the run installs its handlers.
+
+    When a rank fails, srun ends the others with SIGTERM and returns the highest of all exit codes. That of a user error
+    (2) must not become 143.
+    """
+    if "SLURM_STEP_ID" in os.environ:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(1))
+
+
 def run(main: Callable[[list[str]], int], argv: list[str]) -> int:
     """Call `main(argv)` and return its exit code; a UserError is printed as one sentence (`--debug`: traceback): 2."""
     debug = "--debug" in argv
     argv = [arg for arg in argv if arg != "--debug"]
-    rank = os.environ.get("RANK") or "0"
     try:
         return main(argv)
     except UserError as error:
+        rank = rank_of_process()
         if debug:
             traceback.print_exc()
             return USER_ERROR
@@ -76,8 +92,8 @@ def run(main: Callable[[list[str]], int], argv: list[str]) -> int:
             print(f"error{where}: {error}", file=sys.stderr, flush=True)
         return USER_ERROR
     except LostProcess as error:
-        logger.error("rank %s: %s", rank, error)
+        logger.error("rank %s: %s", rank_of_process(), error)
         return 1
     except Exception:
-        logger.exception("rank %s failed", rank)
+        logger.exception("rank %s failed", rank_of_process())
         return 1
