@@ -103,7 +103,7 @@ def test_a_job_submitted_within_salloc_has_its_own_shape(cluster, tmp_path, oute
 def test_a_warning_to_the_batch_shell_stops_the_run_and_requeues_it(cluster, tiny_config, tmp_path) -> None:
     run, out = tmp_path / "run", tmp_path / "log"
     job = cluster.sbatch_slow(*ONE_RANK, "--signal=B:USR1@60", TRAIN, tiny_config, f"--run.dir={run}", log=out)
-    cluster.until_step(run, 2, job, 180)
+    cluster.until_step(run, 2, job)
     cluster.run("scancel", "--batch", "--signal=USR1", job)  # as Slurm does before the time limit
     cluster.until_requeued(job)
     assert "stopped by SIGUSR1, checkpoint saved; requeued as attempt 2" in out.read_text()
@@ -127,7 +127,7 @@ def test_a_job_that_cannot_be_requeued_says_so_at_its_start_and_at_its_end(clust
     run, out = tmp_path / "run", tmp_path / "log"
     job = cluster.sbatch(*ONE_RANK, "--no-requeue", TRAIN, tiny_config, f"--run.dir={run}", log=out,
                          PYTHONPATH=slow_first_attempt(tmp_path))  # fmt: skip
-    cluster.until_step(run, 2, job, 180)
+    cluster.until_step(run, 2, job)
     assert f"warning: job {job} cannot be requeued" in out.read_text()
     cluster.run("scancel", "--signal=USR1", job)
     assert cluster.end(job) == "FAILED"

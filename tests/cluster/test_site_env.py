@@ -66,7 +66,7 @@ def test_a_failure_in_a_later_attempt_costs_that_attempt_and_not_the_job(cluster
     (tmp_path / "site.env").write_text("[[ ${SLURM_RESTART_COUNT:-0} != 1 ]] || exit 1\n")
     job = cluster.sbatch(*ONE_RANK, TRAIN, tiny_config, f"--run.dir={run}", log=log,
                          site_env=str(tmp_path / "site.env"), PYTHONPATH=slow_first_attempt(tmp_path))  # fmt: skip
-    cluster.until_step(run, 2, job, 180)
+    cluster.until_step(run, 2, job)
     cluster.run("scancel", "--signal=USR1", job)
     cluster.wait(lambda: "attempt 3, nodes" in log.read_text(), 240, "the third attempt")
     assert re.search(r"exit code 2, newest checkpoint at step \d+; requeued as attempt 3", log.read_text())

@@ -148,7 +148,7 @@ class Cluster:
             assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
             time.sleep(0.1)
 
-    def until_step(self, run: Path, step: int, job: str, seconds: float = 60) -> None:
+    def until_step(self, run: Path, step: int, job: str, seconds: float = 180) -> None:
         """Wait until a job's run has logged this step."""
 
         def there() -> bool:
