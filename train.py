@@ -11,8 +11,11 @@ accelerate launch --multi_gpu train.py              # a process per GPU
 
 import sys
 
-from tinyimnet import errors, train
-from tinyimnet.distributed.process_group import exit_process
+from tinyimnet import errors
+
+errors.exit_on_sigterm()  # before the seconds that the import of torch takes
+from tinyimnet import train  # noqa: E402
+from tinyimnet.distributed.process_group import exit_process  # noqa: E402
 
 if __name__ == "__main__":
     exit_process(errors.run(train.main, sys.argv[1:], may_lose_output=True))

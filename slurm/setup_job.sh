@@ -1,34 +1,112 @@
 # shellcheck shell=bash
 # Job scripts source this file. It reads the site's settings from slurm/site.env, or from $site_env, and sets the job id
-# ($job) and the end of the job (SLURM_JOB_END_TIME). sbatch passes on the variables of the calling shell; if that shell
-# runs inside another job (salloc, srun --pty, an element of an array), this file removes the variables of that job.
+# ($job), the GPUs per node ($gpus), the processes per node ($tasks) and the end of the job (SLURM_JOB_END_TIME).
 
+declare -F fail >/dev/null || fail() { echo "error: $*" >&2; exit 2; }
+
+# ---- signals: one that Slurm sends to this shell (sbatch --signal=B:USR1@120) would kill it before it requeues the
+# job. Each becomes USR1 for the step of `run_step`; other steps stop by the clock (run.stop_before_end).
+step=
+survive_signals() { trap '[[ -z $step ]] || kill -USR1 "$step"' USR1 USR2 TERM HUP; }
+
+run_step() { # ARGUMENTS OF SRUN: returns the exit code of srun
+  local code
+  srun "$@" &
+  step=$!
+  while wait "$step"; code=$?; ((code > 128)) && kill -0 "$step" 2>/dev/null; do :; done # a trap interrupts `wait`
+  step=
+  return "$code"
+}
+
+# ---- slurm/site.env: the variables, functions and limits that it sets stay; options, traps, aliases, redirections and
+# `cd` do not. Its first command that fails ends the job, and so does `exit`: the job would train with the wrong
+# modules, or count as completed. In a function, because conda's `activate` would read the arguments of the job.
+source_site() {
+  trap '[[ ${BASH_SOURCE[0]} != "$site_env" ]] || site_line=$LINENO' DEBUG
+  trap '[[ ${BASH_SOURCE[0]} != "$site_env" ]] || site_failed $?' ERR # unlike DEBUG, not for commands in functions
+  trap 'site_failed $?' EXIT                                          # set -e and set -u
+  # shellcheck disable=SC2317
+  exit() { [[ $BASHPID == "$$" ]] || builtin exit "$@"; site_failed "${1:-0}"; }
+  set -o functrace
+  # shellcheck source=/dev/null
+  source "$site_env"
+}
+
+leave_site() {
+  trap - DEBUG ERR EXIT RETURN
+  survive_signals
+  unset -f exit
+  unalias -a
+  IFS=$' \t\n'
+  eval "$site_restore"
+  exec >&"$site_out" 2>&"$site_err" {site_out}>&- {site_err}>&-
+  cd "$site_folder" || fail "the folder $site_folder is gone."
+}
+
+site_failed() { # EXIT CODE
+  leave_site
+  fail "$site_env failed in line $site_line with exit code $1: $(sed -n "${site_line}p" "$site_env")"
+}
+
+survive_signals
 site_env=${site_env:-slurm/site.env}
-# A function hides the job's arguments: conda's `activate` would read them, and `set --` in site.env would drop them.
-# shellcheck source=/dev/null
-source_site() { source "$site_env"; }
-if [[ -f $site_env ]]; then source_site || { echo "error: sourcing $site_env failed." >&2; exit 2; }; fi
-
-# Slurm sets SLURM_ARRAY_* in array elements and SLURM_RESTART_COUNT from the second attempt on. If this job is not an
-# array element or was not restarted, they belong to the outer job. The last element of an array can have the array's
-# own id, for which Slurm prints one line per element; hence the grep.
-if [[ -n ${SLURM_ARRAY_JOB_ID:-}${SLURM_RESTART_COUNT:-} ]] &&
-  shown=$(scontrol --oneliner show job "$SLURM_JOB_ID" | grep "^JobId=$SLURM_JOB_ID "); then
-  [[ $shown == *" ArrayTaskId="* ]] || unset "${!SLURM_ARRAY_@}"
-  [[ $shown != *" Restarts=0 "* ]] || unset SLURM_RESTART_COUNT
+if [[ -f $site_env ]]; then
+  site_restore=$(set +o; shopt -p) site_folder=$PWD site_line=1
+  exec {site_out}>&1 {site_err}>&2
+  source_site
+  code=$?
+  leave_site
+  # After `source`: 1 is a false test in the last line, and no error; 2 is a syntax error.
+  ((code == 0)) || [[ $code == 1 && $(sed -n "${site_line}p" "$site_env") != *return* && -r $site_env ]] ||
+    site_failed $code
 fi
-# A step gets all resources of its job, and each process sees all GPUs of the job on its node. srun rejects some of
-# these variables in combination, and --gpus-per-task would restrict each rank to one GPU. SLURM_GPU_BIND=none is wrong
-# too: with two or more tasks Slurm (22.05) then unsets CUDA_VISIBLE_DEVICES, and without device cgroups two jobs on a
-# node share its GPUs.
-unset SLURM_GPUS_PER_TASK SLURM_NTASKS_PER_GPU SLURM_TRES_PER_TASK "${!SLURM_CPU_BIND@}" "${!SLURM_GPU_BIND@}" \
-  SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SLURM_MEM_PER_NODE
-export SLURM_EXPORT_ENV=ALL PYTHONUNBUFFERED=1
 
+# ---- the job, as Slurm has it: sbatch passes on the variables of the calling shell, which may run inside another job
+# (salloc, srun --pty, an element of an array). The last element of an array can have the array's own id, for which
+# Slurm prints one line per element; hence the grep.
+record=$(SLURM_TIME_FORMAT=standard scontrol --oneliner --details show job "$SLURM_JOB_ID" |
+  grep "^JobId=$SLURM_JOB_ID ")
+field() { [[ $record =~ \ $1=([^ ]+) ]] && echo "${BASH_REMATCH[1]}"; }
+
+gpus_of_nodes() { # the GPUs of each node, "3,1" or, if all have the same, "2"; a node has GRES=gpu:a100:2(IDX:0-1)
+  tr ' ' '\n' <<<"$record" | sed -n 's/([^)]*)//g; s/^GRES=//p' | awk -F, '
+    { n = 0; for (i = 1; i <= NF; i++) { k = split($i, part, ":"); if (part[1] == "gpu") n += part[k] } print n }' |
+    sort -rnu | paste -sd ,
+}
+
+nodes=$SLURM_JOB_NUM_NODES gpus=${SLURM_GPUS_ON_NODE:-0}
+tasks=${SLURM_NTASKS_PER_NODE:-$((${SLURM_NTASKS:-nodes} / nodes))}
+if [[ -n $record ]]; then # otherwise slurmctld does not answer, and the variables have to do
+  [[ -n $(field ArrayTaskId) ]] || unset "${!SLURM_ARRAY_@}"
+  [[ $(field Restarts) != 0 ]] || unset SLURM_RESTART_COUNT
+  # Slurm sets this itself since 23.02. train.py stops run.stop_before_end seconds earlier, with or without a signal.
+  [[ -n ${SLURM_JOB_END_TIME:-} || $(field EndTime) != *T* ]] || SLURM_JOB_END_TIME=$(date -d "$(field EndTime)" +%s)
+  gpus=$(gpus_of_nodes) gpus=${gpus:-${SLURM_GPUS_ON_NODE:-0}}
+  [[ $gpus != *,* ]] || fail "uneven allocation ($gpus); use --gpus-per-node instead of --gpus."
+  all=$(field NumTasks) tasks=$(field NtasksPerN:B:S:C)
+  tasks=${tasks%%:*}
+  if ((tasks == 0)); then # no --ntasks-per-node; without --ntasks, one task per node, but SLURM_TASKS_PER_NODE has CPUs
+    tasks=$((all / nodes))
+    ((all == nodes || gpus)) || [[ $SLURM_TASKS_PER_NODE != *,* ]] ||
+      fail "uneven allocation ($SLURM_TASKS_PER_NODE); use --ntasks-per-node instead of --ntasks."
+    unset SLURM_NTASKS_PER_NODE
+  fi
+fi
+((gpus == 0)) || tasks=$gpus
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
-# Slurm sets this itself since 23.02. train.py stops run.stop_before_end seconds earlier, with or without a signal.
-if [[ -z ${SLURM_JOB_END_TIME:-} ]] && end=$(squeue --noheader --jobs="$job" --format=%e) && [[ $end == *T* ]]; then
-  SLURM_JOB_END_TIME=$(date -d "$end" +%s)
-  export SLURM_JOB_END_TIME
-fi
+[[ $(field Requeue) != 0 ]] ||
+  echo "warning: job $job cannot be requeued (--no-requeue, or the cluster's default): a time limit, a preemption or a" \
+    "lost node ends it. Submit the same command again to resume, or already now with --dependency=afterany:$job." >&2
+
+# ---- srun: a step gets all GPUs of its job, and each process sees those on its node. Slurm needs the number, or a job
+# with --exclusive has GPUs that its steps do not get. srun rejects some of the other variables in combination;
+# --gpus-per-task would restrict each rank to one GPU, and so would --gpu-bind; SLURM_GPU_BIND=none is wrong too: with
+# two or more tasks Slurm (22.05) then unsets CUDA_VISIBLE_DEVICES, and without device cgroups two jobs on a node share
+# its GPUs.
+unset SLURM_CPUS_PER_GPU SLURM_GPUS "${!SLURM_GPUS_PER_@}" "${!SLURM_GPU_BIND@}" "${!SLURM_CPU_BIND@}" \
+  "${!SLURM_MEM_@}" SLURM_NTASKS_PER_GPU SLURM_NTASKS_PER_SOCKET SLURM_NTASKS_PER_CORE SLURM_TRES_PER_TASK
+((gpus == 0)) || export SLURM_GPUS_PER_NODE=$gpus
+[[ -z ${SLURM_JOB_END_TIME:-} ]] || export SLURM_JOB_END_TIME
+# Neighbouring ranks share a node and a socket, like GPUs 0 to 3 usually; Slurm's default alternates sockets.
+export SLURM_DISTRIBUTION=block:block SLURM_EXPORT_ENV=ALL PYTHONUNBUFFERED=1

@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
@@ -86,6 +87,21 @@ def paths_named() -> Iterator[None]:
         ) from error
 
 
+def rank_of_process() -> str:
+    """Rank that a launcher or srun gave this process, "0" if none did; before and after launcher.map_environment."""
+    return os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
+
+
+def exit_on_sigterm() -> None:
+    """In a Slurm step, exit with code 1 on SIGTERM until the run installs its handlers.
+
+    When a rank fails, srun ends the others with SIGTERM and returns the highest of all exit codes. That of a user error
+    (2) must not become 143.
+    """
+    if "SLURM_STEP_ID" in os.environ:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(1))
+
+
 def run(main: Callable[[list[str]], int], argv: list[str], *, may_lose_output: bool = False) -> int:
     """Call `main(argv)` and return its exit code; a UserError is printed as one sentence (`--debug`: traceback): 2.
 
@@ -106,11 +122,11 @@ def run(main: Callable[[list[str]], int], argv: list[str], *, may_lose_output: b
 def _run(main: Callable[[list[str]], int], argv: list[str]) -> int:
     debug = "--debug" in argv
     argv = [arg for arg in argv if arg != "--debug"]
-    rank = os.environ.get("RANK") or "0"
     try:
         with paths_named():
             return main(argv)
     except UserError as error:
+        rank = rank_of_process()
         if debug:
             traceback.print_exc()
             return USER_ERROR
@@ -122,10 +138,10 @@ def _run(main: Callable[[list[str]], int], argv: list[str]) -> int:
             print(f"error{where}: {error}", file=sys.stderr, flush=True)
         return USER_ERROR
     except LostProcess as error:
-        logger.error("rank %s: %s", rank, error)
+        logger.error("rank %s: %s", rank_of_process(), error)
         return 1
     except Exception as error:
-        logger.exception("rank %s failed", rank)
+        logger.exception("rank %s failed", rank_of_process())
         tell_launcher(f"{type(error).__name__}: {one_line(error)}")
         return 1
 

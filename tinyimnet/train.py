@@ -28,13 +28,14 @@ from tinyimnet.training.trainer import Trainer
 
 def main(argv: list[str], prog: str = "train.py") -> int:
     """Train as `argv` says; the exit code is 0 if the run finished, or stopped and saved."""
-    config = config_cli.load(argv, prog)
-    launcher.map_environment()
-    stderr = logging.StreamHandler()
-    stderr.setLevel(logging.WARNING)  # INFO goes to logs/rank_N.log only
-    logging.basicConfig(handlers=[stderr], format="%(levelname)s: %(message)s")
-    wandb_mode(config.tracking)  # an invalid WANDB_MODE is an error before anything is written
-    run_dir = find_run(config)
+    with launcher.errors_of_every_node():
+        config = config_cli.load(argv, prog)
+        launcher.map_environment()
+        stderr = logging.StreamHandler()
+        stderr.setLevel(logging.WARNING)  # INFO goes to logs/rank_N.log only
+        logging.basicConfig(handlers=[stderr], format="%(levelname)s: %(message)s")
+        wandb_mode(config.tracking)  # an invalid WANDB_MODE is an error before anything is written
+        run_dir = find_run(config)
     rendezvous = Rendezvous(config.train.timeout)
     with process_group.lost_processes_named():
         if finished_before(run_dir, config, rendezvous):

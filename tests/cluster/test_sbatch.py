@@ -28,6 +28,8 @@ def test_a_finished_run_submitted_again_on_two_nodes_ends_well(cluster, tiny_con
         job = cluster.sbatch(TRAIN, tiny_config, f"--run.dir={untouched}", log=log)
         assert cluster.end(job) == "COMPLETED", log.read_text()
         assert "is finished" in log.read_text() and "gone" not in log.read_text()
+        command = ["srun", "-N2", "--ntasks-per-node=2", "--cpus-per-task=1", "python", "train.py"]
+        assert "is finished" in cluster.run(*command, "--config", tiny_config, f"--run.dir={untouched}")
 
 
 def test_overrides_keep_their_spaces_and_quotes_and_no_secret_is_written(cluster, tiny_config, tmp_path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ NODES = ("n1", "n2", "n3")
 TRAIN = "slurm/train.sbatch"
 SHORT = "--train.epochs=2"  # 12 steps
 SHAPE = ["--nodes=2", "--gpus-per-node=2", "--cpus-per-gpu=1"]
+ONE_RANK = ["--nodes=1", "--gpus-per-node=1"]
 # 180 steps of a small network: 12 s on 2 nodes x 2 ranks, long enough to interrupt and resume.
 CONFIG = """\
 data: {{root: {root}, source: synthetic}}
@@ -44,6 +46,30 @@ if "SLURM_PROCID" in os.environ and "SLURM_RESTART_COUNT" not in os.environ:
         return decay_at(step, decay)
     optim.ema_decay_at = slow
 """
+
+
+# A Python that, instead of training, saves the environment of its rank and ends.
+PROBE = """\
+#!/bin/bash
+[[ $1 == train.py ]] || exec "{python}" "$@"
+env >"{folder}/$SLURM_JOB_ID.$SLURM_PROCID"
+{then}
+"""
+
+
+def probe(folder: Path, then: str = "") -> str:
+    """Return a VIRTUAL_ENV for jobs whose ranks only save their environment, for `environments`, and then do `then`."""
+    python = folder / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(PROBE.format(python=sys.executable, folder=folder, then=then))
+    python.chmod(0o755)
+    return str(folder / "venv")
+
+
+def environments(folder: Path, job: str) -> list[dict[str, str]]:
+    """Return the environment of each rank of a job that ran with `probe`."""
+    files = sorted(folder.glob(f"{job}.[0-9]*"), key=lambda file: int(file.suffix[1:]))
+    return [dict(line.split("=", 1) for line in file.read_text().splitlines() if "=" in line) for file in files]
 
 
 def attempts(run: Path) -> list[dict]:
@@ -122,7 +148,7 @@ class Cluster:
             assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
             time.sleep(0.1)
 
-    def until_step(self, run: Path, step: int, job: str, seconds: float = 60) -> None:
+    def until_step(self, run: Path, step: int, job: str, seconds: float = 180) -> None:
         """Wait until a job's run has logged this step."""
 
         def there() -> bool:

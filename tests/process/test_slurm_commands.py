@@ -82,12 +82,13 @@ def test_a_controller_that_is_restarting_is_asked_again(run, program, tmp_path: 
     assert asked.read_text().splitlines() == ["--oneliner show job 123"] * 2 + ["requeue 123"] * 2
 
 
-def test_a_requeue_that_slurm_refuses_says_what_to_do(run, program, monkeypatch) -> None:
-    program("scontrol", "[ $1 = requeue ] || { echo JobState=RUNNING PreemptTime=None; exit; }\n"
-                        "echo 'Operation disabled' >&2; exit 1")  # fmt: skip
-    monkeypatch.setattr(requeue, "PATIENCE", 0)
+def test_a_requeue_that_slurm_refuses_is_tried_once_and_says_what_to_do(run, program, capsys) -> None:
+    asked = program("scontrol", "[ $1 = requeue ] || { echo JobState=RUNNING PreemptTime=None; exit; }\n"
+                                "echo 'Operation disabled' >&2; exit 1")  # fmt: skip
     with pytest.raises(UserError, match=r"scontrol requeue 123 failed \(Operation disabled\); the run is saved"):
         main(["0", f"--run.dir={run.dir}"])
+    assert asked.read_text().splitlines()[1:] == ["requeue 123"]
+    assert "requeued" not in capsys.readouterr().out
 
 
 def test_without_scontrol_a_finished_run_still_ends_well(run, monkeypatch) -> None:

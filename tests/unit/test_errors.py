@@ -44,6 +44,13 @@ def test_an_error_known_to_all_ranks_is_printed_by_rank_0_alone(every_rank, prin
     assert capsys.readouterr().err == printed
 
 
+def test_under_srun_a_rank_is_known_before_rank_is_set(capsys, caplog, monkeypatch) -> None:
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    errors.run(ends_with(UserError("no GPU.", every_rank=True)), [])
+    errors.run(ends_with(ValueError("a bug")), [])
+    assert capsys.readouterr().err == "error (rank 3): no GPU.\n" and "rank 3 failed" in caplog.text
+
+
 @pytest.mark.parametrize(
     "error, said", [(ValueError("a bug"), "rank 0 failed"), (LostProcess("rank 1 is gone"), "rank 1 is gone")]
 )

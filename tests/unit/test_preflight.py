@@ -8,13 +8,13 @@ import torch
 
 from tinyimnet import cli, errors
 from tinyimnet.console import command
-from tinyimnet.distributed import preflight
+from tinyimnet.distributed import gpus, preflight
 from tinyimnet.distributed.preflight import problems
 
 GOOD: dict[str, Any] = {
     "host": "n1", "local_rank": 0, "cores": 8, "code": "abc", "config": "a: 1\nb: 2\n",
     "versions": {"python": "3.11.2", "torch": "2.13.0"}, "device": "NVIDIA H100",
-    "gpus": 8, "job_gpus": 8, "usable": True, "gpu_free": 70 << 30,
+    "gpus": 8, "job_gpus": 8, "visible": "0,1,2,3,4,5,6,7", "foreign": [], "usable": True, "gpu_free": 70 << 30,
     "run_dir": "/runs/a", "disk": 1 << 40, "needs": 32e6, "clock": 1000.0, "sees_run": True,
 }  # fmt: skip
 
@@ -49,6 +49,13 @@ def test_outside_slurm_the_gpu_count_of_a_job_is_unknown() -> None:
         ({"disk": 5e6}, "has 5 MB free for /runs/a, but two checkpoints need 32"),
         ({"local_rank": 8}, "sees 8 GPUs but has local rank 8"),
         ({"job_gpus": 2}, "sees 8 GPUs but its job has 2 on that node"),
+        ({"job_gpus": 2, "visible": None}, "its job has 2 on that node (CUDA_VISIBLE_DEVICES is not set)"),
+        (
+            {"foreign": ["4", "5"]},
+            "would use GPU 4, 5 (CUDA_VISIBLE_DEVICES is 0,1,2,3,4,5,6,7), which its job does not",
+        ),
+        ({"gpus": 1, "local_rank": 1, "visible": "MIG-6a5"}, "has slices of a GPU (CUDA_VISIBLE_DEVICES is MIG-6a5)"),
+        ({"gpus": 1, "job_gpus": 2, "visible": "MIG-6a5,MIG-7"}, "run one process on one slice"),
         ({"usable": False}, "has 8 GPUs that torch 2.13.0 for CUDA"),
         ({"clock": 1045.0}, "the clock of node n2 (rank 1) differs by +45 s from that of node n1"),
     ],
@@ -67,7 +74,36 @@ def test_a_driver_or_a_gpu_that_is_too_old_for_this_torch_is_noticed(available, 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90a", "sm_90", "compute_90"])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    assert preflight._cuda_works() == works
+    assert gpus._cuda_works() == works
+
+
+@pytest.mark.parametrize(
+    "visible, own, reachable, found",
+    [
+        ("0,1", "2,3", True, ["0", "1"]),  # no device cgroups: GPUs of another job
+        ("0,1", "2,3", False, []),  # device cgroups: Slurm numbers the job's GPUs from 0
+        ("2,3", "2,3", True, []),
+        ("2,3", "", True, []),  # outside Slurm
+        ("MIG-6a5", "0", True, []),
+    ],
+)
+def test_gpus_of_other_jobs_are_those_within_reach(visible, own, reachable, found) -> None:
+    environ = {"CUDA_VISIBLE_DEVICES": visible, "SLURM_JOB_GPUS": own}
+    assert gpus.foreign(environ, lambda _path, _mode: reachable) == found
+
+
+@pytest.mark.parametrize(
+    "facts, said",
+    [
+        ({"gpus": 2, "job_gpus": 2}, ["1 of 2 GPUs on node n1 stay idle"]),
+        ({"gpus": 0, "job_gpus": 2}, ["torch sees no GPU on node n1, where the job has 2"]),
+        ({"gpus": 1, "job_gpus": 1}, []),
+        ({"gpus": 0, "job_gpus": 0}, []),
+    ],
+)
+def test_gpus_that_no_process_uses_are_named(facts, said) -> None:
+    sentences = gpus.idle([{**GOOD, **facts}])
+    assert len(sentences) == len(said) and all(map(str.__contains__, sentences, said))
 
 
 def test_a_wrong_sum_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

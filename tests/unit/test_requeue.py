@@ -107,6 +107,19 @@ def test_a_stop_or_error_file_prevents_a_requeue(file: str, run: RunConfig) -> N
     assert not decide(run, 137, RUNNING, ATTEMPT_3).requeue
 
 
+def test_after_a_user_error_the_exit_code_is_2_also_if_srun_gave_143(run: RunConfig) -> None:
+    past(run, ("123", 2, 0), saved=100)
+    (Path(run.dir) / "ERROR").touch()
+    assert decide(run, 143, RUNNING, ATTEMPT_3) == (False, 2, "ended with exit code 2; not requeued")
+
+
+def test_a_job_that_slurm_does_not_requeue_ends_and_says_so(run: RunConfig) -> None:
+    mark(run)
+    again, exit_code, sentence = decide(run, 0, {**RUNNING, "Requeue": "0"}, ATTEMPT_3)
+    assert (again, exit_code) == (False, 1)
+    assert "checkpoint saved; not requeued, because the job was submitted with --no-requeue" in sentence
+
+
 def test_a_second_ctrl_c_is_not_requeued(run: RunConfig) -> None:
     past(run, ("123", 2, 0), saved=100)
     assert not decide(run, 130, RUNNING, ATTEMPT_3).requeue

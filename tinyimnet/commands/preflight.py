@@ -25,8 +25,9 @@ def add_arguments(_parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Check and print a table of the ranks."""
-    config = config_cli.load(args.options, prog="tinyimnet preflight")
-    launcher.map_environment()
+    with launcher.errors_of_every_node():
+        config = config_cli.load(args.options, prog="tinyimnet preflight")
+        launcher.map_environment()
     started = time.monotonic()
     rendezvous = Rendezvous(config.train.timeout)
     with process_group.lost_processes_named():

@@ -5,9 +5,11 @@ rejects the cases that the environment reveals, process_group.check_world the ot
 """
 
 import os
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 
+from tinyimnet import errors
 from tinyimnet.distributed import slurm
 from tinyimnet.errors import UserError
 
@@ -48,6 +50,17 @@ def map_environment(environ: MutableMapping[str, str] = os.environ) -> None:
     # ids, as in an array, share nodes, so a requeue must not take the port of the next job.
     job = int(environ["SLURM_JOB_ID"]) + 7919 * slurm.restarts(environ)
     environ.setdefault("MASTER_PORT", str(10000 + job % 20000))
+
+
+@contextmanager
+def errors_of_every_node() -> Iterator[None]:
+    """Before the processes meet, print errors on the first process of each node: files differ between nodes."""
+    try:
+        yield
+    except UserError as error:
+        rank, local = errors.rank_of_process(), os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID")
+        error.every_rank = error.every_rank or (local == "0" and rank != "0")
+        raise
 
 
 def check_variables(environ: Mapping[str, str]) -> None:

@@ -4,9 +4,9 @@ Every start of several processes runs it, and `tinyimnet preflight` runs it alon
 """
 
 import hashlib
+import logging
 import os
 import platform
-import re
 import secrets
 import shutil
 import socket
@@ -21,12 +21,13 @@ from accelerate import Accelerator
 from tinyimnet import config as configuration
 from tinyimnet.config import Config
 from tinyimnet.console import console
-from tinyimnet.distributed import reduction, slurm
-from tinyimnet.distributed.cpu import cpu_name
+from tinyimnet.distributed import gpus, reduction
 from tinyimnet.distributed.process_group import NETWORK
 from tinyimnet.distributed.rendezvous import Rendezvous
 from tinyimnet.errors import UserError, one_line
 from tinyimnet.files import ROOT
+
+logger = logging.getLogger(__name__)
 
 MAX_SKEW = 30.0  # seconds between two clocks; the job's deadline (run.stop_before_end) is read from a clock
 CHECKPOINT = 16  # bytes per parameter: weights, EMA, and the two moments of AdamW
@@ -55,6 +56,8 @@ def check(rendezvous: Rendezvous, config: Config, run_dir: Path) -> list[RankInf
         rendezvous.leave()
         more = f" (and {len(found) - 1} more: {' '.join(found[1:])})" if found[1:] else ""
         raise UserError(found[0] + more)
+    for sentence in gpus.idle(ranks) if rendezvous.is_main else []:
+        logger.warning(sentence)
     return ranks
 
 
@@ -83,21 +86,8 @@ def problems(ranks: list[RankInfo]) -> list[str]:
                 f"{node} has {info['disk'] / 1e6:.0f} MB free for {info['run_dir']}, but two checkpoints need "
                 f"{info['needs'] / 1e6:.0f} MB; make room, or choose another --run.dir."
             )
-        if info["gpus"] and not info["usable"]:
-            found.append(
-                f"{node} has {info['gpus']} GPUs that torch {info['versions']['torch']} for CUDA {torch.version.cuda} "
-                "cannot use, because the driver or the GPU is too old; install a PyTorch build for an older CUDA."
-            )
-        elif info["gpus"] and info["local_rank"] >= info["gpus"]:
-            found.append(
-                f"{node} sees {info['gpus']} GPUs but has local rank {info['local_rank']}; start one process per GPU, "
-                "and let each see all GPUs (srun without --gpu-bind and --gpus-per-task)."
-            )
-        elif info["gpus"] and info["job_gpus"] not in (0, info["gpus"]):
-            found.append(
-                f"{node} sees {info['gpus']} GPUs but its job has {info['job_gpus']} on that node, so it would use "
-                "GPUs of other jobs or leave its own idle; start srun without --gpu-bind and --gpus-per-task."
-            )
+        if problem := gpus.problem(info, node):
+            found.append(problem)
         if abs(info["clock"] - first["clock"]) > MAX_SKEW:
             found.append(
                 f"the clock of {node} differs by {info['clock'] - first['clock']:+.0f} s from that of node "
@@ -170,9 +160,7 @@ def rows(ranks: list[RankInfo]) -> list[tuple[str, ...]]:
 
 
 def _describe_rank(config: Config, run_dir: Path) -> RankInfo:
-    gpus, local_rank = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
-    works = _cuda_works() if gpus else False
-    usable = works and local_rank < gpus
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "host": socket.gethostname(),
@@ -181,25 +169,11 @@ def _describe_rank(config: Config, run_dir: Path) -> RankInfo:
         "code": _code_digest(),
         "config": configuration.dump(config),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in ("torch", "accelerate", "numpy")},
-        # CPU models too: every rank updates its own weights, and other kernels round norms or products differently.
-        "device": torch.cuda.get_device_name(local_rank) if usable else f"no GPU {local_rank}" if gpus else cpu_name(),
-        "gpus": gpus,
-        "job_gpus": slurm.gpus_on_node(),
-        "usable": works,
-        "gpu_free": torch.cuda.mem_get_info(local_rank)[0] if usable else 0,
+        **gpus.describe(local_rank),
         "run_dir": str(run_dir),
         "disk": shutil.disk_usage(_existing(run_dir)).free,
         "needs": 2 * CHECKPOINT * config.model.max_parameters,
     }  # fmt: skip
-
-
-def _cuda_works() -> bool:
-    """Whether the driver works and torch has kernels for the first GPU; NVML counts GPUs either way."""
-    if not torch.cuda.is_available():
-        return False
-    oldest = min((int(arch[3:]) for arch in torch.cuda.get_arch_list() if re.fullmatch(r"sm_\d+", arch)), default=0)
-    major, minor = torch.cuda.get_device_capability(0)
-    return 10 * major + minor >= oldest
 
 
 def _code_digest() -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import submitit
 
+from tinyimnet import errors
 from tinyimnet.config import RunConfig
 
 
@@ -30,9 +31,9 @@ class TrainJob:
 
     def __call__(self) -> dict[str, Any]:
         """Train until the end or a stop request; returns the contents of DONE, {} before the end."""
+        errors.exit_on_sigterm()
         from tinyimnet import config_cli, streams, train
         from tinyimnet.distributed import process_group
-        from tinyimnet.errors import USER_ERROR, UserError
         from tinyimnet.files import read_text
 
         streams.prepare()
@@ -47,8 +48,8 @@ class TrainJob:
             helper.export(set_cuda_visible_devices=False, overwrite=True)
         try:
             train.main(self.arguments)
-        except UserError:
-            exit_code = USER_ERROR
+        except errors.UserError:
+            exit_code = errors.USER_ERROR
             raise
         run = config_cli.load(self.arguments).run
         if environment.cluster == "local":

@@ -29,6 +29,8 @@ from tinyimnet.run.folder import newest_step, read_attempts
 
 # Seconds to retry scontrol, which itself waits 20 to 40 s for a controller; enough for a restart or failover.
 PATIENCE = 60
+# Errors of scontrol that another try does not change; all others may come from a controller that restarts.
+REFUSED = re.compile("disabled|denied|Invalid job id")
 # Consecutive failed attempts without a new checkpoint after which a job ends: a repeated failure is no accident.
 IDLE_ATTEMPTS = 3
 SECOND_CTRL_C = 128 + signal.SIGINT
@@ -46,14 +48,14 @@ def main(argv: list[str]) -> int:
     """Requeue this job or end it, and print the reason; returns its exit code."""
     exit_code, run = int(argv[0]), config_cli.load(argv[1:], prog="python -m tinyimnet.launch.requeue").run
     verdict = decide(run, exit_code, show_job(slurm.job_name()), os.environ)
-    print(f"job {slurm.job_name()}: {verdict.sentence}", flush=True)
     if verdict.requeue:
         requeue(slurm.job_name())
+    print(f"job {slurm.job_name()}: {verdict.sentence}", flush=True)
     return verdict.exit_code
 
 
 def requeue(job: str) -> None:
-    """Requeue a job; Slurm then ends its processes, including the caller.
+    """Requeue a job; Slurm then ends its processes, including the caller, after KillWait (30 s by default).
 
     Raises:
         UserError: scontrol failed.
@@ -95,6 +97,8 @@ def decide(
     # Before the check for preemption: a STOP file has priority.
     if exit_code == 0 and not marker and (Path(run.dir) / "STOP").exists():
         return Verdict(False, 0, "stopped by the user; not requeued")
+    if is_users_error(Path(run.dir), exit_code, environ):
+        exit_code = errors.USER_ERROR
     preempted = is_preempted(job)
     accident = bool(job) and not (preempted or marker) and is_accident(Path(run.dir), exit_code, environ)
     if not preempted and not marker and not accident:
@@ -110,6 +114,11 @@ def decide(
         return Verdict(
             False, 1, f"{why}, but attempt {attempt} completed no step; not requeued, because the next attempt would "
             "end the same way: raise the time limit, or lower run.stop_before_end and sbatch --signal"
+        )  # fmt: skip
+    if job.get("Requeue") == "0":
+        return Verdict(
+            False, 1, f"{why}; not requeued, because the job was submitted with --no-requeue or the cluster does not "
+            "requeue jobs: submit it again to resume"
         )  # fmt: skip
     if attempt >= run.max_attempts:
         return Verdict(
@@ -139,14 +148,21 @@ def is_accident(run_dir: Path, exit_code: int, environ: Mapping[str, str]) -> bo
     checkpoint or, as the first attempt, resumed from a checkpoint of another job.
     """
     restart, begun = slurm.restarts(environ), attempts_of_job(run_dir, environ)
-    # The exit code is not enough: srun returns that of a signal if it killed a process that was waiting for W&B.
-    users_error = restart in begun and (exit_code == errors.USER_ERROR or (run_dir / "ERROR").exists())
     by_a_person = exit_code == SECOND_CTRL_C or (run_dir / "STOP").exists()
-    if not exit_code or users_error or by_a_person:
+    if not exit_code or is_users_error(run_dir, exit_code, environ) or by_a_person:
         return False
     saved = newest_step(run_dir)
     productive = [attempt for attempt, step in begun.items() if step < saved or (attempt == 0 and step > 0)]
     return bool(productive) and restart - max(productive) < IDLE_ATTEMPTS
+
+
+def is_users_error(run_dir: Path, exit_code: int, environ: Mapping[str, str]) -> bool:
+    """Whether an attempt that had started ended with an error that the user has to fix.
+
+    The exit code is not enough: srun returns that of a signal if it killed a process that was waiting for W&B.
+    """
+    failed = exit_code == errors.USER_ERROR or (exit_code and (run_dir / "ERROR").exists())
+    return bool(failed) and slurm.restarts(environ) in attempts_of_job(run_dir, environ)
 
 
 def attempts_of_job(run_dir: Path, environ: Mapping[str, str]) -> dict[int, int]:
@@ -156,11 +172,11 @@ def attempts_of_job(run_dir: Path, environ: Mapping[str, str]) -> dict[int, int]
 
 
 def show_job(job: str) -> dict[str, str]:
-    """JobState, PreemptTime and Restarts of a job; {} outside Slurm or if Slurm does not respond."""
+    """JobState, PreemptTime, Restarts and Requeue of a job; {} outside Slurm or if Slurm does not respond."""
     if not job:
         return {}
     answer = scontrol("--oneliner", "show", "job", job)
-    return dict(re.findall(r"\b(JobState|PreemptTime|Restarts)=(\S+)", answer.stdout))
+    return dict(re.findall(r"\b(JobState|PreemptTime|Restarts|Requeue)=(\S+)", answer.stdout))
 
 
 def is_preempted(job: Mapping[str, str]) -> bool:
@@ -174,17 +190,23 @@ def is_superseded(job: Mapping[str, str], environ: Mapping[str, str]) -> bool:
 
 
 def scontrol(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run scontrol and retry it for PATIENCE seconds, so that one lost response does not end a run of days."""
+    """Run scontrol and retry it for PATIENCE seconds, so that a lost response does not end a run of days."""
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
             done = subprocess.run(["scontrol", *arguments], capture_output=True, encoding="utf-8")
         except OSError as error:  # not installed, as in a container without Slurm's commands
             return subprocess.CompletedProcess(["scontrol", *arguments], 1, "", f"scontrol: {error.strerror}")
-        if not done.returncode or time.monotonic() >= deadline:
+        if not done.returncode or REFUSED.search(done.stderr) or time.monotonic() >= deadline:
             return done
         time.sleep(2)
 
 
+def outlive_sigterm() -> None:
+    """Ignore SIGTERM, with which Slurm ends a requeued or cancelled job, until the verdict is printed."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 if __name__ == "__main__":
+    outlive_sigterm()
     sys.exit(errors.run(main, sys.argv[1:]))

@@ -97,9 +97,9 @@ def ended(file: Path) -> int:
         KILLED if exit_code is None else exit_code, job, os.environ,
         begun_late=trial.get("attempt") == [slurm.job_name(), slurm.restarts()],
     )  # fmt: skip
-    print(f"trial {run_dir.name}: {verdict.sentence}", flush=True)
     if verdict.requeue:
         requeue.requeue(slurm.job_name())
+    print(f"trial {run_dir.name}: {verdict.sentence}", flush=True)
     return verdict.exit_code
 
 
@@ -109,8 +109,8 @@ def no_trial(exit_code: int) -> int:
     if not requeue.is_preempted(requeue.show_job(job)):
         print("no trial started: the sweep is finished or stopped")
         return exit_code
-    print(f"job {job}: preempted before a trial started; requeued", flush=True)
     requeue.requeue(job)
+    print(f"job {job}: preempted before a trial started; requeued", flush=True)
     return 0
 
 
@@ -122,4 +122,6 @@ def over(file: Path, run_dir: Path, how: str, exit_code: int) -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] in (["--ended"], ["--none"]):
+        requeue.outlive_sigterm()
     sys.exit(errors.run(main, sys.argv[1:]))
