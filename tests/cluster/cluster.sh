@@ -105,6 +105,8 @@ configure() { # N
     for ((k = 0; k < GPUS; k++)); do mknod -m 666 "$STATE/gpus/gpu$k" c 1 3 || return 1; done
     echo "NodeName=n[1-$1] Name=gpu File=$STATE/gpus/gpu[0-$((GPUS - 1))]" >"$ETC/gres.conf"
   fi
+  # Nothing here uses cgroups, but where the kernel has only v2, slurmd asks systemd for a cgroup unless told to use v1.
+  echo CgroupPlugin=cgroup/v1 >"$ETC/cgroup.conf"
   [ "$PREEMPT_SIGNAL" = 0 ] || preempt=(SlurmctldParameters=preempt_send_user_signal) # Slurm rejects an empty value
   # cred_expire: delay of a requeued job, 120 s by default; with 5 s a busy machine failed to launch a step in time.
   # KillWait and SlurmdTimeout are 30 and 300 s by default.
