@@ -18,11 +18,11 @@ if [[ -n ${SLURM_ARRAY_JOB_ID:-}${SLURM_RESTART_COUNT:-} ]] &&
   [[ $shown != *" Restarts=0 "* ]] || unset SLURM_RESTART_COUNT
 fi
 # A step gets all resources of its job, and each process sees all GPUs of the job on its node. srun rejects some of
-# these variables in combination, and --gpus-per-task would restrict each rank to one GPU. SLURM_GPU_BIND=none is wrong
-# too: with two or more tasks Slurm (22.05) then unsets CUDA_VISIBLE_DEVICES, and without device cgroups two jobs on a
-# node share its GPUs.
+# these variables in combination, and --gpus-per-task would restrict each rank to one GPU (by SLURM_TRES_BIND in 24.11).
+# SLURM_GPU_BIND=none is wrong too: with two or more tasks Slurm (22.05) then unsets CUDA_VISIBLE_DEVICES, and without
+# device cgroups two jobs on a node share its GPUs.
 unset SLURM_GPUS_PER_TASK SLURM_NTASKS_PER_GPU SLURM_TRES_PER_TASK "${!SLURM_CPU_BIND@}" "${!SLURM_GPU_BIND@}" \
-  SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SLURM_MEM_PER_NODE
+  SLURM_TRES_BIND SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SLURM_MEM_PER_NODE
 export SLURM_EXPORT_ENV=ALL PYTHONUNBUFFERED=1
 
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
