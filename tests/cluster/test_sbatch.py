@@ -84,6 +84,7 @@ def seen_gpus(folder: Path, job: str) -> list[str]:
     return [path.read_text() for path in sorted(folder.glob(f"gpus-{job}-*"))]
 
 
+@pytest.mark.versions
 def test_it_trains_with_gpus_per_task_and_within_another_job(cluster, tiny_config, tmp_path) -> None:
     inherited = {
         "SLURM_CPU_BIND": "quiet,mask_cpu:0x00000001",
@@ -103,6 +104,7 @@ def test_it_trains_with_gpus_per_task_and_within_another_job(cluster, tiny_confi
     assert seen_gpus(tmp_path, job) == ["0,1"] * 4  # a process takes the one with its local rank
 
 
+@pytest.mark.versions
 def test_two_jobs_on_one_node_see_the_gpus_of_their_own(cluster, tiny_config, tmp_path) -> None:
     recording = record_gpus(tmp_path)
     jobs = [
@@ -170,6 +172,7 @@ def test_an_array_trains_each_seed_and_one_failing_element_harms_no_other(cluste
     assert "optim.lr is -1" in (tmp_path / "list_1").read_text()
 
 
+@pytest.mark.versions
 def test_an_element_with_the_id_of_its_array_counts_its_own_attempts(cluster, tiny_config, tmp_path) -> None:
     run, log = tmp_path / "tiny-seed1", tmp_path / "log_1"
     array = cluster.sbatch(
