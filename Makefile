@@ -4,12 +4,15 @@
 # make test-faults    the long fault tests: 100 kills, every signal to every launcher, a full disk: 10 minutes
 # make test-wandb     the tests against a W&B server and in Chromium (installed as root): 5 minutes
 # make test-cluster   the tests on a real Slurm of three nodes on this machine: root, 17 minutes
+# make test-cluster SLURM=24.11 TESTS="-m versions tests/cluster"    on Slurm 24.11, only five of the tests
 # make install        .venv with the exact versions of constraints.txt
 # make bench          images/s of the training loop against the bare network
 # make clean          remove .venv
 
 CONFIG ?= configs/smoke.yaml
 ARGS ?=
+SLURM =
+TESTS = tests/cluster
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -41,11 +44,13 @@ test-wandb: $(VENV)/.installed-dev
 	command -v chromium >/dev/null || { apt-get update; apt-get install --yes --no-install-recommends chromium fonts-dejavu-core; }
 	$(BIN)/python -m pytest tests/wandb -rs -n 3 --dist loadfile  # they mostly wait
 
-# As root: installs Slurm's Debian packages, starts a cluster per worker and stops it.
+# As root: installs Slurm's Debian packages, starts a cluster per worker and stops it. SLURM=24.11 unpacks that version
+# below /var/cache; the default is the version of the machine's Debian.
+test-cluster: export CLUSTER_SLURM = $(SLURM)
 test-cluster: $(VENV)/.installed-dev
 	tests/cluster/cluster.sh install
 	shellcheck slurm/*.sbatch slurm/setup_job.sh slurm/site.env.example tests/cluster/cluster.sh .ci/run
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/cluster -n 2 --dist worksteal
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(TESTS) -n 2 --dist worksteal
 
 # As root, the full disk is a small tmpfs. FAULTS_SEED=N draws other moments for the kills.
 test-faults: $(VENV)/.installed-dev

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A real Slurm cluster on one machine, for tests.
 #
-# cluster.sh install              install the required Debian packages; no-op if all are installed
+# cluster.sh install              install the required packages; no-op if all are installed
 # cluster.sh up [N]               start a cluster of N nodes n1 n2 ... (default: 3); no-op if it is up
 # eval "$(cluster.sh env)"        set the environment for sbatch, srun, squeue, sacct ...
 # cluster.sh status               show daemons and nodes; exit code 0 if all are usable
@@ -25,19 +25,23 @@
 # writes only to CLUSTER_STATE and kills only its own processes. Exit codes: 1 on failure, 2 on wrong usage. Variables:
 #   CLUSTER_GPUS=4              fake GPUs per node
 #   CLUSTER_PREEMPT_SIGNAL=0    signal for preempted jobs. 0: SIGTERM, Slurm's default; 1: the signal of --signal
+# For every command:
+#   CLUSTER_SLURM=              24.11: the Slurm of Debian 13, which install unpacks in /var/cache/tinyimnet; default: the
+#                               Slurm of this machine's Debian or Ubuntu
 #   CLUSTER_STATE=/tmp/tinyimnet-cluster    configuration, sockets, logs, database
 #   CLUSTER_NUMBER=0            1 to 99: use other ports, addresses, bridge and folder, for several clusters at a time
 
 # shellcheck disable=SC2015 # A && B || C is intended: C runs if A or B fails
 set -uo pipefail
-export PATH=$PATH:/usr/sbin:/sbin LC_ALL=C
 umask 022
 ulimit -c 0 # otherwise every crashed rank leaves a core dump of 250 MB in the folder of its job
 
 NUMBER=${CLUSTER_NUMBER:-0} GPUS=${CLUSTER_GPUS:-4} PREEMPT_SIGNAL=${CLUSTER_PREEMPT_SIGNAL:-0}
 STATE=${CLUSTER_STATE:-/tmp/tinyimnet-cluster${CLUSTER_NUMBER:+-$CLUSTER_NUMBER}}
 ETC=$STATE/etc RUN=$STATE/run LOG=$STATE/log
-export SLURM_CONF=$ETC/slurm.conf
+SLURM=${CLUSTER_SLURM:-} ROOT=${CLUSTER_SLURM:+/var/cache/tinyimnet/slurm-$CLUSTER_SLURM}
+declare -A RELEASES=([24.11]=trixie) # Debian's release with this version of Slurm
+export SLURM_CONF=$ETC/slurm.conf PATH=${ROOT:+$ROOT/bin:}$PATH:/usr/sbin:/sbin LC_ALL=C
 
 say() { echo "cluster.sh: $*" >&2; }
 die() { say "$*"; exit 1; }
@@ -105,6 +109,8 @@ configure() { # N
     for ((k = 0; k < GPUS; k++)); do mknod -m 666 "$STATE/gpus/gpu$k" c 1 3 || return 1; done
     echo "NodeName=n[1-$1] Name=gpu File=$STATE/gpus/gpu[0-$((GPUS - 1))]" >"$ETC/gres.conf"
   fi
+  # Nothing here uses cgroups, but where the kernel has only v2, slurmd asks systemd for a cgroup unless told to use v1.
+  echo CgroupPlugin=cgroup/v1 >"$ETC/cgroup.conf"
   [ "$PREEMPT_SIGNAL" = 0 ] || preempt=(SlurmctldParameters=preempt_send_user_signal) # Slurm rejects an empty value
   # cred_expire: delay of a requeued job, 120 s by default; with 5 s a busy machine failed to launch a step in time.
   # KillWait and SlurmdTimeout are 30 and 300 s by default.
@@ -116,6 +122,7 @@ ClusterName=tinyimnet
 SlurmctldHost=$(hostname -s)($NET.1)
 SlurmctldPort=$PORT
 SlurmUser=root
+${ROOT:+PluginDir=$ROOT/plugins}
 AuthInfo=socket=$RUN/munge.sock,cred_expire=10
 StateSaveLocation=$STATE/ctld
 SlurmdSpoolDir=$STATE/spool/%n
@@ -156,6 +163,7 @@ AuthInfo=socket=$RUN/munge.sock
 DbdHost=localhost
 DbdPort=$((PORT + 1))
 SlurmUser=root
+${ROOT:+PluginDir=$ROOT/plugins}
 PidFile=$RUN/slurmdbd.self
 StorageType=accounting_storage/mysql
 StorageHost=localhost
@@ -218,7 +226,7 @@ start_node() { # NODE
 start_slurmd() { # NODE
   local init
   init=$(child_of "node.$1") || die "$1 is off; start it with node-start"
-  spawn "slurmd.$1" nsenter -t "$init" -a slurmd -D
+  spawn "slurmd.$1" nsenter -t "$init" -a slurmd -D -d "$(command -v slurmstepd)" # default: the machine's slurmstepd
 }
 
 kill_node() { # NODE
@@ -235,14 +243,44 @@ usable() { # NODE; the state of an unresponsive node ends in a star and does not
 
 # ---------------------------------------------------------------- commands
 install_packages() {
-  local missing=() package
-  for package in slurmctld slurmd slurm-client munge slurmdbd mariadb-server-core mariadb-client-core iproute2 \
-    util-linux shellcheck; do
+  local wanted=(munge mariadb-server-core mariadb-client-core iproute2 util-linux shellcheck) missing=() package
+  local slurm=(slurmctld slurmd slurmdbd slurm-client)
+  if [ -z "$SLURM" ]; then wanted+=("${slurm[@]}"); else wanted+=(patchelf debian-archive-keyring); fi
+  for package in "${wanted[@]}"; do
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
   done
-  [ ${#missing[@]} -gt 0 ] || { say "all packages are installed"; return; }
-  apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}" ||
-    die "apt-get failed"
+  if [ ${#missing[@]} -gt 0 ]; then
+    apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}" ||
+      die "apt-get failed"
+  fi
+  [ -z "$SLURM" ] || install_in_root "${slurm[@]}" || die "cannot install Slurm $SLURM in $ROOT"
+  say "all packages are installed"
+}
+
+# Unpacks packages of another Debian release in $ROOT, with all libraries that they need, down to libc. The programs in
+# $ROOT/bin are patched to load these libraries. So they run without a chroot, and start the machine's own programs as
+# jobs. $ROOT is complete or absent.
+install_in_root() { # PACKAGE...
+  local new=$ROOT.new mirror package libraries program loader apt
+  mkdir -p "${ROOT%/*}" && exec 9>"$ROOT.lock" && flock 9 || return 1
+  [ ! -d "$ROOT" ] || return 0
+  apt=(apt-get -o "Dir::Etc=$new/apt" -o "Dir::State=$new/apt" -o "Dir::Cache=$new/apt" -o Dir::State::Status=/dev/null)
+  # shellcheck disable=SC2016 # a format of apt-get
+  mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Label: Debian' | head -n 1) # empty on Ubuntu
+  rm -rf "$new" && mkdir -p "$new"/{bin,apt/preferences.d} &&
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]" \
+      "${mirror:-http://deb.debian.org/debian} ${RELEASES[$SLURM]} main" >"$new/apt/sources.list" &&
+    "${apt[@]}" update && "${apt[@]}" install -y --download-only --no-install-recommends "$@" || return 1
+  for package in "$new"/apt/archives/*.deb; do dpkg-deb -x "$package" "$new" || return 1; done
+  libraries=$(cd "$new" && echo usr/lib/*-linux-gnu) && ln -s "$libraries/slurm-wlm" "$new/plugins" || return 1
+  for program in "$new"/usr/{bin,sbin}/s*; do
+    grep -q libslurmfull "$program" || continue
+    loader=$(patchelf --print-interpreter "$program") &&
+      patchelf --set-interpreter "$ROOT/$libraries/${loader##*/}" \
+        --force-rpath --set-rpath "$ROOT/$libraries:$ROOT/plugins" \
+        --output "$new/bin/$(basename "$program" -wlm)" "$program" || return 1
+  done
+  rm -rf "$new/apt" && mv "$new" "$ROOT"
 }
 
 bring_up() { # N: start everything that is not running
@@ -254,7 +292,8 @@ bring_up() { # N: start everything that is not running
 
 up() { # N
   local program shape="$1 nodes, $GPUS GPUs each, number $NUMBER, preemption signal $PREEMPT_SIGNAL"
-  for program in munged mariadbd slurmdbd slurmctld slurmd ip; do
+  shape+=${SLURM:+, Slurm $SLURM}
+  for program in munged mariadbd ip "${ROOT:+$ROOT/bin/}"{slurmdbd,slurmctld,slurmd}; do
     command -v "$program" >/dev/null || die "$program is not installed; run cluster.sh install"
   done
   unshare --net --uts --ipc --mount --pid --fork true 2>/dev/null ||
@@ -318,6 +357,7 @@ on_node() {
 for setting in "CLUSTER_NUMBER $NUMBER" "CLUSTER_GPUS $GPUS" "CLUSTER_PREEMPT_SIGNAL $PREEMPT_SIGNAL"; do
   [[ $setting =~ \ (0|[1-9][0-9]?)$ ]] || usage "${setting% *} must be a number from 0 to 99"
 done
+[[ -z $SLURM || -n ${RELEASES[$SLURM]:-} ]] || usage "CLUSTER_SLURM must be one of: ${!RELEASES[*]}"
 [[ $STATE =~ ^/[A-Za-z0-9._/-]{1,59}$ ]] || # a socket path has at most 108 characters; slurm.conf has no quoting
   usage "CLUSTER_STATE must be an absolute path of at most 60 letters, digits and ._-/"
 BRIDGE=tinyimnet$NUMBER NET=10.$((78 + NUMBER)).0 PORT=$((16900 + 3 * NUMBER)) NODES=()
@@ -332,7 +372,8 @@ case $COMMAND in
     as_root && up "${1-3}" ;;
   down) no_arguments "$@" && as_root && down ;;
   status) no_arguments "$@" && status ;;
-  env) no_arguments "$@" && echo "export SLURM_CONF='$SLURM_CONF'" ;;
+  env) no_arguments "$@" && echo "export SLURM_CONF='$SLURM_CONF'"
+    [ -z "$SLURM" ] || echo "export PATH='$PATH'" ;;
   node-start) on_node "$@" && start_node "$1" ;;
   node-kill) on_node "$@" && kill_node "$1" ;;
   net-down | net-up) on_node "$@" && ip link set "$BRIDGE.${1#n}" "${COMMAND#net-}" ;;

@@ -59,6 +59,7 @@ def test_a_job_that_does_not_get_on_is_not_requeued(cluster, tiny_config, tmp_pa
 # ---- preemption and lost nodes ----------------------------------------------------------------------------------
 
 
+@pytest.mark.versions
 def test_preempted_it_saves_in_its_grace_time_and_comes_to_the_same_end(
     cluster, tiny_config, untouched, tmp_path
 ) -> None:

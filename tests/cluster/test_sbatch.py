@@ -66,6 +66,27 @@ def test_accelerate_launch_as_in_docs_slurm_resumes_bit_identically(cluster, tin
     assert_same_end(untouched, run)
 
 
+# sitecustomize.py that records which GPUs each process of a job sees.
+WHICH_GPUS = """
+import os
+if "SLURM_STEP_ID" in os.environ:
+    with open(f"{folder}/gpus-{{os.environ['SLURM_JOB_ID']}}-{{os.environ['SLURM_PROCID']}}", "w") as file:
+        file.write(os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
+"""
+
+
+def record_gpus(folder: Path) -> str:
+    """Return a PYTHONPATH with which each process of a job records the GPUs that it sees."""
+    (folder / "sitecustomize.py").write_text(WHICH_GPUS.format(folder=folder))
+    return str(folder)
+
+
+def seen_gpus(folder: Path, job: str) -> list[str]:
+    """Return the GPUs that each process of a job saw, by rank."""
+    return [path.read_text() for path in sorted(folder.glob(f"gpus-{job}-*"))]
+
+
+@pytest.mark.versions
 def test_it_trains_with_gpus_per_task_and_within_another_job(cluster, tiny_config, tmp_path) -> None:
     inherited = {
         "SLURM_CPU_BIND": "quiet,mask_cpu:0x00000001",
@@ -77,35 +98,27 @@ def test_it_trains_with_gpus_per_task_and_within_another_job(cluster, tiny_confi
     }
     job = cluster.run(
         "sbatch", "--parsable", "--ntasks=4", "--ntasks-per-node=2", "--gpus-per-task=1", f"--output={tmp_path}/log",
-        TRAIN, tiny_config, f"--run.dir={tmp_path}/run", SHORT, **inherited,
+        TRAIN, tiny_config, f"--run.dir={tmp_path}/run", SHORT, PYTHONPATH=record_gpus(tmp_path), **inherited,
     ).strip()  # fmt: skip
     assert cluster.end(job) == "COMPLETED", (tmp_path / "log").read_text()
     log = (tmp_path / "log").read_text()
     assert f"job {job}, attempt 1, " in log and "2 processes per node" in log and "finished in attempt 1" in log
+    assert seen_gpus(tmp_path, job) == ["0,1"] * 4  # a process takes the one with its local rank
 
 
-# sitecustomize.py that records which GPUs each process of a job sees.
-WHICH_GPUS = """
-import os
-if "SLURM_PROCID" in os.environ:
-    with open(f"{folder}/gpus-{{os.environ['SLURM_JOB_ID']}}-{{os.environ['SLURM_PROCID']}}", "w") as file:
-        file.write(os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
-"""
-
-
+@pytest.mark.versions
 def test_two_jobs_on_one_node_see_the_gpus_of_their_own(cluster, tiny_config, tmp_path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(WHICH_GPUS.format(folder=tmp_path))
+    recording = record_gpus(tmp_path)
     jobs = [
         cluster.run(
             "sbatch", "--parsable", "--nodelist=n1", "--gpus-per-node=2", "--cpus-per-gpu=1",
             f"--output={tmp_path}/log{i}", TRAIN, tiny_config, f"--run.dir={tmp_path}/run{i}", SHORT,
-            PYTHONPATH=str(tmp_path),
+            PYTHONPATH=recording,
         ).strip()
         for i in range(2)
     ]  # fmt: skip
     assert [cluster.end(job) for job in jobs] == ["COMPLETED"] * 2, (tmp_path / "log0").read_text()
-    seen = [[(tmp_path / f"gpus-{job}-{rank}").read_text() for rank in range(2)] for job in jobs]
-    assert sorted(seen) == [["0,1", "0,1"], ["2,3", "2,3"]]
+    assert sorted(seen_gpus(tmp_path, job) for job in jobs) == [["0,1", "0,1"], ["2,3", "2,3"]]
 
 
 # A site.env that passes the job's arguments on, as sourcing conda's bin/activate does, and then replaces them.
@@ -161,6 +174,7 @@ def test_an_array_trains_each_seed_and_one_failing_element_harms_no_other(cluste
     assert "optim.lr is -1" in (tmp_path / "list_1").read_text()
 
 
+@pytest.mark.versions
 def test_an_element_with_the_id_of_its_array_counts_its_own_attempts(cluster, tiny_config, tmp_path) -> None:
     run, log = tmp_path / "tiny-seed1", tmp_path / "log_1"
     array = cluster.sbatch(

@@ -32,6 +32,7 @@ def output(run: Path) -> str:
     return Path(json.loads((run / "job.json").read_text())["output"]).read_text(encoding="utf-8")
 
 
+@pytest.mark.versions
 def test_a_job_trains_with_the_code_of_its_submission(cluster, tiny_config, untouched, tmp_path) -> None:
     broken, trainer = tmp_path / "trainer.py", REPO / "tinyimnet" / "training" / "trainer.py"
     broken.write_text("raise SystemExit('edited after the submission')\n")

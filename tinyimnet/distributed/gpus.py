@@ -10,8 +10,6 @@ import torch
 from tinyimnet.distributed import slurm
 from tinyimnet.distributed.cpu import cpu_name
 
-MIN_FREE = 4 << 30  # bytes: 1.35 GB for the data, the rest for a batch of 128 images
-
 
 def describe(local_rank: int) -> dict[str, Any]:
     """The device of this rank, the GPUs that CUDA shows it, and those that its job has on this node."""
@@ -77,11 +75,6 @@ def problem(info: dict[str, Any], node: str) -> str | None:
         return (
             f"{node} would use GPU {', '.join(info['foreign'])} (CUDA_VISIBLE_DEVICES is {visible}), which its job "
             "does not have; leave CUDA_VISIBLE_DEVICES to Slurm."
-        )
-    if info["gpu_free"] < MIN_FREE:
-        return (
-            f"{node} has {info['gpu_free'] / 1e9:.1f} GB free on GPU {info['local_rank']}, but a run needs "
-            f"{MIN_FREE / 1e9:.1f} GB; end the other processes on that GPU."
         )
     return None
 
