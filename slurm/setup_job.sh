@@ -101,11 +101,12 @@ job=${job:-$SLURM_JOB_ID}
 
 # ---- srun: a step gets all GPUs of its job, and each process sees those on its node. Slurm needs the number, or a job
 # with --exclusive has GPUs that its steps do not get. srun rejects some of the other variables in combination;
-# --gpus-per-task would restrict each rank to one GPU (by SLURM_TRES_BIND in 24.11), and so would --gpu-bind; SLURM_GPU_BIND=none is wrong too: with
-# two or more tasks Slurm (22.05) then unsets CUDA_VISIBLE_DEVICES, and without device cgroups two jobs on a node share
-# its GPUs.
+# --gpus-per-task would restrict each rank to one GPU (by SLURM_TRES_BIND in 24.11), and so would --gpu-bind;
+# SLURM_GPU_BIND=none is wrong too: with two or more tasks Slurm (22.05) then unsets CUDA_VISIBLE_DEVICES, and without
+# device cgroups two jobs on a node share its GPUs.
 unset SLURM_CPUS_PER_GPU SLURM_GPUS "${!SLURM_GPUS_PER_@}" "${!SLURM_GPU_BIND@}" "${!SLURM_CPU_BIND@}" \
-  "${!SLURM_MEM_@}" SLURM_NTASKS_PER_GPU SLURM_NTASKS_PER_SOCKET SLURM_NTASKS_PER_CORE SLURM_TRES_PER_TASK SLURM_TRES_BIND
+  "${!SLURM_MEM_@}" SLURM_NTASKS_PER_GPU SLURM_NTASKS_PER_SOCKET SLURM_NTASKS_PER_CORE SLURM_TRES_PER_TASK \
+  SLURM_TRES_BIND
 ((gpus == 0)) || export SLURM_GPUS_PER_NODE=$gpus
 [[ -z ${SLURM_JOB_END_TIME:-} ]] || export SLURM_JOB_END_TIME
 # Neighbouring ranks share a node and a socket, like GPUs 0 to 3 usually; Slurm's default alternates sockets.

@@ -13,8 +13,9 @@ FILES = [*sorted((REPO / "tinyimnet").rglob("*.py")), *PROGRAMS]
 # What may write without a temporary name: the module that does it for all others; and files that grow, are locked, or
 # are in a folder that gets its name when it is complete.
 MAY_WRITE = {
-    "tinyimnet/files.py", "tinyimnet/streams.py", "tinyimnet/errors.py", "tinyimnet/run/lock.py", "tinyimnet/tracking/tracker.py",
-    "tinyimnet/tracking/uploaded.py", "tinyimnet/data/writer.py", "tinyimnet/data/download.py",
+    "tinyimnet/files.py", "tinyimnet/streams.py", "tinyimnet/errors.py", "tinyimnet/run/lock.py",
+    "tinyimnet/tracking/tracker.py", "tinyimnet/tracking/uploaded.py", "tinyimnet/data/writer.py",
+    "tinyimnet/data/download.py",
     "tinyimnet/data/staging.py", "benchmarks/tracking.py", "benchmarks/data_path.py",
 }  # fmt: skip
 
