@@ -159,6 +159,7 @@ def test_further_frames_are_named(root: Path, tmp_path: Path) -> None:
 
 
 def test_link_loops_end_and_multiply_nothing(root: Path, tmp_path: Path) -> None:
+    write(root.parent, "of_another_data_set.JPEG")
     for number, target in enumerate([".", "..", "../..", "../../..", "../n02", str(root.parent)]):
         (root / f"train/n01/loop_{number}").symlink_to(target)
     (root / "train/n02/self.JPEG").symlink_to("self.JPEG")
