@@ -17,7 +17,7 @@ def shell(arguments: list[str], redirection: str) -> subprocess.CompletedProcess
     """Run a command of the program with a redirection; the exit code is the program's."""
     script = f'set -o pipefail; "$@" {redirection}'
     command = ["bash", "-c", script, "bash", sys.executable, *arguments]
-    return subprocess.run(command, cwd=REPO, capture_output=True, encoding="utf-8", timeout=120)
+    return subprocess.run(command, cwd=REPO, capture_output=True, encoding="utf-8", timeout=600)
 
 
 @pytest.fixture

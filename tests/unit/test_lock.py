@@ -197,3 +197,20 @@ def test_a_removed_lock_is_noticed_and_stops_the_run(tmp_path: Path, monkeypatch
             lock.check()
         until(lambda: bool(signals))
     assert signals == [(os.getpid(), signal.SIGTERM)]
+
+
+def test_a_release_in_the_middle_of_a_renewal_sends_no_signal(tmp_path: Path, monkeypatch) -> None:
+    signals: list[tuple[int, int]] = []
+    monkeypatch.setattr(lock_module.os, "kill", lambda *sent: signals.append(sent))
+    lock = RunLock(tmp_path)
+    lock.acquire()
+    check = lock.check
+
+    def released_meanwhile() -> None:
+        lock._released.set()
+        lock.path.unlink(missing_ok=True)
+        check()
+
+    monkeypatch.setattr(lock, "check", released_meanwhile)
+    lock._renew()
+    assert signals == []

@@ -141,6 +141,8 @@ class RunLock:
             except OSError as error:  # a full or slow file system: the next renewal follows in BEAT seconds
                 logger.debug("%s was not renewed: %s", self.path, error)
             except UserError:
+                if self._released.is_set():  # by `release`, since the wait
+                    return
                 # SIGTERM is an ordinary stop request. The save that follows calls `check`, which reports the reason.
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
