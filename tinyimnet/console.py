@@ -48,7 +48,8 @@ class Progress:
     ):
         self.total_steps, self.steps_per_epoch, self.enabled = total_steps, steps_per_epoch, enabled
         self.work_left = work_left
-        self.started, self.first_step = time.monotonic(), 0
+        self.started = self._alive_at = time.monotonic()
+        self.first_step, self._due = 0, float("inf")
         self.bar = progress.Progress(
             progress.TextColumn("epoch {task.fields[epoch]}", markup=False),
             progress.BarColumn(bar_width=None),
@@ -69,6 +70,7 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if not self.bar.disable:  # rich's own stop() prints an empty line in a log
             self.bar.stop()
+            self._due = float("inf")  # the last evaluation is shown in a log only
 
     def resumed(self, step: int) -> None:
         """Print where a resumed run continues."""
