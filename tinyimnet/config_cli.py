@@ -24,7 +24,7 @@ from tinyimnet.config import KEYS, PATHS, Config, check, dump, runs_root
 from tinyimnet.config_file import read_mapping, read_value
 from tinyimnet.config_types import TYPES, convert, in_words
 from tinyimnet.errors import Parser, UserError, did_you_mean
-from tinyimnet.files import ROOT, expanded, from_utf8, no_such
+from tinyimnet.files import ROOT, exists, expanded, from_utf8, no_such
 
 # Inside the package in a wheel, at the top of a checkout.
 CONFIGS = next(folder for folder in (ROOT / "tinyimnet" / "configs", ROOT / "configs") if folder.is_dir())
@@ -82,7 +82,7 @@ def find_config(name: Path) -> Path:
     shipped = {file.stem: file for file in sorted(CONFIGS.glob("*.yaml"))}
     if name.is_dir():
         raise UserError(f"--config {name} is a folder and must be a YAML file, or one of {', '.join(shipped)}.")
-    if name.exists():
+    if exists(name):
         return name
     if str(name) != name.stem:
         raise UserError(f"--config {no_such(name)}")

@@ -68,7 +68,7 @@ def read_mapping(file: Path, option: str, example: str) -> dict[str, Any]:
         UserError: the file is missing, unreadable, not UTF-8 or not YAML, has a key twice, or holds no single mapping.
     """
     try:
-        tree = yaml.load(file.read_text("utf-8-sig"), _Loader)
+        tree = yaml.load(file.read_text(encoding="utf-8-sig"), _Loader)
     except OSError as error:
         raise UserError(f"{option} {file} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:

@@ -126,7 +126,7 @@ def test_without_data_it_says_how_to_prepare_them(tmp_path: Path, capsys) -> Non
     assert errors.run(cli.main, ["preflight", f"--data.root={tmp_path}"]) == 2
     assert capsys.readouterr().err == (
         f"error: data.root {tmp_path} holds no prepared data set; "
-        f"run `{command('prepare', 'SOURCE', '--out', tmp_path)}`.\n"
+        f"run `{command('prepare', 'SOURCE', '--out', tmp_path)}`, or correct the path.\n"
     )
 
 

@@ -1,5 +1,6 @@
 """The parts of a step add up to the step, and the rest is waiting time."""
 
+import itertools
 from functools import partial
 
 import numpy as np
@@ -70,7 +71,7 @@ def test_a_restart_discards_earlier_measurements(clock: Clock) -> None:
 
 
 def test_the_time_left_counts_pixels_since_the_start_of_this_attempt(monkeypatch, capsys) -> None:
-    now = iter([100.0, 100.0, 130.0])
+    now = itertools.chain([100.0, 100.0], itertools.repeat(130.0))
     monkeypatch.setattr(console.time, "monotonic", lambda: next(now))
     shown = console.Progress(5, 5, partial(work_left, np.array([64, 32, 32, 64, 64])), enabled=True)
     with shown:

@@ -136,7 +136,7 @@ def open_array(path: Path) -> np.ndarray:
     The map is copy-on-write, because torch warns about read-only arrays.
     """
     if path.exists() and not path.is_file():  # opening a named pipe would hang
-        raise UserError(f"{path} is not a valid .npy file (it is no regular file); give an array.")
+        raise UserError(f"{path} is no regular file; give a .npy file.")
     try:
         with reading(path):
             array = np.lib.format.open_memmap(path, mode="c")

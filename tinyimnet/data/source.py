@@ -13,7 +13,7 @@ from tinyimnet.data import other_forms
 from tinyimnet.data.findings import Findings, Unusable
 from tinyimnet.data.names import UNMENTIONED, is_hidden, is_image
 from tinyimnet.errors import UserError
-from tinyimnet.files import as_utf8, from_utf8, read_bytes
+from tinyimnet.files import as_utf8, check_readable, exists, from_utf8, read_bytes
 
 SPLITS = ("train", "val", "test")
 HIDDEN = "hidden or of the system"
@@ -116,7 +116,7 @@ def open_source(path: Path) -> Files:
         return _open_folder(path)
     if path.is_file():
         return _open_archive(path)
-    if path.exists():
+    if exists(path):
         raise UserError(f"{path} is neither a file nor a folder; {other_forms.FORMS}.")
     raise UserError(f"{path} does not exist; give tiny-imagenet-200.zip or its folder, or use --download.")
 
@@ -130,7 +130,7 @@ def dataset_roots(source: Path) -> list[Path]:
         below = [entry for entry in sorted(source.iterdir()) if not is_hidden(entry.name)]
         return [folder for folder in (source, *below) if (folder / "train").is_dir()]
     except OSError as error:
-        raise UserError(f"{source} cannot be read ({error.strerror}); fix its permissions.") from None
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}); fix its permissions.") from None
 
 
 def _open_folder(path: Path) -> Files:
@@ -184,7 +184,8 @@ class _Walk:
                     self.files.skipped.add(OUTSIDE, f"{name}/")
                 else:
                     self.enter(name, real)
-            elif path.is_file() or (is_image(name) and not path.exists()):  # reading a broken link fails with its cause
+            elif path.is_file() or (not path.exists() and (is_image(name) or name.endswith(".txt"))):
+                # Reading a broken link fails with its cause.
                 self.seen.add(real)
                 self.files.names.append(name)
             else:
@@ -244,11 +245,10 @@ def _open_archive(path: Path) -> Files:
 
 
 def _members(path: Path) -> list[zipfile.ZipInfo]:
+    check_readable(path)
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except PermissionError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); fix its permissions.") from None
     except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
         raise other_forms.not_a_zip(path, error) from None
     for member in members:

@@ -111,8 +111,10 @@ def log_to(run_dir: Path, rank: int, world_size: int) -> None:
 
 def _check_new(run_dir: Path) -> None:
     """Refuse a folder without checkpoints if it is not a run folder, or had checkpoints."""
+    if not run_dir.is_dir():
+        return
     try:
-        names = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()
+        names = {path.name for path in run_dir.iterdir()}
         made = {name for name in ("checkpoints", "logs") if name in names and not any((run_dir / name).iterdir())}
     except OSError as error:
         raise UserError(f"run.dir {run_dir} cannot be read ({error.strerror}); choose another --run.dir.") from None
