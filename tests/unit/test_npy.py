@@ -175,7 +175,7 @@ def test_a_pipe_is_refused_and_never_opened(tmp_path: Path) -> None:
     files = arrays_in(tmp_path / "npy")
     files["val_images"].unlink()
     os.mkfifo(files["val_images"])
-    with pytest.raises(UserError, match=r"val_images.npy is not a valid .npy file \(it is no regular file\)"):
+    with pytest.raises(UserError, match="val_images.npy is no regular file"):
         npy.prepare_npy(files, tmp_path / "out", None)
 
 
