@@ -105,14 +105,15 @@ def exit_on_sigterm() -> None:
 def run(main: Callable[[list[str]], int], argv: list[str], *, may_lose_output: bool = False) -> int:
     """Call `main(argv)` and return its exit code; a UserError is printed as one sentence (`--debug`: traceback): 2.
 
-    The exit code is 2 as well if a part of stdout was not written, on a full disk for example, unless the result of
-    the command is elsewhere (`may_lose_output`).
+    The exit code is 2 as well if a part of stdout was not written, on a full disk for example, unless the result is
+    elsewhere (`may_lose_output`).
     """
     streams.prepare()
     try:
         exit_code = _run(main, argv)
     except SystemExit as end:  # --help, --version, a signal
         exit_code = end.code if isinstance(end.code, int) else 0
+        may_lose_output = False
     if exit_code == 0 and not may_lose_output and (error := streams.lost()):
         print(f"error: the output could not be written ({error.strerror}).", file=sys.stderr, flush=True)
         return USER_ERROR

@@ -143,7 +143,7 @@ def _attempt(rank: int, processes: int, port: int, arguments, log: Path, death, 
         before()
     if death and death.rank == rank:
         arrange(death)
-    process_group.exit_process(errors.run(train.main, arguments))
+    process_group.exit_process(errors.run(train.main, arguments, may_lose_output=True))
 
 
 def draw_nothing() -> None:
