@@ -46,7 +46,7 @@ def test_a_number_of_threads_that_the_user_set_is_kept(thread_script: str, monke
 def test_the_output_of_a_failed_launcher_ends_with_the_sentence(launcher: list[str], arguments) -> None:
     result = launch([*launcher, "train.py", *arguments(run__seed=-1)])
     *_, last, border = result.stderr.splitlines()
-    assert last.strip() == "traceback : error: run.seed is -1 and must be 0 or more."
+    assert last.strip() == "traceback : error: run.seed is -1 and must be between 0 and 2**63 - 1."
     assert set(border) == {"="}
 
 

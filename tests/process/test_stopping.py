@@ -1,5 +1,6 @@
 """A stop request, under any launcher and on any rank, makes all ranks save once and exit; no process is left."""
 
+import html
 import os
 import shlex
 import signal
@@ -56,7 +57,7 @@ def assert_one_word(run: Path) -> None:
     """The run printed "stopped", whoever asked; `tinyimnet status` and the report must not call it something else."""
     record = read_record(run)
     assert runs.state_of(record, {}, {}) == "stopped"
-    assert f">stopped</b>, {record.state_in_words()}" in one_run.page(record)
+    assert f">stopped</b>, {record.state_in_words()}" in html.unescape(one_run.page(record))
 
 
 @SIGNALS

@@ -34,7 +34,7 @@ UNREACHABLE = "sbatch: error: Batch job submission failed: Unable to contact slu
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
-        (PARTITION, "(invalid partition: nope; Batch job submission failed: Invalid name)"),
+        (PARTITION, "(invalid partition specified: nope; Batch job submission failed: Invalid name)"),
         (UNREACHABLE, "(Batch job submission failed: Unable to contact slurm controller (connect failure))"),
         ("", "()"),
     ],

@@ -197,7 +197,7 @@ class _Walk:
         self.files.folders.append(folder)
         with os.scandir(self.root / from_utf8(folder)) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
-                name = as_utf8(f"{folder}/{entry.name}" if folder else entry.name)
+                name = f"{folder}/{as_utf8(entry.name)}" if folder else as_utf8(entry.name)
                 is_folder = entry.is_dir(follow_symlinks=False)
                 if self.files.skips(f"{name}/" if is_folder else name):
                     continue

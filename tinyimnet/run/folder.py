@@ -113,7 +113,9 @@ def read_config(run_dir: Path) -> dict:
         raise UserError(no_such(run_dir))
     file = run_dir / "config.yaml"
     try:
-        tree = yaml.load(read_text(file), Loader=LOADER)
+        text = read_text(file)
+        # libyaml refuses names that are not UTF-8, which config_file.write escapes.
+        tree = yaml.load(text, yaml.SafeLoader if r"\uDC" in text else LOADER)
         if not isinstance(tree, dict):
             raise ValueError("not a mapping")
         return tree
