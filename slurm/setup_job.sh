@@ -74,7 +74,7 @@ gpus_of_nodes() { # the GPUs of each node, "3,1" or, if all have the same, "2"; 
     sort -rnu | paste -sd ,
 }
 
-nodes=$SLURM_JOB_NUM_NODES gpus=${SLURM_GPUS_ON_NODE:-0}
+nodes=${SLURM_JOB_NUM_NODES:-1} gpus=${SLURM_GPUS_ON_NODE:-0}
 tasks=${SLURM_NTASKS_PER_NODE:-$((${SLURM_NTASKS:-nodes} / nodes))}
 if [[ -n $record ]]; then # otherwise slurmctld does not answer, and the variables have to do
   [[ -n $(field ArrayTaskId) ]] || unset "${!SLURM_ARRAY_@}"

@@ -93,6 +93,7 @@ def test_the_run_has_its_configuration_its_info_and_the_group_of_its_seeds(run_d
         "tiny-imagenet-1m",
     )
     assert config.pop("parameters") == 998728
+    assert config.pop("run_folder") == str(run_dir)
     written = configuration.flatten(yaml.safe_load((run_dir / "config.yaml").read_text()))
     assert configuration.flatten(config) == written
 
