@@ -229,11 +229,14 @@ def make_executor(cluster: str, profile: Profile, files: list[Path]) -> submitit
     executor = submitit.AutoExecutor(folder=folder / "%j", cluster=cluster)
     tasks = profile.gpus_per_node or profile.tasks_per_node
     code, site_env = folder / "code", shlex.quote(str(ROOT / "slurm" / "site.env"))
-    setup = [f"cd {shlex.quote(str(code))}", f"site_env={site_env}", "source slurm/setup_job.sh",
-             # A trap, because the last line of submitit's script is its srun.
+    setup = [f"cd {shlex.quote(str(code))}", f"site_env={site_env}",
              f"python={shlex.quote(sys.executable)} configs=({shlex.join(map(str, files))})",
-             'trap \'exec "$python" -m tinyimnet.launch.requeue $? '
-             '--config "${configs[${SLURM_ARRAY_TASK_ID:-0}]}"\' EXIT']  # fmt: skip
+             'verdict() { exec "$python" -m tinyimnet.launch.requeue "$1" '
+             '--config "${configs[${SLURM_ARRAY_TASK_ID:-0}]}"; }',
+             'fail() { echo "error: $*" >&2; verdict 2; }',
+             "source slurm/setup_job.sh",
+             # A trap, because the last line of submitit's script is its srun.
+             "trap 'verdict $?' EXIT"]  # fmt: skip
     executor.update_parameters(
         name="tinyimnet",
         nodes=profile.nodes,
