@@ -120,7 +120,7 @@ signal.pause()'"""
     cluster.wait((tmp_path / "ready").exists, 60, "the start")
     cluster.run("scancel", "--batch", f"--signal={signal}", job)
     assert cluster.end(job) == "COMPLETED"
-    assert "got USR1" in log(tmp_path, job) and "ended with exit code 0; not requeued" in log(tmp_path, job)
+    assert "got USR1" in log(tmp_path, job) and "stopped by the user; not requeued" in log(tmp_path, job)
 
 
 def test_a_job_that_cannot_be_requeued_says_so_at_its_start_and_at_its_end(cluster, tiny_config, tmp_path) -> None:

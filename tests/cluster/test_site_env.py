@@ -48,7 +48,7 @@ def test_a_job_survives_what_does_not_concern_it(cluster, tmp_path) -> None:
     for name, job in jobs.items():
         (rank,) = environments(tmp_path / name, job)
         assert (rank["CAME_FROM"], rank["PWD"]) == ("site.env", cluster.show(job)["WorkDir"]), name
-        assert "ended with exit code 0; not requeued" in (tmp_path / name / "log").read_text(), name
+        assert "stopped by the user; not requeued" in (tmp_path / name / "log").read_text(), name
 
 
 def test_a_job_that_cannot_go_on_names_the_line(cluster, tmp_path) -> None:
