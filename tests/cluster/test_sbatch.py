@@ -172,7 +172,6 @@ def test_an_array_trains_each_seed_and_one_failing_element_harms_no_other(cluste
     assert "optim.lr is -1" in (tmp_path / "list_1").read_text()
 
 
-@pytest.mark.versions
 def test_an_element_with_the_id_of_its_array_counts_its_own_attempts(cluster, tiny_config, tmp_path) -> None:
     run, log = tmp_path / "tiny-seed1", tmp_path / "log_1"
     array = cluster.sbatch(
