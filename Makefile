@@ -4,7 +4,7 @@
 # make test-faults    the long fault tests: 100 kills, every signal to every launcher, a full disk: 10 minutes
 # make test-wandb     the tests against a W&B server and in Chromium (installed as root): 5 minutes
 # make test-cluster   the tests on a real Slurm of three nodes on this machine: root, 17 minutes
-# make test-cluster SLURM=24.11 TESTS="-m versions tests/cluster"    on Slurm 24.11, only five of the tests
+# make test-cluster SLURM=24.11 TESTS="-m versions tests/cluster"    on Slurm 24.11, only four of the tests
 # make chaos          random faults on two ranks here and on a Slurm job: root; MINUTES=60 SEED=7
 # make install        .venv with the exact versions of constraints.txt
 # make bench          images/s of the training loop against the bare network

@@ -17,6 +17,7 @@ from tinyimnet import streams
 
 logger = logging.getLogger(__name__)
 USER_ERROR = 2  # exit code
+HEADSTART = 3  # seconds that another rank has to print the error: srun ends all when one exits
 
 
 class UserError(Exception):
@@ -137,6 +138,8 @@ def _run(main: Callable[[list[str]], int], argv: list[str]) -> int:
         if rank == "0" or error.every_rank:
             where = f" (rank {rank})" if error.every_rank else ""
             print(f"error{where}: {error}", file=sys.stderr, flush=True)
+        elif "SLURM_STEP_ID" in os.environ:
+            time.sleep(HEADSTART)
         return USER_ERROR
     except LostProcess as error:
         logger.error("rank %s: %s", rank_of_process(), error)

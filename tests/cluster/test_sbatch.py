@@ -33,7 +33,7 @@ def test_a_finished_run_submitted_again_on_two_nodes_ends_well(cluster, tiny_con
 
 
 def test_overrides_keep_their_spaces_and_quotes_and_no_secret_is_written(cluster, tiny_config, tmp_path) -> None:
-    run, secret = tmp_path / 'a run\'s "folder" $HOME *', "0123456789abcdef" * 5 + "secret"
+    run, secret = tmp_path / 'a run\'s "folder" $(id) *', "0123456789abcdef" * 5 + "secret"
     job = cluster.sbatch(
         TRAIN, tiny_config, f"--run.dir={run}", "--model.widths", "[16, 32]", SHORT, "--data.stage=/dev/shm",
         log=tmp_path / "log", WANDB_MODE="offline", WANDB_API_KEY=secret,
@@ -174,7 +174,6 @@ def test_an_array_trains_each_seed_and_one_failing_element_harms_no_other(cluste
     assert "optim.lr is -1" in (tmp_path / "list_1").read_text()
 
 
-@pytest.mark.versions
 def test_an_element_with_the_id_of_its_array_counts_its_own_attempts(cluster, tiny_config, tmp_path) -> None:
     run, log = tmp_path / "tiny-seed1", tmp_path / "log_1"
     array = cluster.sbatch(

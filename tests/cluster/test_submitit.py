@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from helpers.program import REPO
 from helpers.slurm_cluster import attempts, failing_rank, slow_first_attempt
@@ -185,7 +186,9 @@ def test_an_array_over_seeds_and_its_summary(cluster, tiny_config, tmp_path) -> 
 def test_an_error_fails_the_job_with_its_message_in_the_log(cluster, tiny_config, tmp_path) -> None:
     nowhere = tmp_path / "nowhere"
     # Tiny ImageNet is downloaded only into a folder of its own name.
-    options = (f"--data.root={nowhere}", "--data.source=tiny-imagenet")
-    job = submit(cluster, tiny_config, tmp_path / "run", *options)
+    tree = yaml.safe_load(Path(tiny_config).read_text(encoding="utf-8"))
+    tree["data"] = {"root": str(nowhere), "source": "tiny-imagenet"}
+    (tmp_path / "nowhere.yaml").write_text(yaml.safe_dump(tree))
+    job = submit(cluster, str(tmp_path / "nowhere.yaml"), tmp_path / "run")
     assert cluster.end(job, 60) == "FAILED"
     assert f"UserError: node n1: data.root {nowhere} holds no prepared data set; run " in output(tmp_path / "run")

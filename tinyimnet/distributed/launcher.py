@@ -5,7 +5,6 @@ rejects the cases that the environment reveals, process_group.check_world the ot
 """
 
 import os
-import time
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,10 +52,6 @@ def map_environment(environ: MutableMapping[str, str] = os.environ) -> None:
     environ.setdefault("MASTER_PORT", str(10000 + job % 20000))
 
 
-# Seconds that the first process of a node has to print its error: srun ends it when another one exits.
-HEADSTART = 3
-
-
 @contextmanager
 def errors_of_every_node() -> Iterator[None]:
     """Before the processes meet, print errors on the first process of each node: files differ between nodes."""
@@ -65,8 +60,6 @@ def errors_of_every_node() -> Iterator[None]:
     except UserError as error:
         rank, local = errors.rank_of_process(), os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID")
         error.every_rank = error.every_rank or (local == "0" and rank != "0")
-        if local not in (None, "0"):
-            time.sleep(HEADSTART)
         raise
 
 
