@@ -55,7 +55,7 @@ def test_make_train_uses_a_launcher_only_where_there_are_gpus(tool: str, multi_g
     if tool:
         (tmp_path / tool).write_text("#!/bin/sh\n")
         (tmp_path / tool).chmod(0o755)
-    result = launch(["make", "--dry-run", "train"], PATH=f"{tmp_path}:/usr/bin:/bin")
+    result = launch(["make", "--no-print-directory", "--dry-run", "train"], PATH=f"{tmp_path}:/usr/bin:/bin")
     train = result.stdout.rpartition("touch .venv/.installed\n")[2]
     assert ("accelerate launch --quiet --multi_gpu" in train) == multi_gpu
     assert train.rstrip().endswith("python train.py --config configs/smoke.yaml")

@@ -38,7 +38,8 @@ class Watchdog:
     """
 
     def __init__(self, rendezvous: Rendezvous, stop: StopRequest):
-        self.rank, self.stop, self.agent_keeps_store = rendezvous.rank, stop, rendezvous.agent_keeps_store
+        self.rank, self.world_size, self.stop = rendezvous.rank, rendezvous.world_size, stop
+        self.agent_keeps_store = rendezvous.agent_keeps_store
         # A connection of its own; torch's stubs lack the method.
         self.store: Store | None = rendezvous.store.clone() if rendezvous.store else None  # type: ignore[attr-defined]
         self._watched = dict.fromkeys(range(1, rendezvous.world_size) if self.rank == 0 else [0], (0, time.monotonic()))
@@ -53,8 +54,9 @@ class Watchdog:
             end.setblocking(False)
             self._wakeup = end
             signal.set_wakeup_fd(end.fileno(), warn_on_full_buffer=False)
-            for target in (self._exchange, self._watch):
-                threading.Thread(target=target, name=f"watchdog {target.__name__}", daemon=True).start()
+            self._exchanging = threading.Thread(target=self._exchange, name="watchdog exchange", daemon=True)
+            self._exchanging.start()
+            threading.Thread(target=self._watch, name="watchdog watch", daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -67,7 +69,7 @@ class Watchdog:
             if failed:
                 self._fail(f"rank {self.rank} failed")
             self._left.set()
-            self._told.wait(GRACE)
+            self._exchanging.join(2 * GRACE)
 
     # ---- the thread that talks to the store -----------------------------------------------------------------
 
@@ -89,12 +91,22 @@ class Watchdog:
                 self._announce()
             else:
                 self.store.add(f"left/{self.rank}", 1)
+            self._wait_for_others()
         except RuntimeError:  # the connection is closed
             if self.agent_keeps_store:  # the launcher is gone: the ranks agree to stop
                 self._exchanged_at, self._requested_at = float("inf"), time.monotonic()
             else:
                 self._fail("rank 0 is gone")
         self._told.set()
+
+    def _wait_for_others(self) -> None:
+        """Let rank 0 leave last if it hosts the store, whose end makes the others print a C++ stack trace."""
+        assert self.store
+        self.store.add("gone", 1)
+        deadline = time.monotonic() + GRACE
+        hosts = self.rank == 0 and not self.agent_keeps_store
+        while hosts and self.store.add("gone", 0) < self.world_size and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     def _expect_store(self) -> None:
         """Raise a RuntimeError, as the store does itself, but after 30 lines of C++ stack trace."""
