@@ -25,7 +25,9 @@ def test_an_element_gives_up_after_three_failed_trials_in_a_row(tmp_path: Path) 
     path = f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     slurm = {"SLURM_JOB_ID": "7", "SLURM_CPUS_ON_NODE": "1"}
     command = ["bash", "slurm/sweep.sbatch", "lab/t/abc"]
-    done = launch(command, PATH=path, VIRTUAL_ENV="active", RUNS_ROOT=str(tmp_path), **slurm)
+    places = {"HOME": str(tmp_path), "RUNS_ROOT": "~/runs"}  # quoted in site.env
+    done = launch(command, PATH=path, VIRTUAL_ENV="active", **places, **slurm)
     assert done.returncode == 2 and "3 trials in a row failed" in done.stderr
     assert done.stdout.count("given out") == 3
     assert done.stderr.count("optim.lr is -1.0 and must be positive") == 3
+    assert (tmp_path / "runs" / "sweep-abc").is_dir()

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tinyimnet import cli, config_cli
+from tinyimnet import cli, config_cli, errors
 from tinyimnet.config import Config
 from tinyimnet.errors import UserError
 from tinyimnet.launch import submission, submit
@@ -102,6 +102,16 @@ def test_a_job_gets_the_configuration_of_its_submission(tmp_path: Path) -> None:
 def test_a_user_error_is_found_before_anything_is_submitted(argv: list[str], sentence: str) -> None:
     with pytest.raises(UserError, match=re.escape(sentence)):
         runs(*argv)
+
+
+@pytest.mark.parametrize("chosen", [["--data.root=/nowhere"], ["--grid", "data.root=/nowhere,/elsewhere"]])
+def test_chosen_data_that_are_not_there_are_found_before_anything_is_submitted(
+    chosen: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["submit", "--config", CONFIG, f"--run.dir={tmp_path}/run", *chosen]
+    assert errors.run(cli.main, argv) == 2
+    assert "data.root /nowhere holds no prepared data set" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -90,9 +90,10 @@ def main(args: argparse.Namespace) -> int:
             raise UserError("--dry-run prints an sbatch script and requires --cluster slurm.")
         print(sbatch_script(make_executor(args.cluster, profile, files), len(runs)))
         return 0
+    own_root = config_cli.overrides("data.root", [*args.options, *(f"--{axis}" for axis in args.grid)])
     for config in runs:
         find_run(config)  # fail now, not when the job starts
-        if config_cli.overrides("data.root", args.options) and not is_prepared(Path(config.data.root)):
+        if own_root and not is_prepared(Path(config.data.root)):
             raise not_prepared(Path(config.data.root), config.data.source)
     with submission.new_folder(folder):
         executor = make_executor(args.cluster, profile, files)
@@ -185,9 +186,7 @@ def snapshot(repo: Path, target: Path) -> None:
         files = _git(repo, "ls-files", "-z").split("\0")
         commit, diff = _git(repo, "rev-parse", "HEAD"), _git(repo, "diff", "HEAD")
     except (OSError, subprocess.CalledProcessError) as error:
-        told = " ".join(
-            str(getattr(error, "stderr", None) or error).split()
-        )  # of a foreign owner git gives the way out
+        told = " ".join(str(getattr(error, "stderr", None) or error).split())  # of a foreign owner: the way out
         raise UserError(
             f"git cannot list the files of {repo} ({told}); correct this, or use slurm/train.sbatch."
         ) from None

@@ -5,6 +5,7 @@ command: ["${env}", "${interpreter}", -m, tinyimnet.launch.trial, --config, conf
 With SWEEP_TRIAL=FILE the trial is recorded in FILE. slurm/sweep.sbatch uses it to resume the trial after a requeue, and
 to decide what follows when the trial has ended:
 
+python -m tinyimnet.launch.trial --folder SWEEP          # prints the folder of the sweep's runs
 python -m tinyimnet.launch.trial --again FILE
 python -m tinyimnet.launch.trial --ended FILE
 python -m tinyimnet.launch.trial --none EXIT_CODE        # if the agent started no trial
@@ -30,7 +31,10 @@ FROM_AGENT = ("WANDB_ENTITY", "WANDB_PROJECT", "WANDB_SWEEP_ID", "WANDB_RUN_ID",
 
 
 def main(argv: list[str]) -> int:
-    """Train a trial, or decide what follows it; returns the exit code."""
+    """Train a trial, decide what follows it, or print the folder of its sweep; returns the exit code."""
+    if argv[:1] == ["--folder"]:
+        print(folder(argv[1]))
+        return 0
     if argv[:1] == ["--ended"]:
         return ended(Path(argv[1]))
     if argv[:1] == ["--none"]:
@@ -38,6 +42,15 @@ def main(argv: list[str]) -> int:
     if argv[:1] == ["--again"]:
         train(json.loads(read_text(Path(argv[1]))), argv[1])
     train(new_trial(argv), os.environ.get("SWEEP_TRIAL", ""))
+
+
+def folder(sweep: str) -> Path:
+    """The folder of a sweep's runs, absolute.
+
+    Raises:
+        UserError: RUNS_ROOT is not valid.
+    """
+    return (runs_root() / f"sweep-{sweep}").absolute()
 
 
 def new_trial(arguments: list[str]) -> dict[str, Any]:
@@ -50,9 +63,8 @@ def new_trial(arguments: list[str]) -> dict[str, Any]:
     sweep, run = environment.get("WANDB_SWEEP_ID"), environment.get("WANDB_RUN_ID")
     if not sweep or not run:
         raise UserError("WANDB_SWEEP_ID or WANDB_RUN_ID is not set; start trials with `wandb agent`.")
-    run_dir = (runs_root() / f"sweep-{sweep}" / run).absolute()
     attempt = [slurm.job_name(), slurm.restarts()]
-    return {"run_dir": str(run_dir), "environment": environment, "arguments": arguments, "attempt": attempt}
+    return {"run_dir": str(folder(sweep) / run), "environment": environment, "arguments": arguments, "attempt": attempt}
 
 
 def train(trial: dict[str, Any], file: str) -> NoReturn:
