@@ -29,9 +29,9 @@ from tinyimnet.run.metrics import STEP
 SEED = os.environ.get("CHAOS_SEED", "1")
 SECONDS = 30 * float(os.environ.get("CHAOS_MINUTES", "10"))  # for new rounds of each of the two tests
 PATIENCE = 400  # seconds from the last fault to the end of the run: several restarts on a busy machine
-# Long enough for several faults in one attempt: 240 steps, a checkpoint every third.
+EPOCHS, STEPS = 80, 480  # of six steps, a checkpoint every third: long enough for several faults in one attempt
 LONG = EVERYTHING | {
-    "train__epochs": 40, "train__precision": "fp32", "run__save_every": 3, "run__eval_every": 4,
+    "train__epochs": EPOCHS, "train__precision": "fp32", "run__save_every": 3, "run__eval_every": 4,
     "tracking__finish_timeout": 5,
 }  # fmt: skip
 Undo = Callable[[], object]
@@ -163,9 +163,13 @@ def file_faults(run: Path) -> dict[str, Fault]:
         return lambda: filler.unlink(missing_ok=True)
 
     def damaged(choice: int) -> None:
-        """Flip a bit of the newest checkpoint if there is an intact one besides; without one the run would be lost."""
-        paths = [checkpoint_path(run / "checkpoints", step) for step in checkpoint_steps(run / "checkpoints")]
-        if len([path for path in paths if intact(path)]) >= 2:
+        """Flip a bit of the newest checkpoint if there is an intact one besides; without one the run would be lost.
+
+        The last one of the run is left alone: it is compared at the end, and a finished run does not read it.
+        """
+        saved = checkpoint_steps(run / "checkpoints")
+        paths = [checkpoint_path(run / "checkpoints", step) for step in saved]
+        if STEPS not in saved and len([path for path in paths if intact(path)]) >= 2:
             with suppress(FileNotFoundError), paths[-1].open("r+b") as file:  # the training may remove it meanwhile
                 file.seek(choice % paths[-1].stat().st_size)
                 byte = file.read(1)[0]
