@@ -26,6 +26,11 @@ def raise_there() -> None:
         at_step(5, out_of_memory)
 
 
+def fail_on_rank_0() -> None:
+    if os.environ["RANK"] == "0":
+        at_step(5, failing)
+
+
 def hang_there() -> None:
     if os.environ["RANK"] == "1":
         at_step(5, lambda: os.kill(os.getpid(), signal.SIGSTOP))
@@ -48,6 +53,12 @@ def test_an_exception_ends_the_group_and_its_own_log_has_the_traceback(arguments
     assert "MemoryError: no memory for a test" in logs(tmp_path / "run")[1]
     assert "another process of the group is gone" in logs(tmp_path / "run")[0]
     assert (tmp_path / "log").read_text().count("Traceback") == 1
+
+
+def test_the_error_of_rank_0_is_not_buried_under_stack_traces_of_its_store(arguments, tmp_path: Path) -> None:
+    codes = run_to_end(arguments(), tmp_path / "log", processes=2, before=fail_on_rank_0, timeout=BOUND)
+    assert codes == [1, 1]
+    assert "TCPStore" not in (tmp_path / "log").read_text()
 
 
 def test_a_process_that_hangs_ends_the_others_after_the_timeout(arguments, tmp_path: Path) -> None:

@@ -79,12 +79,11 @@ class Watchdog:
             while not self._left.wait(BEAT):
                 self._expect_store()
                 self.store.add(f"beats/{self.rank}", 1)
-                if self._failure:
-                    self._announce()
-                elif self.store.check(["failed"]):
+                if not self._failure and self.store.check(["failed"]):
                     self._fail(self.store.get("failed").decode())
-                else:
-                    self._look_at_others()
+                if self._failure:  # this process ends soon
+                    break
+                self._look_at_others()
                 self._exchanged_at = time.monotonic()
             self._expect_store()
             if self._failure:
