@@ -179,6 +179,15 @@ def test_a_lock_that_was_never_acquired_leaves_the_file_of_another(tmp_path: Pat
     assert json.loads((tmp_path / "LOCK").read_text()) == ELSEWHERE
 
 
+def test_a_lock_is_free_as_soon_as_its_holder_on_this_machine_is_dead(tmp_path: Path) -> None:
+    with RunLock(tmp_path) as lock:
+        lock.acquire()
+        assert is_held(tmp_path)
+        holder = json.loads((tmp_path / "LOCK").read_text())
+        (tmp_path / "LOCK").write_text(json.dumps(holder | {"started": "1"}))  # its process id is that of another now
+        assert not is_held(tmp_path)
+
+
 @pytest.mark.parametrize("age, held", [(0, True), (0.4, True), (2, False)])
 def test_a_lock_is_held_as_long_as_it_is_renewed(age: float, held: bool, tmp_path: Path) -> None:
     assert not is_held(tmp_path)

@@ -149,9 +149,16 @@ class RunLock:
 
 
 def is_held(run_dir: Path) -> bool:
-    """Whether the lock of a run folder was renewed within LEASE seconds; unreliable if clocks differ by that much."""
+    """Whether the lock holder of a run folder is alive.
+
+    If it ran on another machine: whether it renewed the lock within LEASE seconds; unreliable if clocks differ by that
+    much.
+    """
+    lock, alive = run_dir / "LOCK", None
     try:
-        return time.time() - _renewed(run_dir / "LOCK") / 1e9 < LEASE
+        with suppress(PermissionError):  # of another user
+            alive = _is_alive(_read(lock))
+        return alive if alive is not None else time.time() - _renewed(lock) / 1e9 < LEASE
     except OSError:
         return False
 
