@@ -109,5 +109,9 @@ unset SLURM_CPUS_PER_GPU SLURM_GPUS "${!SLURM_GPUS_PER_@}" "${!SLURM_GPU_BIND@}"
   SLURM_TRES_BIND
 ((gpus == 0)) || export SLURM_GPUS_PER_NODE=$gpus
 [[ -z ${SLURM_JOB_END_TIME:-} ]] || export SLURM_JOB_END_TIME
+# Seconds that a step goes on after the end of its first process. Rank 0 may take minutes longer than the others, with its
+# last evaluation and while it waits for W&B; some sites allow seconds (WaitTime). Without a limit, a step whose
+# slurmstepd was killed keeps its nodes until the time limit of the job.
+export SLURM_WAIT=${SLURM_WAIT:-1800}
 # Neighbouring ranks share a node and a socket, like GPUs 0 to 3 usually; Slurm's default alternates sockets.
 export SLURM_DISTRIBUTION=block:block SLURM_EXPORT_ENV=ALL PYTHONUNBUFFERED=1

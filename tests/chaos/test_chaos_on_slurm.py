@@ -33,13 +33,14 @@ class Job:
     def __init__(self, cluster: Cluster, arguments: list[str], run: Path, log: Path):
         self.cluster, self.arguments, self.run, self.log = cluster, arguments, run, log
         self.mark = uuid.uuid4().hex
+        self.environ = {"CHAOS": self.mark, "WANDB_MODE": "offline", "SLURM_WAIT": "30"}
         self.jobs: list[str] = []
         self.controller_down = False
 
     def submit(self, _: int = 0) -> None:
         """Submit the run; a controller that is down refuses it."""
         command = ["sbatch", "--parsable", "--partition=preempt", "--open-mode=append", *SHAPE, f"--output={self.log}"]
-        job = self.cluster.run(*command, *self.arguments, check=False, CHAOS=self.mark, WANDB_MODE="offline").strip()
+        job = self.cluster.run(*command, *self.arguments, check=False, **self.environ).strip()
         if job:
             self.jobs.append(job)
 

@@ -2,6 +2,7 @@
 
 import re
 
+import psutil
 import pytest
 
 from helpers.slurm_cluster import TRAIN, attempts, failing_rank
@@ -54,6 +55,21 @@ def test_a_job_that_does_not_get_on_is_not_requeued(cluster, tiny_config, tmp_pa
     job = cluster.sbatch(TRAIN, tiny_config, f"--run.dir={run}", "--run.stop_before_end=999999", log=log)
     assert cluster.end(job) == "FAILED"
     assert "but attempt 1 completed no step; not requeued" in log.read_text()
+
+
+def test_a_killed_slurmstepd_costs_an_attempt_and_the_end_is_the_same(
+    cluster, tiny_config, untouched, tmp_path
+) -> None:
+    """srun never hears of the end of the processes of that node."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    job = cluster.sbatch(TRAIN, tiny_config, f"--run.dir={run}", log=log, SLURM_WAIT="10")
+    cluster.until_step(run, 10, job)
+    daemons = [process for process in psutil.process_iter() if f"[{job}.0]" in "".join(process.cmdline())]
+    assert len(daemons) == 2
+    daemons[0].kill()
+    assert cluster.end(job) == "COMPLETED", log.read_text()
+    assert len(attempts(run)) == 2
+    assert_same_end(untouched, run)
 
 
 # ---- preemption and lost nodes ----------------------------------------------------------------------------------

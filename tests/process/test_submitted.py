@@ -107,7 +107,7 @@ def test_a_dry_run_prints_the_script_and_leaves_nothing(tmp_path: Path) -> None:
     for line in ("--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8", "--time=90", "--array=0-9%3", "--requeue",
                  "--signal=USR2@120", "--open-mode=append"):  # fmt: skip
         assert f"#SBATCH {line}\n" in result.stdout
-    assert "--kill-on-bad-exit=1 --wait=0" in result.stdout and "wckey" not in result.stdout
+    assert "--kill-on-bad-exit=1" in result.stdout and "wckey" not in result.stdout
     configs = re.search(r"configs=\((.*)\)", result.stdout)
     assert configs and [Path(name).name for name in configs[1].split()] == [f"run-seed{i}.yaml" for i in range(10)]
     assert [path.name for path in tmp_path.iterdir()] == ["bin"]

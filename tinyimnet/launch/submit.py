@@ -248,9 +248,8 @@ def make_executor(cluster: str, profile: Profile, files: list[Path]) -> submitit
         stderr_to_stdout=True,
         slurm_signal_delay_s=profile.signal_delay,
         slurm_array_parallelism=profile.parallel,
-        # srun does not inherit --cpus-per-task from sbatch (Slurm 22.05, 23.02). A failed process ends the job; one
-        # that finishes before rank 0 does not.
-        slurm_srun_args=["--kill-on-bad-exit=1", "--wait=0", f"--cpus-per-task={profile.cpus_per_task}"],
+        # srun does not inherit --cpus-per-task from sbatch (Slurm 22.05, 23.02). A failed process ends the job.
+        slurm_srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={profile.cpus_per_task}"],
         slurm_additional_parameters={"requeue": True, **(profile.sbatch or {})},
     )
     if cluster == "slurm":
