@@ -105,7 +105,7 @@ def test_a_user_error_is_found_before_anything_is_submitted(argv: list[str], sen
 
 
 @pytest.mark.parametrize("chosen", [["--data.root=/nowhere"], ["--grid", "data.root=/nowhere,/elsewhere"]])
-def test_chosen_data_that_are_not_there_are_found_before_anything_is_submitted(
+def test_missing_data_are_found_before_anything_is_submitted(
     chosen: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = ["submit", "--config", CONFIG, f"--run.dir={tmp_path}/run", *chosen]
