@@ -51,14 +51,17 @@ class Job:
             with suppress(AssertionError, KeyError):
                 shown = self.cluster.show(job)
                 # Slurm shows how a requeued job ended until it may start again.
-                found[job] = "PENDING" if shown["Reason"] == "BeginTime" else shown["JobState"]
+                held = shown["Reason"].startswith("launch")  # launch failed requeued held
+                found[job] = "HELD" if held else "PENDING" if shown["Reason"] == "BeginTime" else shown["JobState"]
         return found
 
     def finished(self) -> bool:
         """Submit the run again if all its jobs have ended; returns whether it is finished and all have ended."""
         if self.controller_down:  # to ask would take 40 s
             return False
-        states = self.states()
+        for job, state in (states := self.states()).items():
+            if state == "HELD":  # by Slurm, which took a job for pending that it had started before it was killed
+                self.cluster.run("scontrol", "release", job, check=False)
         if len(states) < len(self.jobs) or any(state not in ENDED for state in states.values()):
             return False
         if (self.run / "DONE").exists():
