@@ -50,9 +50,13 @@ class Job:
         for job in self.jobs:
             with suppress(AssertionError, KeyError):
                 shown = self.cluster.show(job)
+                state, reason = shown["JobState"], shown["Reason"]
+                if reason.startswith("launch"):  # launch failed requeued held
+                    state = "HELD"
                 # Slurm shows how a requeued job ended until it may start again.
-                held = shown["Reason"].startswith("launch")  # launch failed requeued held
-                found[job] = "HELD" if held else "PENDING" if shown["Reason"] == "BeginTime" else shown["JobState"]
+                elif reason == "BeginTime" and state != "CANCELLED":
+                    state = "PENDING"
+                found[job] = state
         return found
 
     def finished(self) -> bool:
