@@ -23,6 +23,7 @@ from helpers.trainings import (
     metrics,
     run_to_end,
 )
+from tinyimnet.model import network
 from tinyimnet.run import checkpoint
 from tinyimnet.run.metrics import STEP
 
@@ -157,7 +158,7 @@ class Stateless(nn.GroupNorm):
 
 
 def without_batch_statistics() -> None:
-    nn.BatchNorm2d = Stateless
+    network.BatchNorm = Stateless
 
 
 def parameters(run: Path) -> torch.Tensor:
@@ -165,12 +166,7 @@ def parameters(run: Path) -> torch.Tensor:
     state = checkpoint.load_newest(run / "checkpoints")
     assert state["step"] == 12
     return torch.cat(
-        [
-            t.flatten()
-            for kind in ("model", "ema")
-            for name, t in state[kind].items()
-            if "running" not in name and "num_batches" not in name
-        ]
+        [t.flatten() for kind in ("model", "ema") for name, t in state[kind].items() if "running" not in name]
     )
 
 

@@ -24,12 +24,12 @@ def in_order(pieces: list[torch.Tensor]) -> torch.Tensor:
     return total / WORLD_SIZE
 
 
-def rank_of_three(rank: int, store: Path, bucket_mb: float) -> None:
+def rank_of_three(rank: int, store: Path, bucket_mb: float, most_gathered: int) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD_SIZE)
     torch.manual_seed(0)
     alone = nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3))
     model = DistributedDataParallel(deepcopy(alone), bucket_cap_mb=bucket_mb, gradient_as_bucket_view=True)
-    model.register_comm_hook(None, reduction.average_gradients)
+    model.register_comm_hook(most_gathered, reduction.average_gradients)
     torch.manual_seed(rank)
     for _ in range(3):  # DDP rebuilds the buckets after the first pass
         images = 10.0**rank * torch.randn(4, 7)
@@ -46,9 +46,11 @@ def rank_of_three(rank: int, store: Path, bucket_mb: float) -> None:
     assert torch.equal(reduction.mean_over_ranks(values), expected)
 
 
+@pytest.mark.parametrize("most_gathered", [WORLD_SIZE, WORLD_SIZE - 1], ids=["gathered whole", "by parts"])
 @pytest.mark.parametrize("bucket_mb", [25, 1e-4], ids=["one bucket", "several"])
-def test_means_over_ranks_add_in_rank_order(bucket_mb: float, tmp_path: Path) -> None:
-    ranks = [SERVER.Process(target=rank_of_three, args=(r, tmp_path / "store", bucket_mb)) for r in range(WORLD_SIZE)]
+def test_means_over_ranks_add_in_rank_order(bucket_mb: float, most_gathered: int, tmp_path: Path) -> None:
+    options = tmp_path / "store", bucket_mb, most_gathered
+    ranks = [SERVER.Process(target=rank_of_three, args=(rank, *options)) for rank in range(WORLD_SIZE)]
     for process in ranks:
         process.start()
     assert wait(ranks) == [0] * WORLD_SIZE

@@ -143,7 +143,7 @@ def test_resize_matches_pillows_bicubic_and_is_a_no_op_at_full_size() -> None:
 
 
 def test_a_mixing_weight_stays_within_0_and_1_at_a_lower_resolution() -> None:
-    weight = augment.weight_map(torch.ones(1), torch.tensor([[16, 48, 16, 48]]), 40)
+    weight = augment.weight_map(torch.ones(1), torch.tensor([[16], [48], [16], [48]]), 40)
     assert weight.shape == (1, 1, 40, 40)
     assert (weight.min().item(), weight.max().item()) == (0, 1)
 

@@ -135,7 +135,7 @@ def test_per_rank_state_is_averaged_for_a_different_number_of_ranks(trainer, tmp
     saved, _ = made.state.snapshot()
     ranks = torch.stack([saved["by_rank"]["model"][0], 3 * saved["by_rank"]["model"][0]])
     made.state.restore({**saved, "by_rank": {**saved["by_rank"], "model": ranks}})
-    assert torch.equal(torch.cat(made.state.statistics), ranks.mean(0))
+    assert torch.equal(made.state.statistics, ranks.mean(0))
 
 
 def test_a_resumed_run_knows_the_best_so_far(trainer) -> None:
@@ -173,7 +173,7 @@ def test_accumulation_takes_the_same_step(trainer, tmp_path: Path) -> None:
 def test_a_non_finite_step_leaves_nothing_behind_and_is_counted(trainer) -> None:
     made = trainer()
     made.train_step()
-    kept = [*made.bare.parameters(), *made.state.statistics, *made.ema.module.parameters()]
+    kept = [*made.bare.parameters(), made.state.statistics, *made.ema.module.parameters()]
     before = [tensor.detach().clone() for tensor in kept]
     hook = made.bare.stem.register_forward_pre_hook(lambda _m, x: (x[0] * float("nan"),))
     made.train_step()

@@ -18,16 +18,15 @@ def crop_flip(images: Tensor, index: Tensor, down: Tensor, right: Tensor, flip: 
 
     Args:
         images: (N, S, S, C) uint8.
-        index: (B,) int64 sample indices.
-        down, right: (B,) int64 crop offsets in px.
-        flip: (B,) int64, 1 to flip horizontally.
+        index: (B,) int32 sample indices.
+        down, right: (B,) int32 crop offsets in px.
+        flip: (B,) int32, 1 to flip horizontally.
 
     Returns:
         (B, S, S, C) uint8.
     """
     size, channels = images.shape[2], images.shape[3]
     # 32-bit indices, because memory traffic dominates: a batch of 256 has a million pixels.
-    index, down, right, flip = (t.int() for t in (index, down, right, flip))
     along = torch.arange(size, dtype=torch.int32, device=images.device)
     ys = _reflect(along + down[:, None], size)
     xs = _reflect(torch.where(flip[:, None] == 1, size - 1 - along, along) + right[:, None], size)
@@ -69,14 +68,18 @@ class Normalise:
     """
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device):
-        self.mean = torch.tensor(mean, device=device) * 255
-        self.scale = 1 / (torch.tensor(std, device=device) * 255)
+        self.mean = (torch.tensor(mean) * 255).repeat(IMAGE_SIZE).to(device)
+        self.scale = (1 / (torch.tensor(std) * 255)).repeat(IMAGE_SIZE).to(device)
 
     def __call__(self, images: Tensor) -> Tensor:
         batch, height, width, channels = images.shape
         flat = images.reshape(batch * height, width * channels).float()
-        flat.sub_(self.mean.repeat(width)).mul_(self.scale.repeat(width))
+        flat.sub_(self.mean[: width * channels]).mul_(self.scale[: width * channels])
         return flat.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+    def inverse(self, images: Tensor) -> Tensor:
+        """Pixels (B, S, S, 3) float32 from 0 to 255 of normalised images."""
+        return images.permute(0, 2, 3, 1) / self.scale[:3] + self.mean[:3]
 
 
 def weight_map(blend: Tensor, boxes: Tensor, resolution: int) -> Tensor:
@@ -84,11 +87,11 @@ def weight_map(blend: Tensor, boxes: Tensor, resolution: int) -> Tensor:
 
     Args:
         blend: (B,) float32 weight outside the box (Mixup).
-        boxes: (B, 4) int64 y0, y1, x0, x1 in a 64x64 image; the weight inside is 0 (CutMix).
+        boxes: (4, B) int32 y0, y1, x0, x1 in a 64x64 image; the weight inside is 0 (CutMix).
         resolution: R in pixels; below 64 the box borders are shrunk with the same filter as the images.
     """
-    along = torch.arange(IMAGE_SIZE, device=boxes.device)
-    y0, y1, x0, x1 = boxes[:, :, None].unbind(1)
+    along = torch.arange(IMAGE_SIZE, dtype=torch.int32, device=boxes.device)
+    y0, y1, x0, x1 = boxes[:, :, None]
     in_rows, in_columns = (along >= y0) & (along < y1), (along >= x0) & (along < x1)
     in_box = in_rows[:, :, None] & in_columns[:, None, :]
     weight = torch.where(in_box, 0.0, blend[:, None, None])[:, None]

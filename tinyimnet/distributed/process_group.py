@@ -24,6 +24,12 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 NETWORK = "the network interface between the nodes (GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME in slurm/site.env)"
+DDP: dict[str, Any] = {
+    "broadcast_buffers": False,  # each rank keeps its own BatchNorm statistics; evaluation/evaluator.py averages them
+    "gradient_as_bucket_view": True,
+    # All gradients in one bucket, exchanged at once. torch splits those of a million parameters in two.
+    "bucket_cap_mb": 64,
+}
 PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -55,10 +61,7 @@ def start(config: TrainConfig, rendezvous: Rendezvous) -> Accelerator:
             # Without this, processes on a machine without GPUs form no group and each trains alone.
             cpu=not torch.cuda.is_available(),
             mixed_precision=PRECISION[config.precision],
-            kwargs_handlers=[
-                # Each rank keeps its own BatchNorm statistics; evaluation/evaluator.py averages them.
-                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            ],
+            kwargs_handlers=[DistributedDataParallelKwargs(**DDP)],
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(

@@ -92,7 +92,7 @@ def augmented(batches: TrainBatches, names: Sequence[str], step: int, count: int
         (n, S, S, 3) uint8, and for each image the share of each of its classes, in one or two lines.
     """
     images, targets = batches.load(batches.draw(step), slice(0, count), step)
-    pixels = images.permute(0, 2, 3, 1) / batches.normalise.scale + batches.normalise.mean
+    pixels = batches.normalise.inverse(images)
     titles = []
     for target in targets.cpu():
         shares, classes = target.topk(2)

@@ -9,29 +9,36 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from tinyimnet.model.batchnorm import float_buffers
+from tinyimnet.model.batchnorm import flatten_statistics
 
 
 class Ema:
-    """Moving average of a bare (unwrapped) model; `module` is the averaged copy."""
+    """Moving average of a bare (unwrapped) model.
 
-    def __init__(self, model: nn.Module):
+    Args:
+        model: the model, on its device.
+        statistics: its BatchNorm statistics as one tensor (batchnorm.flatten_statistics).
+
+    Attributes:
+        module: the averaged copy.
+        statistics: its BatchNorm statistics as one tensor.
+    """
+
+    def __init__(self, model: nn.Module, statistics: Tensor):
         self.module = deepcopy(model).eval().requires_grad_(False)
+        self.statistics, self._source = flatten_statistics(self.module), statistics
+        # Listed once: walking through the modules takes 0.4 ms a step on one core.
+        self._weights: list[Tensor] = [weight.detach() for weight in model.parameters()]
+        self._averages: list[Tensor] = list(self.module.parameters())
 
     @torch.no_grad()
-    def update(self, model: nn.Module, decay: float) -> None:
-        """Set average = decay * average + (1 - decay) * model, over parameters and floating-point buffers."""
-        torch._foreach_lerp_(averaged_tensors(self.module), averaged_tensors(model), 1 - decay)
+    def update(self, decay: float) -> None:
+        """Set average = decay * average + (1 - decay) * model, over parameters and BatchNorm statistics."""
+        torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
+        self.statistics.lerp_(self._source, 1 - decay)
 
-
-def averaged_tensors(model: nn.Module) -> list[Tensor]:
-    """Parameters and BatchNorm statistics, without num_batches_tracked, an integer that nothing reads."""
-    return [*model.parameters(), *float_buffers(model)]
-
-
-@torch.no_grad()
-def distance(model: nn.Module, average: nn.Module) -> Tensor:
-    """Relative distance |model - average| / |model| over all parameters, shape (), on their device."""
-    weights, averages = tuple(model.parameters()), tuple(average.parameters())
-    apart = torch._foreach_norm(torch._foreach_sub(weights, averages))
-    return torch.stack(apart).norm() / torch.stack(torch._foreach_norm(weights)).norm()
+    @torch.no_grad()
+    def distance(self) -> Tensor:
+        """Relative distance |model - average| / |model| over all parameters, shape (), on their device."""
+        apart = torch._foreach_norm(torch._foreach_sub(self._weights, self._averages))
+        return torch.stack(apart).norm() / torch.stack(torch._foreach_norm(self._weights)).norm()

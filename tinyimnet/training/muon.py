@@ -3,10 +3,11 @@
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) replaces the momentum of a matrix by the nearest
 semi-orthogonal matrix, so that a step moves all directions of a filter bank equally. `torch.optim.Muon` accepts only
 matrices, processes them one at a time and does not support `found_inf`. Here filters of the same shape are
-orthogonalised as one batch.
+orthogonalised as one batch, without a copy, because they are neighbours in memory.
 """
 
-from collections import defaultdict
+from collections.abc import Iterable
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -35,56 +36,86 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(self, groups: list[dict[str, Any]], *, momentum: float):
         super().__init__(groups, {"momentum": momentum})
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        self._flat = [_Flat(group["params"]) for group in self.param_groups]
+        self._point_to_flat()
+
+    def _point_to_flat(self) -> None:
+        for flat in self._flat:
+            for parameter, view in zip(flat.parameters, flat.momenta, strict=True):
+                self.state[parameter]["momentum_buffer"] = view
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the momentum."""
+        super().load_state_dict(state_dict)
+        for flat in self._flat:
+            torch._foreach_copy_(flat.momenta, [self.state[p]["momentum_buffer"] for p in flat.parameters])
+        self._point_to_flat()
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Apply one step; every parameter must have a gradient, already unscaled."""
-        for group in self.param_groups:
-            parameters = group["params"]
-            device = parameters[0].device
-            bad = torch.zeros((), device=device) if self.found_inf is None else self.found_inf
-            good, keep, nothing = bad == 0, 1 - bad, torch.zeros((), device=device)
-            gradients = [torch.where(good, p.grad, nothing) for p in parameters]
-            momenta = [self.state[p]["momentum_buffer"] for p in parameters]
-            torch._foreach_mul_(momenta, bad + keep * group["momentum"])  # times 1 if the step is skipped
-            torch._foreach_add_(momenta, gradients)
-            updates = list(torch._foreach_add(gradients, momenta, alpha=group["momentum"]))
+        bad = self.found_inf
+        if bad is None:
+            bad = torch.zeros((), device=self._flat[0].momentum.device)
+        keep = 1 - bad
+        for group, flat in zip(self.param_groups, self._flat, strict=True):
+            torch._foreach_copy_(flat.updates, [p.grad for p in flat.parameters if p.grad is not None])
+            update = flat.update.masked_fill_(bad != 0, 0)
+            flat.momentum.mul_(bad + keep * group["momentum"]).add_(update)  # times 1 if the step is skipped
+            update.add_(flat.momentum, alpha=group["momentum"])
             if group["orthogonal"]:
-                updates = orthogonalised(updates)
+                orthogonalise_(flat.banks)
             if group["weight_decay"]:
-                torch._foreach_mul_(parameters, 1 - keep * (group["lr"] * group["weight_decay"]))
-            torch._foreach_mul_(updates, keep * group["lr"])
-            torch._foreach_sub_(parameters, updates)
+                torch._foreach_mul_(flat.parameters, 1 - keep * (group["lr"] * group["weight_decay"]))
+            update.mul_(keep * group["lr"])
+            torch._foreach_sub_(flat.parameters, flat.updates)
 
 
-def orthogonalised(updates: list[Tensor]) -> list[Tensor]:
-    """Orthogonalise filter banks (O, I, H, W), each viewed as a matrix of O rows and H*W*I columns.
+class _Flat:
+    """Momentum and update of a parameter group, each as one tensor, so that few kernels process them.
+
+    Attributes:
+        parameters: the parameters, those of the same shape next to each other.
+        momentum, update: (n,).
+        momenta, updates: their pieces, shaped like the parameters and in the same memory layout.
+        banks: the pieces of `update` of each shape with several dimensions, (count, rows, columns).
+    """
+
+    def __init__(self, parameters: list[Tensor]):
+        self.parameters = sorted(parameters, key=lambda parameter: tuple(parameter.shape))
+        sizes = [parameter.numel() for parameter in parameters]
+        self.momentum, self.update = (torch.zeros(sum(sizes), device=parameters[0].device) for _ in range(2))
+        self.momenta, self.updates = self._pieces(self.momentum), self._pieces(self.update)
+        self.banks, start = [], 0
+        for shape, of_shape in groupby(parameter.shape for parameter in self.parameters):
+            count, length = len(list(of_shape)), shape.numel()
+            if len(shape) > 1:
+                bank = self.update[start : start + count * length]
+                self.banks.append(bank.view(count, shape[0], length // shape[0]))
+            start += count * length
+
+    def _pieces(self, flat: Tensor) -> list[Tensor]:
+        pieces = flat.split([parameter.numel() for parameter in self.parameters])
+        pairs = zip(pieces, self.parameters, strict=True)
+        return [piece.as_strided(like.shape, like.stride()) for piece, like in pairs]
+
+
+def orthogonalise_(banks: Iterable[Tensor]) -> None:
+    """Orthogonalise filters (count, O, H*W*I) in place, each a matrix with a row for every output channel.
 
     The results are nearly semi-orthogonal and scaled by sqrt(max(1, rows / columns)), so that one learning rate suits
     wide and tall matrices.
     """
-    by_shape: dict[torch.Size, list[int]] = defaultdict(list)
-    for i, update in enumerate(updates):
-        by_shape[update.shape].append(i)
-    found: list[Tensor] = [torch.empty(0)] * len(updates)
-    for shape, places in by_shape.items():
-        # Filters are channels_last, so in the order H, W, I the only copy is the stack.
-        stack = torch.stack([updates[i].permute(0, 2, 3, 1).flatten(1) for i in places])
-        scale = max(1.0, stack.shape[1] / stack.shape[2]) ** 0.5
-        for i, matrix in zip(places, newton_schulz(stack).mul_(scale).unbind(), strict=True):
-            found[i] = matrix.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
-    return found
+    for bank in banks:
+        torch.mul(newton_schulz(bank), max(1.0, bank.shape[1] / bank.shape[2]) ** 0.5, out=bank)
 
 
 def newton_schulz(matrices: Tensor) -> Tensor:
     """Push the singular values of (N, R, C) matrices towards 1 by a quintic Newton-Schulz iteration.
 
     Singular values above 2 % of the matrix norm end between about 0.7 and 1.2; three steps multiply smaller ones by 41.
-    One step is x <- a x + b (x x') x + c (x x')^2 x, computed as the product of x with a polynomial of the small square
-    matrix x x'.
+    One step is x <- a x + b (x x') x + c (x x')^2 x, computed as a x plus the product of x with a polynomial of the
+    small square matrix x x'.
     """
     # The iteration tolerates bf16 rounding, and bf16 runs on tensor cores. CPUs without bf16 emulate it slowly.
     x = matrices.bfloat16() if matrices.is_cuda else matrices
@@ -95,7 +126,5 @@ def newton_schulz(matrices: Tensor) -> Tensor:
     a, b, c = NEWTON_SCHULZ
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        polynomial.diagonal(dim1=1, dim2=2).add_(a)
-        x = polynomial @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).to(matrices.dtype)

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tinyimnet.config import OptimConfig
 from tinyimnet.training.muon import Muon
@@ -63,6 +63,19 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+
+
+def clip_(gradients: list[Tensor], max_norm: float) -> Tensor:
+    """Clip gradients to max_norm (0: no clipping) and return their norm before, shape ().
+
+    As torch.nn.utils.clip_grad_norm_, but the norm is computed on copies: CUDA's kernel sums in a different order if
+    memory is not aligned to 16 bytes, and the position of a gradient in DDP's bucket changes after the first backward
+    pass of an attempt.
+    """
+    norm = torch.stack(torch._foreach_norm(torch._foreach_mul(gradients, 1.0))).norm()
+    if max_norm:
+        torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm
 
 
 def lr_scale(step: int, config: OptimConfig, total_steps: int, steps_per_epoch: int) -> float:

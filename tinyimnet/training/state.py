@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from tinyimnet.distributed import reduction
 from tinyimnet.errors import UserError, one_line
-from tinyimnet.model.batchnorm import float_buffers, unflatten
 from tinyimnet.training.ema import Ema
 
 logger = logging.getLogger(__name__)
@@ -26,13 +25,13 @@ class TrainState:
         model: the bare network.
         ema: the moving average of its weights.
         optimizer: the optimizer, wrapped by Accelerate.
+        statistics: BatchNorm statistics of the network as one tensor (batchnorm.flatten_statistics).
         metadata: metadata of the weights (weights.metadata_of).
         micro_batch_size: images per forward pass on one process.
 
     Attributes:
         step: optimizer steps done.
         best_top1: best val/ema_top1 so far, in percent.
-        statistics: BatchNorm running means and variances of this rank.
         loss_sum, loss_steps: sum of the loss since the last log line and its number of steps; like all of `counters`,
             on the device.
         grad_norm: gradient norm of the last step.
@@ -45,20 +44,20 @@ class TrainState:
         model: nn.Module,
         ema: Ema,
         optimizer: AcceleratedOptimizer,
+        statistics: Tensor,
         metadata: dict,
         micro_batch_size: int,
     ):
         self.accelerator, self.model, self.ema, self.optimizer = accelerator, model, ema, optimizer
         self.metadata, self.micro_batch_size = metadata, micro_batch_size
         self.step, self.best_top1 = 0, -1.0
-        self.statistics = float_buffers(model)
-        self._kept_statistics = [statistic.clone() for statistic in self.statistics]
-        self.counters = list(torch.zeros(5, device=accelerator.device).unbind())
+        self.statistics, self._kept_statistics = statistics, statistics.clone()
+        self.counters = torch.zeros(5, device=accelerator.device)
         self.loss_sum, self.loss_steps, self.grad_norm, self.skipped_in_a_row, self.skipped_steps = self.counters
 
     def keep_statistics(self) -> None:
         """Back up the BatchNorm statistics before a step, so that a skipped step can restore them."""
-        torch._foreach_copy_(self._kept_statistics, self.statistics)
+        self._kept_statistics.copy_(self.statistics)
 
     def count_step(self, loss: Tensor, grad_norm: Tensor, finite: Tensor) -> None:
         """Count a step as done, or as skipped if its gradient was not finite, without waiting for the device.
@@ -69,21 +68,17 @@ class TrainState:
             finite: whether the norm is finite, shape () bool.
         """
         skipped = (~finite).float()
-        for statistic, kept in zip(self.statistics, self._kept_statistics, strict=True):
-            torch.where(finite, statistic, kept, out=statistic)  # undo the update by the skipped batch
+        # Undo the update by the skipped batch.
+        torch.where(finite, self.statistics, self._kept_statistics, out=self.statistics)
         self.loss_sum += torch.where(finite, loss, 0)
         self.loss_steps += 1 - skipped
         self.grad_norm.copy_(grad_norm)
         self.skipped_in_a_row.add_(1).mul_(skipped)
         self.skipped_steps += skipped
 
-    def _of_rank(self) -> dict[str, list[Tensor]]:
-        """Tensors that differ between ranks."""
-        return {
-            "model": self.statistics,
-            "ema": float_buffers(self.ema.module),
-            "counters": self.counters,
-        }
+    def _of_rank(self) -> dict[str, Tensor]:
+        """Tensors (n,) that differ between ranks."""
+        return {"model": self.statistics, "ema": self.ema.statistics, "counters": self.counters}
 
     def snapshot(self) -> tuple[dict[str, Any], Callable[[], None]]:
         """Copy the state to host memory; every rank calls it, rank 0 gets the copy.
@@ -95,10 +90,7 @@ class TrainState:
         Returns:
             The copy, and a function that waits until it is complete.
         """
-        by_rank = {
-            name: reduction.of_all_ranks(torch.cat([t.flatten() for t in tensors]))
-            for name, tensors in self._of_rank().items()
-        }
+        by_rank = {name: reduction.of_all_ranks(tensor) for name, tensor in self._of_rank().items()}
         if not self.accelerator.is_main_process:
             return {}, lambda: None
         scaler = self.accelerator.scaler
@@ -145,10 +137,10 @@ class TrainState:
                 raise ValueError("its parameter groups have different entries")
             if self.accelerator.scaler:
                 self.accelerator.scaler.load_state_dict(saved["scaler"])
-            for name, tensors in self._of_rank().items():
+            for name, tensor in self._of_rank().items():
                 by_rank = saved["by_rank"][name]
                 same_world = len(by_rank) == self.accelerator.num_processes
-                unflatten(by_rank[self.accelerator.process_index] if same_world else by_rank.mean(0), tensors)
+                tensor.copy_(by_rank[self.accelerator.process_index] if same_world else by_rank.mean(0))
             if saved["micro_batch_size"] != self.micro_batch_size and self.accelerator.is_main_process:
                 logger.warning(
                     "a micro-batch now has %d images instead of %d, so BatchNorm normalises different groups of images "

@@ -26,13 +26,14 @@ from tinyimnet.distributed.process_group import from_main
 from tinyimnet.errors import UserError
 from tinyimnet.evaluation.evaluator import Evaluator
 from tinyimnet.evaluation.weights import initial_weights, metadata_of
-from tinyimnet.model.network import build_model
+from tinyimnet.model.batchnorm import flatten_statistics
+from tinyimnet.model.network import build_model, compile_in_place, drop_path_generator
 from tinyimnet.model.whitening import N_IMAGES, freeze_stem, whitening_filters
 from tinyimnet.run.checkpoint import Saver
 from tinyimnet.run.metrics import TOP1
 from tinyimnet.tracking.tracker import Tracker
 from tinyimnet.training import optim
-from tinyimnet.training.ema import Ema, distance
+from tinyimnet.training.ema import Ema
 from tinyimnet.training.state import TrainState
 from tinyimnet.training.timing import StepClock
 
@@ -80,23 +81,25 @@ class Trainer:
         self.steps_per_epoch, self.total_steps = self.batches.steps_per_epoch, self.batches.total_steps
 
         self.bare = self._build_network(len(dataset.classes))
-        self.ema = Ema(self.bare)
         evaluating, normalise = partial(self.alive, "evaluating"), self.batches.normalise
         self.evaluator = Evaluator(accelerator, self.bare, dataset, normalise, train.precision, evaluating)
         if config.train.compile:
-            # In place, to keep the weight names, and with one graph for each of at most 7 resolutions. `deterministic`
-            # stops Inductor from choosing kernels by timing: another node may choose one that rounds differently.
-            self.bare.compile(dynamic=False, options={"deterministic": True})
+            compile_in_place(self.bare)
+        self.weights = [weight for weight in self.bare.parameters() if weight.requires_grad]
         optimizer = optim.build_optimizer(self.bare, config.optim)
-        self.model, self.optimizer = accelerator.prepare(self.bare, optimizer)
+        self.model, self.optimizer = accelerator.prepare(self.bare.train(), optimizer)
         if accelerator.num_processes > 1:
-            self.model.register_comm_hook(None, reduction.average_gradients)
+            self.model.register_comm_hook(reduction.most_gathered(device), reduction.average_gradients)
+        statistics = flatten_statistics(self.bare)  # after `prepare`, which moves a network on several CPUs once more
+        self.ema = Ema(self.bare, statistics)
 
         metadata, rows = metadata_of(config, dataset), self.micro_batches[0]
-        self.state = TrainState(accelerator, self.bare, self.ema, self.optimizer, metadata, rows.stop - rows.start)
+        self.state = TrainState(
+            accelerator, self.bare, self.ema, self.optimizer, statistics, metadata, rows.stop - rows.start
+        )
         lengths = self.total_steps, self.steps_per_epoch
         self.progress = Progress(*lengths, self.batches.work_left, enabled=accelerator.is_main_process)
-        self.clock, self.save_seconds = StepClock(device), 0.0
+        self.clock, self.save_seconds, self.generator = StepClock(device), 0.0, drop_path_generator(device)
         self._begin(saved)
 
     def _build_network(self, n_classes: int) -> nn.Module:
@@ -150,13 +153,15 @@ class Trainer:
             group["lr"] = lr_scale * group["peak_lr"]
         with self.clock.part("data"):
             drawn = self.batches.draw(self.step)
-        self.model.train()
         self.state.keep_statistics()
         loss = self.backward(drawn)
         with self.clock.part("optimizer"):
-            self.step_or_skip(loss, self.clip(self.config.optim.clip_grad_norm))
-            self.optimizer.zero_grad()
-            self.ema.update(self.bare, optim.ema_decay_at(self.step, self.config.optim.ema_decay))
+            self.accelerator.unscale_gradients()
+            gradients = [weight.grad for weight in self.weights if weight.grad is not None]
+            self.step_or_skip(loss, optim.clip_(gradients, self.config.optim.clip_grad_norm))
+            for weight in self.weights:
+                weight.grad = None
+            self.ema.update(optim.ema_decay_at(self.step, self.config.optim.ema_decay))
         self.state.step += 1
         self.clock.steps += 1
 
@@ -166,7 +171,7 @@ class Trainer:
         for i, rows in enumerate(self.micro_batches):
             with self.clock.part("data"):
                 images, targets = self.batches.load(drawn, rows, self.step)
-            torch.manual_seed(batches.model_seed(self.config.run.seed, self.step, rows.start))
+            self.generator.manual_seed(batches.model_seed(self.config.run.seed, self.step, rows.start))
             # DDP averages gradients over ranks only in the last micro-batch.
             averaging = self.accelerator.no_sync(self.model) if i + 1 < accumulation_steps else nullcontext()
             with self.clock.part("forward_backward"), averaging:
@@ -175,25 +180,17 @@ class Trainer:
             total += loss.detach()
         return total
 
-    def clip(self, max_norm: float) -> Tensor:
-        """Clip the gradient to max_norm (0: no clipping) and return its norm over the global batch before clipping.
-
-        The norm is computed on copies: CUDA's kernel sums in a different order if memory is not aligned to 16 bytes,
-        and the position of a gradient in DDP's buckets changes after the first backward pass of an attempt.
-        """
-        self.accelerator.unscale_gradients()
-        gradients = [p.grad for p in self.bare.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm(torch._foreach_mul(gradients, 1.0))
-        if max_norm:
-            nn.utils.clip_grads_with_norm_(self.bare.parameters(), max_norm, norm)
-        return norm
-
     def step_or_skip(self, loss: Tensor, grad_norm: Tensor) -> None:
         """Step the optimizer; on the device, its kernel skips the step if the gradient is not finite."""
         finite = torch.isfinite(grad_norm)
-        self.optimizer.optimizer.found_inf = (~finite).float()  # under fp16 the GradScaler replaces it
-        self.optimizer.optimizer.grad_scale = None
-        self.optimizer.step()
+        optimizer, scaler = self.optimizer.optimizer, self.accelerator.scaler
+        # Not Accelerate's step(), which searches the path for a package in every step (0.1 ms).
+        if scaler:  # sets found_inf and grad_scale itself
+            scaler.step(optimizer)
+            scaler.update()
+        else:
+            optimizer.found_inf, optimizer.grad_scale = (~finite).float(), None
+            optimizer.step()
         self.state.count_step(loss, grad_norm, finite)
 
     def at_boundary(self) -> None:
@@ -238,7 +235,7 @@ class Trainer:
 
     def train_metrics(self) -> dict[str, float]:
         """Metrics since the last log line; the only place where the training waits for the device."""
-        values = torch.stack([*self.state.counters, distance(self.bare, self.ema.module)])
+        values = torch.cat([self.state.counters, self.ema.distance()[None]])
         loss_sum, loss_steps, grad_norm, skipped_in_a_row, skipped_steps, ema_distance = reduction.mean_over_ranks(
             values
         ).tolist()
