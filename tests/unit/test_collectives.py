@@ -15,6 +15,7 @@ from tinyimnet.config import ModelConfig
 from tinyimnet.distributed import process_group, reduction
 from tinyimnet.model.network import build_model, compile_in_place, count_parameters
 
+pytestmark = pytest.mark.filterwarnings("ignore:`broadcast_buffers` is deprecated")
 MODEL = ModelConfig(block="basic", width="auto")
 
 

@@ -32,6 +32,7 @@ class TrainState:
     Attributes:
         step: optimizer steps done.
         best_top1: best val/ema_top1 so far, in percent.
+        statistics: BatchNorm statistics of this rank.
         loss_sum, loss_steps: sum of the loss since the last log line and its number of steps; like all of `counters`,
             on the device.
         grad_norm: gradient norm of the last step.
