@@ -3,6 +3,8 @@
 torch's FakeTensorMode stands in for the GPU; tests/helpers/fake_gpu.py says how.
 """
 
+import re
+
 import pytest
 
 from helpers.program import python
@@ -29,7 +31,9 @@ def test_a_step_of_the_smallest_one_stays_on_the_device() -> None:
     assert code == 0, error
 
 
-@pytest.mark.parametrize("fault, error", [("item", "DataDependentOutputException"), ("host", "DeviceMismatchError")])
+@pytest.mark.parametrize(
+    "fault, error", [("item", "DataDependentOutput"), ("host", "two (different )?devices fakegpu:0")]
+)
 def test_a_step_that_would_wait_or_fail_on_a_gpu_is_noticed(fault: str, error: str) -> None:
     code, said = step("smoke", "bf16", fault)
-    assert code == 1 and error in said
+    assert code == 1 and re.search(error, said.replace(",", ""))
