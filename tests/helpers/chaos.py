@@ -29,9 +29,9 @@ from tinyimnet.run.metrics import STEP
 SEED = os.environ.get("CHAOS_SEED", "1")
 SECONDS = 30 * float(os.environ.get("CHAOS_MINUTES", "10"))  # for new rounds of each of the two tests
 PATIENCE = 400  # seconds from the last fault to the end of the run: several restarts on a busy machine
-EPOCHS, STEPS = 80, 480  # of six steps, a checkpoint every third: long enough for several faults in one attempt
+STEPS = 480  # six an epoch, a checkpoint every third: long enough for several faults in one attempt
 LONG = EVERYTHING | {
-    "train__epochs": EPOCHS, "train__precision": "fp32", "run__save_every": 3, "run__eval_every": 4,
+    "train__epochs": STEPS // 6, "train__precision": "fp32", "run__save_every": 3, "run__eval_every": 4,
     "tracking__finish_timeout": 5,
 }  # fmt: skip
 Undo = Callable[[], object]

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train on a GPU that does not exist: shapes, types and devices of all tensors are checked, nothing is computed.
 
-    python tests/helpers/fake_gpu.py tiny1m bf16          # three steps, a snapshot, an evaluation
+    python tests/helpers/fake_gpu.py tiny1m bf16          # three steps, a snapshot, averaged weights
     python tests/helpers/fake_gpu.py tiny1m bf16 item     # with a step that waits for the device: raises
 
 torch's FakeTensorMode refuses what would fail or wait on a GPU: a tensor or an index on the host among tensors of the
@@ -83,7 +83,7 @@ def trainer(name: str, precision: str, folder: Path) -> Trainer:
 
 
 def main(name: str, precision: str, fault: str = "") -> None:
-    """Run three steps, a snapshot and an evaluation."""
+    """Run three steps, a snapshot and the consolidation of the weights that an evaluation measures."""
     libraries = make_device()
     nn.Module._apply = move  # type: ignore[method-assign, assignment]
     torch.Tensor.pin_memory = lambda tensor: tensor  # type: ignore[method-assign, assignment]
@@ -92,7 +92,7 @@ def main(name: str, precision: str, fault: str = "") -> None:
         optim.clip_ = lambda *arguments: clip(*arguments).item()  # type: ignore[assignment]
     if fault == "host":
         optim.clip_ = lambda *arguments: clip(*arguments) * torch.ones(1)
-    # Metadata of a network are counted on the meta device, outside the mode.
+    # build_model counts parameters on the meta device, whose tensors are not fake.
     with tempfile.TemporaryDirectory() as folder, FakeTensorMode(allow_non_fake_inputs=True):
         made = trainer(name, precision, Path(folder))
         for _ in range(3):

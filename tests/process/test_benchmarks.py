@@ -20,7 +20,8 @@ def benchmark(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.syspath_prepend(REPO / "benchmarks")
         module = importlib.import_module(name)
         monkeypatch.setattr(module, "ROUNDS", 2)
-        monkeypatch.setattr(module, "SECONDS", 0.05)
+        if hasattr(module, "SECONDS"):  # step.py counts, for no length of time
+            monkeypatch.setattr(module, "SECONDS", 0.05)
         return module
 
     return load
@@ -36,6 +37,15 @@ def test_the_throughput_benchmark_mixes_every_batch_to_the_end(benchmark, argume
     mixed = [d for d in drawn if d.mixed]
     assert len(mixed) >= 5 and all((d.blend < 1).any() and d.boxes.any() for d in mixed)
     assert len(mixed) >= len(drawn) // 2 - 2  # the other half is the training loop's, which does not mix
+
+
+def test_the_step_benchmark_counts_kernels_and_times_the_host(benchmark, monkeypatch, capsys) -> None:
+    module = benchmark("step")
+    monkeypatch.setattr(module, "BATCH", 32)
+    assert module.main(["smoke"]) == 0
+    shown = capsys.readouterr().out
+    assert 150 < int(re.search(r"([\d,]+) kernels: ", shown)[1]) < 400  # type: ignore[index]
+    assert re.search(r"sum without the draw.*[\d.]+ us", shown)
 
 
 def test_the_data_path_benchmark_reports_a_ratio(benchmark, monkeypatch, capsys) -> None:
