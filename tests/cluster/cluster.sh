@@ -113,7 +113,7 @@ configure() { # N
   echo CgroupPlugin=cgroup/v1 >"$ETC/cgroup.conf"
   [ "$PREEMPT_SIGNAL" = 0 ] || preempt=(SlurmctldParameters=preempt_send_user_signal) # Slurm rejects an empty value
   # cred_expire: delay of a requeued job, 120 s by default; with 5 s a busy machine failed to launch a step in time.
-  # KillWait and SlurmdTimeout are 30 and 300 s by default.
+  # SlurmdTimeout is 300 s by default; KillWait has its default.
   # AccountingStoragePass: the munge socket again, because clients of slurmdbd ignore AuthInfo.
   # FirstJobId: from the clock, so that no job finds files of a job of an earlier cluster under its id.
   # MinJobAge: scontrol shows a job for two hours after its end. config_overrides: CPUs and memory need not exist.
@@ -139,7 +139,7 @@ DefMemPerCPU=1000
 GresTypes=gpu
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1,bf_resolution=1
 SlurmdTimeout=10
-KillWait=5
+KillWait=30
 MinJobAge=7200
 MessageTimeout=20
 FirstJobId=$(($(date +%s) / 10 % 60000 * 1000 + 1))
