@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train on a GPU that does not exist: shapes, types and devices of all tensors are checked, nothing is computed.
 
-    python tests/helpers/fake_gpu.py tiny1m bf16          # three steps, a snapshot, averaged weights
+    python tests/helpers/fake_gpu.py tiny1m bf16          # three steps, a snapshot, an evaluation
     python tests/helpers/fake_gpu.py tiny1m bf16 item     # with a step that waits for the device: raises
 
 torch's FakeTensorMode refuses what would fail or wait on a GPU: a tensor or an index on the host among tensors of the
@@ -29,6 +29,7 @@ from throughput import make_trainer
 from tinyimnet import config_cli
 from tinyimnet.distributed import process_group
 from tinyimnet.distributed.rendezvous import Rendezvous
+from tinyimnet.evaluation.inference import evaluate
 from tinyimnet.training import optim
 from tinyimnet.training.trainer import Trainer
 
@@ -77,13 +78,15 @@ def trainer(name: str, precision: str, folder: Path) -> Trainer:
     config = config_cli.load([f"--config={name}", "--train.global_batch_size=16"])
     train = replace(config.train, device_batch_size=8, init_from="", precision=precision)
     accelerator = process_group.start(train, Rendezvous())
+    if precision == "fp16":  # Accelerate supports it on devices that it knows
+        accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler(NAME)
     for owner in (Accelerator, type(accelerator.state)):
         owner.device = property(lambda _: torch.device(DEVICE), lambda *_: None)  # type: ignore[assignment]
     return make_trainer(replace(config, train=train), accelerator, folder)
 
 
 def main(name: str, precision: str, fault: str = "") -> None:
-    """Run three steps, a snapshot and the consolidation of the weights that an evaluation measures."""
+    """Run three steps, a snapshot and an evaluation without its last line, which reads the result."""
     libraries = make_device()
     nn.Module._apply = move  # type: ignore[method-assign, assignment]
     torch.Tensor.pin_memory = lambda tensor: tensor  # type: ignore[method-assign, assignment]
@@ -98,9 +101,11 @@ def main(name: str, precision: str, fault: str = "") -> None:
         for _ in range(3):
             made.train_step()
         made.state.snapshot()
-        made.evaluator.consolidated(made.ema.module)
+        evaluator = made.evaluator
+        sums = evaluate(evaluator.consolidated(made.ema.module), evaluator.images, evaluator.labels, range(500),
+                        made.batches.normalise, precision=precision)  # fmt: skip
     weights = [*made.bare.parameters(), *made.ema.module.parameters(), made.state.statistics, made.state.counters]
-    assert {str(tensor.device) for tensor in weights} == {DEVICE}
+    assert {str(tensor.device) for tensor in [*weights, sums]} == {DEVICE}
     assert {tensor.dtype for tensor in weights} == {torch.float32}
     del libraries
 

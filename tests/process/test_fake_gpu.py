@@ -20,7 +20,9 @@ def step(*arguments: str) -> tuple[int, str]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name, precision", [*((name, "bf16") for name in ALL), ("baseline", "fp16")])
+@pytest.mark.parametrize(
+    "name, precision", [*((name, "bf16") for name in ALL), ("baseline", "fp16"), ("tiny1m", "fp16")]
+)
 def test_the_step_of_every_configuration_stays_on_the_device(name: str, precision: str) -> None:
     code, error = step(name, precision)
     assert code == 0, error

@@ -156,6 +156,30 @@ def test_a_snapshot_does_not_change_while_the_training_continues(trainer) -> Non
     assert equal(snapshot, before)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
+def test_a_snapshot_is_one_copy_that_keeps_memory_layouts(optimizer, trainer) -> None:
+    made = trainer(optim__name=optimizer)
+    made.train_step()
+    snapshot, _ = made.state.snapshot()
+    weights, copies = made.bare.state_dict(), snapshot["model"]
+    assert {name: t.stride() for name, t in copies.items()} == {name: t.stride() for name, t in weights.items()}
+    momenta = [value for entry in snapshot["optimizer"]["state"].values() for value in entry.values()]
+    tensors = [*copies.values(), *snapshot["ema"].values(), *momenta, *snapshot["by_rank"].values()]
+    assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1
+
+
+def test_the_scaler_of_fp16_resumes_with_its_scale(trainer) -> None:
+    made = trainer()
+    scaler = made.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler.scale(torch.ones(()))  # creates its tensors
+    scaler.update(4.0)
+    snapshot, _ = made.state.snapshot()
+    expected = scaler.state_dict()
+    made.accelerator.scaler = torch.amp.GradScaler("cpu")
+    made.state.restore(snapshot)
+    assert made.accelerator.scaler.state_dict() == expected
+
+
 def test_accumulation_takes_the_same_step(trainer, tmp_path: Path) -> None:
     """BatchNorm is in eval mode, because its batch statistics belong to a forward pass; only float order differs."""
     weights = []

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -101,7 +101,7 @@ class TrainState:
             "model": self.model.state_dict(),
             "ema": self.ema.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scaler": scaler.state_dict() if scaler else None,
+            "scaler": _scaler_state(scaler) if scaler else None,
             "metadata": json.dumps(self.metadata),
             "micro_batch_size": self.micro_batch_size,
             "by_rank": by_rank,
@@ -137,7 +137,8 @@ class TrainState:
             if [group.keys() for group in self.optimizer.param_groups] != entries:  # torch accepts any entries
                 raise ValueError("its parameter groups have different entries")
             if self.accelerator.scaler:
-                self.accelerator.scaler.load_state_dict(saved["scaler"])
+                numbers = {key: x.item() if isinstance(x, Tensor) else x for key, x in saved["scaler"].items()}
+                self.accelerator.scaler.load_state_dict(numbers)
             for name, tensor in self._of_rank().items():
                 by_rank = saved["by_rank"][name]
                 same_world = len(by_rank) == self.accelerator.num_processes
@@ -155,13 +156,52 @@ class TrainState:
             ) from error
 
 
-def _on_host(value: Any) -> Any:
-    """Copy nested dictionaries and lists of tensors to the host; from a GPU, asynchronously into pinned memory."""
-    if isinstance(value, dict):
-        return {key: _on_host(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_on_host(item) for item in value]
+def _scaler_state(scaler: torch.amp.GradScaler) -> dict[str, Any]:
+    """What `scaler.state_dict()` returns, but tensors stay tensors, because reading them would wait for the device."""
+    if scaler._scale is None:  # before the first step
+        return scaler.state_dict()
+    return {
+        "scale": scaler._scale,
+        "growth_factor": scaler.get_growth_factor(),
+        "backoff_factor": scaler.get_backoff_factor(),
+        "growth_interval": scaler.get_growth_interval(),
+        "_growth_tracker": scaler._growth_tracker,
+    }
+
+
+def _on_host(state: Any) -> Any:
+    """Copy nested dictionaries and lists of tensors to the host: one copy for all tensors of a dtype, not hundreds."""
+    tensors = list(_tensors_in(state))
+    kinds = {(tensor.dtype, tensor.device) for tensor in tensors}
+    copies = {kind: iter(_copied([t for t in tensors if (t.dtype, t.device) == kind])) for kind in kinds}
+    return _replaced(state, (next(copies[tensor.dtype, tensor.device]) for tensor in tensors))
+
+
+def _copied(tensors: list[Tensor]) -> list[Tensor]:
+    """Host copies of tensors, as views of one buffer; each keeps its memory layout.
+
+    From a GPU, the copy is asynchronous and into pinned memory, which torch keeps for later snapshots.
+    """
+    flat = torch.cat([tensor.as_strided((tensor.numel(),), (1,)) for tensor in tensors])
+    if flat.device.type != "cpu":
+        flat = torch.empty_like(flat, device="cpu", pin_memory=True).copy_(flat, non_blocking=True)
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.as_strided(tensor.shape, tensor.stride()) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested dictionaries and lists."""
     if isinstance(value, Tensor):
-        copy = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda, requires_grad=False)
-        return copy.copy_(value.detach(), non_blocking=True)
-    return value
+        yield value.detach()
+    elif isinstance(value, (dict, list)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors_in(item)
+
+
+def _replaced(value: Any, tensors: Iterator[Tensor]) -> Any:
+    """Nested dictionaries and lists with other tensors, in the order of `_tensors_in`."""
+    if isinstance(value, dict):
+        return {key: _replaced(item, tensors) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_replaced(item, tensors) for item in value]
+    return next(tensors) if isinstance(value, Tensor) else value
