@@ -107,6 +107,28 @@ def test_gpus_that_no_process_uses_are_named(facts, said) -> None:
     assert len(sentences) == len(said) and all(map(str.__contains__, sentences, said))
 
 
+@pytest.mark.parametrize(
+    "name, number",
+    [("x86_64 Kernel Module", "535.104.05"), ("Open Kernel Module for x86_64", "560.35.03"), ("", "580.95")],
+)
+def test_the_driver_is_read_from_the_kernel(name: str, number: str, tmp_path: Path) -> None:
+    file = tmp_path / "version"
+    assert gpus.driver(file) == ""
+    file.write_text(f"NVRM version: NVIDIA UNIX {name}  {number}  Release Build\nGCC version:  gcc version 12.2.0\n")
+    assert gpus.driver(file) == number
+
+
+def test_a_process_reports_only_the_gpu_versions_that_it_has(monkeypatch) -> None:
+    """cuDNN and NCCL are imitated, because no GPU was available."""
+    monkeypatch.setattr(gpus, "driver", lambda: "")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(gpus.nccl, "version", lambda: (2, 27, 3))
+    assert gpus._versions() == {"cuda": "13.0", "cudnn": "91002", "nccl": "2.27.3"}
+    assert gpus.describe(0)["gpu_versions"] == {}  # it computes on the CPU
+
+
 # ---- the all-reduce of known numbers ----------------------------------------------------------------------------
 
 
