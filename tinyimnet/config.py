@@ -149,6 +149,8 @@ class TrainConfig:
     """Autocast type of the forward pass; weights stay fp32."""
     compile: bool = False
     """torch.compile the network."""
+    ordered_reduction: bool = True
+    """Add gradients in rank order: equal bits on any network; false: DDP's all-reduce, faster, in any order."""
     max_skipped_steps: int = 20
     """Consecutive steps skipped for a non-finite gradient that end the run; checked at each log line."""
     timeout: int = 600
@@ -203,7 +205,6 @@ MAY_CHANGE = ("run.log_every", "run.eval_every", "run.save_every", "run.keep_che
               "run.max_attempts", "run.dir", "data.root", "data.stage", "train.timeout", "tracking.",
               # The micro-batch depends on the machine, as the number of processes does.
               "train.device_batch_size")  # fmt: skip
-
 # Keys in which runs of one recipe may differ: paths, reporting, the seed, timeouts.
 NO_RECIPE = ("run.", "tracking.", "data.root", "data.stage", "train.timeout")
 

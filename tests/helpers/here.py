@@ -16,6 +16,9 @@ from tinyimnet.distributed import preemption
 OF_LAUNCHERS = ("SLURM_", "ACCELERATE_", "TORCHELASTIC_", "MASTER_", "LOCAL_", "WANDB_")
 OF_A_SITE = ("RANK", "WORLD_SIZE", "RUNS_ROOT", "DATA_ROOT", "STAGE_TO", "VIRTUAL_ENV")
 
+# What one rank reports to the preflight, as far as the start of an attempt reads it.
+RANK = {"host": "here", "code": "", "device": "CPU", "gpus": 0, "versions": {"torch": "2.13.0"}, "gpu_versions": {}}
+
 
 @contextmanager
 def clean_process() -> Iterator[None]:

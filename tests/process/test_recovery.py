@@ -23,6 +23,7 @@ from helpers.trainings import (
     metrics,
     run_to_end,
 )
+from tinyimnet.distributed import reduction
 from tinyimnet.model import network
 from tinyimnet.run import checkpoint
 from tinyimnet.run.metrics import STEP
@@ -107,6 +108,42 @@ def test_four_processes_resume_bit_identically_although_buckets_change(arguments
     assert 0 not in run_to_end(arguments(**options, run__dir=run), log, processes=4, death=death)
     assert run_to_end(arguments(**options, run__dir=run), log, processes=4) == [0] * 4
     assert_same_end(untouched, run)
+
+
+# ---- DDP's own all-reduce ---------------------------------------------------------------------------------------
+
+DDPS_OWN = HARD | {"train__epochs": 1, "train__precision": "fp32", "train__ordered_reduction": "false"}
+
+
+def without_ordered_sums() -> None:
+    reduction.average_gradients = None
+
+
+@pytest.fixture(scope="module")
+def by_all_reduce(tmp_path_factory, tiny_data) -> Path:
+    """A run of two processes whose gradients DDP averages, because nothing else can."""
+    folder = tmp_path_factory.mktemp("all-reduce")
+    options = small_run(tiny_data, folder / "run", **DDPS_OWN)
+    assert run_to_end(options, folder / "log", processes=2, before=without_ordered_sums) == [0, 0]
+    return folder / "run"
+
+
+def test_two_processes_resume_bit_identically_with_ddps_all_reduce(by_all_reduce, arguments, tmp_path: Path) -> None:
+    """With more processes the bits depend on the buckets of gloo, and with NCCL on the network."""
+    log, death = tmp_path / "log", Death("step", 5, rank=1)
+    assert 0 not in run_to_end(arguments(**DDPS_OWN), log, processes=2, death=death)
+    assert run_to_end(arguments(**DDPS_OWN), log, processes=2) == [0, 0]
+    assert "resumed at step 3" in log.read_text()
+    assert_same_end(by_all_reduce, tmp_path / "run")
+
+
+def test_the_mean_of_two_has_the_same_bits_in_rank_order(by_all_reduce, arguments, tmp_path: Path) -> None:
+    in_order = arguments(**DDPS_OWN | {"train__ordered_reduction": "true"})
+    assert run_to_end(in_order, tmp_path / "log", processes=2) == [0, 0]
+    assert_same_end(by_all_reduce, tmp_path / "run")
+
+
+# ---- a save -----------------------------------------------------------------------------------------------------
 
 
 def save_two(folder: Path) -> None:

@@ -1,19 +1,24 @@
 """The start of an attempt: who owns the run folder, where the run resumes, and what a refused start leaves."""
 
+import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from helpers.here import RANK
 from tinyimnet import config_cli, errors, train
 from tinyimnet.config import Config
+from tinyimnet.distributed.cpu import cpu_name
+from tinyimnet.files import read_lines
 from tinyimnet.run.attempt import find_run, lock_run, open_run, this_attempt
 from tinyimnet.run.folder import MARKERS, read_attempts, read_config
 from tinyimnet.run.lock import RunLock
-
-HERE = [{"host": "here", "code": ""}]
 
 MISTAKES = {
     "unknown key": (["--optim.lrr=1"], "optim.lrr is not a known key"),
@@ -41,7 +46,7 @@ def test_without_a_checkpoint_a_different_configuration_may_start(arguments, tmp
     lock = RunLock(run_dir)
     for settings in (first, second):
         lock_run(find_run(settings), settings, lock)
-        open_run(run_dir, settings, this_attempt(HERE, 0, 12))
+        open_run(run_dir, settings, this_attempt([RANK], 0, 12))
         lock.release()
     assert read_config(run_dir)["optim"]["lr"] == 0.2
 
@@ -155,11 +160,11 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(argument
 # ---- files that a new attempt writes ----------------------------------------------------------------------------
 
 
-def begin(run_dir: Path, settings: Config, *, job: str = "", step: int = 0) -> None:
+def begin(run_dir: Path, settings: Config, *, step: int = 0, **changes: Any) -> None:
     run_dir.mkdir(exist_ok=True)
     with RunLock(run_dir) as lock:
         lock_run(run_dir, settings, lock)
-        open_run(run_dir, settings, replace(this_attempt(HERE, step, 12), job=job))
+        open_run(run_dir, settings, replace(this_attempt([RANK], step, 12), **changes))
 
 
 def test_each_attempt_is_added_to_the_list(arguments, tmp_path: Path) -> None:
@@ -173,6 +178,59 @@ def test_each_attempt_is_added_to_the_list(arguments, tmp_path: Path) -> None:
         ("8", 4, ("here",)),
     ]
     assert (run / "attempts.jsonl").read_text().count("\n") == 2
+
+
+# ---- the environment of an attempt ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def resumed(finished_run: Path, arguments, tmp_path: Path, caplog) -> Callable[..., list[str]]:
+    """Return a function that resumes a run whose second attempt had these other values, and returns the warnings."""
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    (run / "DONE").unlink()
+
+    def resume(**others: str) -> list[str]:
+        (line,) = read_lines(run / "attempts.jsonl")
+        attempts = [line | {"environment": line["environment"] | values} for values in ({"torch": "1.0"}, others)]
+        (run / "attempts.jsonl").write_text("".join(json.dumps(attempt) + "\n" for attempt in attempts))
+        assert train.main(arguments()) == 0
+        return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+    return resume
+
+
+def test_an_attempt_in_another_environment_warns_and_names_it(resumed) -> None:
+    (warning,) = resumed(device="an older CPU", torch="2.0.1")
+    assert warning == (
+        f"the environment has changed since the last attempt (device: an older CPU -> {cpu_name()}; "
+        f"torch: 2.0.1 -> {version('torch')}), so the final weights may differ in their bits from those of an "
+        "uninterrupted run; to avoid that, resume on nodes of one kind with the same versions."
+    )
+
+
+def test_an_attempt_in_the_same_environment_says_nothing(resumed) -> None:
+    assert resumed() == []
+
+
+def test_an_attempt_without_gpu_records_no_version_of_one(finished_run: Path) -> None:
+    assert [*read_attempts(finished_run)[0].environment] == ["device", "python", "torch", "accelerate", "numpy"]
+
+
+@pytest.mark.parametrize(
+    "before, step", [({}, 4), ({"torch": "2.0.1"}, 0)], ids=["not recorded", "no step is left of it"]
+)
+def test_an_environment_that_left_nothing_to_compare_is_passed_over(before, step, arguments, tmp_path, caplog) -> None:
+    begin(tmp_path / "run", config_cli.load(arguments()), environment=before)
+    begin(tmp_path / "run", config_cli.load(arguments()), step=step)
+    assert not caplog.records
+
+
+def test_the_drivers_of_all_nodes_are_recorded() -> None:
+    nodes = [{**RANK, "gpu_versions": {"driver": driver}} for driver in ("560.35.03", "535.104.05", "560.35.03")]
+    assert this_attempt(nodes, 0, 12).environment["driver"] == "535.104.05, 560.35.03"
+
+
+# ---- markers and checkpoints ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -195,7 +253,7 @@ def test_checkpoints_of_later_steps_are_set_aside(arguments, tmp_path: Path) -> 
     (run / "checkpoints").mkdir(parents=True)
     for name in ("step_00000004.pt", "step_00000008.pt", ".step_00000008.pt.partial", "step_00000012.json"):
         (run / "checkpoints" / name).touch()
-    open_run(run, config_cli.load(arguments()), this_attempt(HERE, 4, 12))
+    open_run(run, config_cli.load(arguments()), this_attempt([RANK], 4, 12))
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
         "step_00000004.pt", "step_00000008.pt.damaged",
     ]  # fmt: skip

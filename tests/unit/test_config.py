@@ -94,6 +94,7 @@ def test_what_is_dumped_loads_as_the_same_configuration(tmp_path: Path, lr, seed
         ("run.seed", 1, True), ("train.global_batch_size", 512, True), ("train.precision", "fp32", True),
         ("optim.lr", 0.1, True), ("model.drop_path", 0.3, True), ("augment.flip", "false", True),
         ("data.source", "synthetic", True), ("train.max_skipped_steps", 5, True),
+        ("train.ordered_reduction", "false", True),
     ],
 )  # fmt: skip
 def test_some_keys_may_change_when_a_run_resumes_and_others_are_refused(key: str, value, refused: bool) -> None:

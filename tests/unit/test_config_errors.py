@@ -48,6 +48,7 @@ ARGUMENTS = {
     "--train.global_batch_size=0": "train.global_batch_size is 0",
     "--train.device_batch_size=-1": "train.device_batch_size is -1",
     "--train.precision=fp8": "train.precision is 'fp8' and must be .*bf16",
+    "--train.ordered_reduction=sum": "train.ordered_reduction is 'sum' and must be true or false",
     "--train.max_skipped_steps=0": "train.max_skipped_steps is 0",
     "--train.timeout=0": "train.timeout is 0",
     "--model.block=vit": "model.block is 'vit' and must be .*bottleneck",

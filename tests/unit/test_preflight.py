@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.clock import Clock
 from tinyimnet import cli, errors
 from tinyimnet.console import command
 from tinyimnet.distributed import gpus, preflight
@@ -106,14 +107,89 @@ def test_gpus_that_no_process_uses_are_named(facts, said) -> None:
     assert len(sentences) == len(said) and all(map(str.__contains__, sentences, said))
 
 
-def test_a_wrong_sum_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Two:
-        num_processes, process_index, device, is_main_process = 2, 0, "cpu", True
+@pytest.mark.parametrize(
+    "name, number",
+    [("x86_64 Kernel Module", "535.104.05"), ("Open Kernel Module for x86_64", "560.35.03"), ("", "580.95")],
+)
+def test_the_driver_is_read_from_the_kernel(name: str, number: str, tmp_path: Path) -> None:
+    file = tmp_path / "version"
+    assert gpus.driver(file) == ""
+    file.write_text(f"NVRM version: NVIDIA UNIX {name}  {number}  Release Build\nGCC version:  gcc version 12.2.0\n")
+    assert gpus.driver(file) == number
 
+
+def test_a_process_reports_only_the_gpu_versions_that_it_has(monkeypatch) -> None:
+    """cuDNN and NCCL are imitated, because no GPU was available."""
+    monkeypatch.setattr(gpus, "driver", lambda: "")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(gpus.nccl, "version", lambda: (2, 27, 3))
+    assert gpus._versions() == {"cuda": "13.0", "cudnn": "91002", "nccl": "2.27.3"}
+    assert gpus.describe(0)["gpu_versions"] == {}  # it computes on the CPU
+
+
+# ---- the all-reduce of known numbers ----------------------------------------------------------------------------
+
+
+class Two:
+    """Accelerate's view of a group of two on rank 0, for which `all_reduce` and `of_all_ranks` are imitated."""
+
+    num_processes, process_index, device, is_main_process = 2, 0, "cpu", True
+
+
+TWO: Any = Two()
+
+
+@pytest.mark.parametrize("sums", [[2.0], [3.0, 2.0]], ids=["the first", "the second"])
+def test_a_wrong_sum_is_found(sums: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight.reduction, "of_all_ranks", lambda wrong: torch.stack([torch.zeros(1), wrong]))
-    monkeypatch.setattr(preflight.torch.distributed, "all_reduce", lambda numbers: numbers.add_(1.0))
+    monkeypatch.setattr(preflight.torch.distributed, "all_reduce", lambda numbers: numbers.fill_(sums.pop(0)))
     with pytest.raises(preflight.UserError, match="gave a wrong sum on node n2; exclude it"):
-        preflight.measure(Two(), [GOOD, {**GOOD, "host": "n2"}])  # type: ignore[arg-type]
+        preflight.measure(TWO, [GOOD, {**GOOD, "host": "n2"}])
+    assert not sums
+
+
+def test_the_speed_is_that_of_a_second_all_reduce_alone(clock: Clock, monkeypatch, capsys) -> None:
+    full, seconds = torch.full, [30.0, 0.002]
+
+    def filling(*arguments: Any, **options: Any) -> torch.Tensor:
+        clock.passes(5)
+        return full(*arguments, **options)
+
+    def all_reduce(numbers: torch.Tensor) -> None:
+        clock.passes(seconds.pop(0))
+        numbers.fill_(3)
+
+    def gathering(wrong: torch.Tensor) -> torch.Tensor:
+        clock.passes(20)
+        return torch.stack([wrong, wrong])
+
+    monkeypatch.setattr(preflight.torch, "full", filling)
+    monkeypatch.setattr(preflight.torch.distributed, "all_reduce", all_reduce)
+    monkeypatch.setattr(preflight.reduction, "of_all_ranks", gathering)
+    preflight.measure(TWO, [GOOD, GOOD])
+    assert "all-reduce 2.00 GB/s" in capsys.readouterr().out  # 4 MB in 2 ms
+
+
+def test_on_a_gpu_the_time_is_that_between_two_events(clock: Clock, monkeypatch) -> None:
+    """The events are imitated, because no GPU was available."""
+
+    class Event:
+        def __init__(self, enable_timing: bool):
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = clock()
+
+        def synchronize(self) -> None:
+            clock.passes(7)
+
+        def elapsed_time(self, after: "Event") -> float:
+            return 1000 * (after.at - self.at)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    assert preflight._seconds(True, lambda: clock.passes(3)) == pytest.approx(3)
 
 
 def test_preflight_by_hand_on_one_process(tiny_data: Path, capsys) -> None:

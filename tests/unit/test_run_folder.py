@@ -31,7 +31,8 @@ def test_attempts_are_read_in_order(make_run) -> None:
 @pytest.mark.parametrize(
     "damaged",
     ['{"started": 1', "[]", "3", "\x00", json.dumps({"job": "7"}), json.dumps(attempt() | {"nodes": 3}),
-     json.dumps(attempt() | {"step": "soon"}), json.dumps(attempt() | {"started": None})],
+     json.dumps(attempt() | {"step": "soon"}), json.dumps(attempt() | {"started": None}),
+     json.dumps(attempt() | {"environment": 3})],
 )  # fmt: skip
 def test_a_damaged_line_hides_no_other(damaged: str, make_run) -> None:
     lines = [json.dumps(attempt("7")), damaged, json.dumps(attempt("8", step=100))]
@@ -39,9 +40,10 @@ def test_a_damaged_line_hides_no_other(damaged: str, make_run) -> None:
     assert [(each.job, each.step) for each in read_attempts(run)] == [("7", 0), ("8", 100)]
 
 
-def test_a_line_without_a_digest_of_the_code_is_read(make_run) -> None:
-    run = make_run("a", attempts__jsonl=[attempt(), attempt() | {"code": "abc"}])
-    assert [each.code for each in read_attempts(run)] == ["", "abc"]
+def test_a_line_without_what_later_versions_record_is_read(make_run) -> None:
+    later = {"code": "abc", "environment": {"torch": "2.13.0"}}
+    run = make_run("a", attempts__jsonl=[attempt(), attempt() | later])
+    assert [(each.code, each.environment) for each in read_attempts(run)] == [("", {}), ("abc", {"torch": "2.13.0"})]
 
 
 def test_a_run_that_has_not_started_has_no_attempts_and_no_checkpoints(tmp_path: Path) -> None:

@@ -7,30 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.clock import Clock
 from tinyimnet import console
 from tinyimnet.data.resolution import work_left
-from tinyimnet.training import timing
 from tinyimnet.training.timing import StepClock
-
-
-class Clock:
-    """A fake time.perf_counter that a test advances."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def passes(self, seconds: float) -> None:
-        self.now += seconds
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(timing.time, "perf_counter", clock)
-    return clock
 
 
 def test_parts_and_waiting_are_means_over_steps(clock: Clock) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
+from helpers.here import RANK
 from helpers.trainings import EVERYTHING, equal, metrics
 from tinyimnet import config_cli
 from tinyimnet.data.dataset import open_dataset
@@ -46,8 +47,7 @@ def trainer(arguments, tmp_path: Path):
                 saver=Saver(run_dir / "checkpoints", keep=2, before=tracker.flush),
                 stop=StopRequest(run_dir),
             )
-            ranks = [{"host": "here", "code": ""}]
-            open_run(run_dir, settings, this_attempt(ranks, made.step, made.total_steps))
+            open_run(run_dir, settings, this_attempt([RANK], made.step, made.total_steps))
         tracker.start(made.step)
         return made
 
@@ -284,7 +284,7 @@ def test_a_network_is_compiled_in_its_first_step_and_not_at_the_start(precision,
     made, counter = trainer(train__precision=precision), CompileCounter()
     made.bare.compile(backend=counter)
     outcome.started(tmp_path, made)
-    run_info.write(tmp_path, made, [])
+    run_info.write(tmp_path, made, [RANK])
     assert counter.frame_count == 0
     made.train_step()
     assert counter.frame_count > 0

@@ -3,16 +3,20 @@
 import os
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch.cuda import nccl
 
 from tinyimnet.distributed import slurm
 from tinyimnet.distributed.cpu import cpu_name
+from tinyimnet.files import read_text
 
 
 def describe(local_rank: int) -> dict[str, Any]:
-    """The device of this rank, the GPUs that CUDA shows it, and those that its job has on this node."""
+    """The device of this rank, its versions, the GPUs that CUDA shows it, and those that its job has on this node."""
     gpus = torch.cuda.device_count()
     works = _cuda_works() if gpus else False
     usable = works and local_rank < gpus
@@ -24,6 +28,7 @@ def describe(local_rank: int) -> dict[str, Any]:
         "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "foreign": foreign(os.environ),
         "usable": works,
+        "gpu_versions": _versions() if usable else {},
         "gpu_free": torch.cuda.mem_get_info(local_rank)[0] if usable else 0,
     }
 
@@ -93,6 +98,25 @@ def idle(ranks: list[dict[str, Any]]) -> list[str]:
         elif len(here) < gpus:
             sentences.append(f"{gpus - len(here)} of {gpus} GPUs on node {host} stay idle; start one process per GPU.")
     return sentences
+
+
+def driver(file: Path = Path("/proc/driver/nvidia/version")) -> str:
+    """Version of the GPU driver, such as 535.104.05; empty without the file, which only Linux has."""
+    with suppress(OSError):
+        if found := re.search(r"\b\d+\.\d+(\.\d+)?\b", read_text(file)):
+            return found[0]
+    return ""
+
+
+def _versions() -> dict[str, str]:
+    """Versions of the driver, CUDA, cuDNN and NCCL, as far as this process has them."""
+    found = {
+        "driver": driver(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "nccl": ".".join(map(str, nccl.version())) if torch.distributed.is_nccl_available() else "",
+    }
+    return {name: str(version) for name, version in found.items() if version}
 
 
 def _cuda_works() -> bool:

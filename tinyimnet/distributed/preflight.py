@@ -11,6 +11,7 @@ import secrets
 import shutil
 import socket
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -105,33 +106,47 @@ def measure(accelerator: Accelerator, ranks: list[RankInfo]) -> None:
     world_size = accelerator.num_processes
     if world_size == 1:
         return
-    expected = world_size * (world_size + 1) / 2
-
-    def add() -> torch.Tensor:
-        numbers = torch.full((ALL_REDUCE,), float(accelerator.process_index + 1), device=accelerator.device)
-        torch.distributed.all_reduce(numbers)
-        return numbers
-
     try:
-        add()  # opens the connections
+        _timed_sum(accelerator, ranks)  # opens the connections
     except RuntimeError as error:
         raise UserError(
             f"the first all-reduce over {world_size} processes failed ({one_line(error)}); check that none of them has "
             f"died, check {NETWORK}, and set NCCL_DEBUG=INFO for details.",
             every_rank=True,
         ) from error
-    started = time.perf_counter()
-    wrong = (add() != expected).any().float()
-    failed = reduction.of_all_ranks(wrong[None]).flatten().tolist()  # waits for the device
-    seconds = time.perf_counter() - started
+    seconds = _timed_sum(accelerator, ranks)
+    if accelerator.is_main_process:
+        # Bus bandwidth as nccl-tests defines it.
+        console.print(describe(ranks, 4 * ALL_REDUCE * 2 * (world_size - 1) / world_size / seconds))
+
+
+def _timed_sum(accelerator: Accelerator, ranks: list[RankInfo]) -> float:
+    """All-reduce known numbers and check the sums on all ranks; returns the seconds of the all-reduce alone."""
+    world_size = accelerator.num_processes
+    numbers = torch.full((ALL_REDUCE,), float(accelerator.process_index + 1), device=accelerator.device)
+    seconds = _seconds(numbers.is_cuda, lambda: torch.distributed.all_reduce(numbers))
+    wrong = (numbers != world_size * (world_size + 1) / 2).any().float()
+    failed = reduction.of_all_ranks(wrong[None]).flatten().tolist()
     if any(failed):
         raise UserError(
             f"an all-reduce over {world_size} processes gave a wrong sum on node {ranks[failed.index(1)]['host']}; "
             "exclude it (sbatch --exclude) and report it to the administrators of the cluster."
         )
-    if accelerator.is_main_process:
-        # Bus bandwidth as nccl-tests defines it.
-        console.print(describe(ranks, 4 * ALL_REDUCE * 2 * (world_size - 1) / world_size / seconds))
+    return seconds
+
+
+def _seconds(on_gpu: bool, operation: Callable[[], object]) -> float:
+    """Seconds that an operation takes: on a GPU between two events around it, otherwise by the host's clock."""
+    if on_gpu:
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        before.record()
+        operation()
+        after.record()
+        after.synchronize()
+        return before.elapsed_time(after) / 1000
+    started = time.perf_counter()
+    operation()
+    return time.perf_counter() - started
 
 
 def describe(ranks: list[RankInfo], bandwidth: float) -> str:

@@ -73,7 +73,10 @@ def open_run(run_dir: Path, config: Config, this: Attempt) -> None:
         (run_dir / "checkpoints").mkdir(exist_ok=True)
         (run_dir / "logs").mkdir(exist_ok=True)
         checkpoint.remove_leftovers(run_dir / "checkpoints", this.step)
-        attempts = [*read_attempts(run_dir), this]
+        before = read_attempts(run_dir)
+        if before and this.step:
+            _compare_environments(before[-1].environment, this.environment)
+        attempts = [*before, this]
         # A job that obeys STOP is not requeued. If a later attempt of the same job finds STOP, a user created it while
         # the job was queued, and it still has to be obeyed.
         waited = bool(this.job) and [each.job for each in attempts[-2:]] == [this.job] * 2
@@ -96,6 +99,7 @@ def this_attempt(ranks: Sequence[Mapping[str, Any]], step: int, total_steps: int
         step=step,
         total_steps=total_steps,
         code=ranks[0]["code"],
+        environment=_environment(ranks),
     )
 
 
@@ -107,6 +111,23 @@ def log_to(run_dir: Path, rank: int, world_size: int) -> None:
     logging.getLogger("tinyimnet").addHandler(handler)
     logging.getLogger("tinyimnet").setLevel(logging.INFO)
     logger.info("rank %d of %d is process %d on %s", rank, world_size, os.getpid(), socket.gethostname())
+
+
+def _environment(ranks: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Device and versions of all ranks; the preflight accepts different drivers, which are joined."""
+    of_ranks = [{"device": rank["device"], **rank["versions"], **rank["gpu_versions"]} for rank in ranks]
+    return {name: ", ".join(sorted({found[name] for found in of_ranks if name in found})) for name in of_ranks[0]}
+
+
+def _compare_environments(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Warn on a difference; an earlier version of the program recorded nothing."""
+    changed = [f"{name}: {before[name]} -> {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
+    if changed:
+        logger.warning(
+            "the environment has changed since the last attempt (%s), so the final weights may differ in their bits "
+            "from those of an uninterrupted run; to avoid that, resume on nodes of one kind with the same versions.",
+            "; ".join(changed),
+        )
 
 
 def _check_new(run_dir: Path) -> None:

@@ -3,7 +3,7 @@
 config.yaml      resolved configuration          metrics.jsonl   one line per logged step
 checkpoints/     newest k and best               final.safetensors, curves.png, DONE   written at the end
 logs/            one file per rank               LOCK            held by the process that writes here
-attempts.jsonl   one line per attempt: start time, nodes, job, first step
+attempts.jsonl   one line per attempt: start time, nodes, job, first step, device, versions
 SAVED            left by the first checkpoint: a run that loses all of them does not silently start over
 STOP             created by a user: save and exit
 REQUEUE          left by a run that its scheduler stopped and that is to be requeued
@@ -14,7 +14,7 @@ No torch import: status and requeue start without it.
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Attempt:
         step: optimizer steps done before this attempt.
         total_steps: optimizer steps of the whole run.
         code: digest of the source code.
+        environment: the device, and the versions on which the bits of the weights depend; empty before it was recorded.
     """
 
     started: float
@@ -52,6 +53,7 @@ class Attempt:
     step: int
     total_steps: int
     code: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 def read_attempts(run_dir: Path) -> list[Attempt]:
@@ -73,6 +75,7 @@ def _attempt(line: dict[str, Any]) -> Attempt:
         step=int(line["step"]),
         total_steps=int(line["total_steps"]),
         code=str(line.get("code", "")),
+        environment=dict(line.get("environment", {})),
     )
 
 

@@ -1,7 +1,6 @@
 """run_info.json: facts about a run beyond its configuration and metrics; W&B shows it with both."""
 
 import json
-import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +16,7 @@ from tinyimnet.files import ROOT, as_utf8, read_text, write_atomically
 from tinyimnet.model.network import Network, count_parameters, model_summary
 from tinyimnet.training.trainer import Trainer
 
-PACKAGES = ("torch", "accelerate", "numpy", "wandb", "submitit")
+OTHER_PACKAGES = ("wandb", "submitit")  # on which no weight depends; each rank reports the others
 
 
 def write(run_dir: Path, trainer: Trainer, ranks: list[RankInfo]) -> None:
@@ -54,10 +53,10 @@ def describe(trainer: Trainer, ranks: list[RankInfo]) -> dict[str, Any]:
         "gpus": [rank["device"] for rank in ranks if rank["gpus"]],
         "nodes": list(dict.fromkeys(rank["host"] for rank in ranks)),
         "versions": {
-            "python": platform.python_version(),
-            "cuda": torch.version.cuda,
+            **ranks[0]["versions"],
+            **ranks[0]["gpu_versions"],
             "tinyimnet": tinyimnet.__version__,
-            **{p: version(p) for p in PACKAGES},
+            **{p: version(p) for p in OTHER_PACKAGES},
         },
         "git_commit": commit,
         "git_modified": modified,

@@ -88,7 +88,7 @@ class Trainer:
         self.weights = [weight for weight in self.bare.parameters() if weight.requires_grad]
         optimizer = optim.build_optimizer(self.bare, config.optim)
         self.model, self.optimizer = accelerator.prepare(self.bare.train(), optimizer)
-        if accelerator.num_processes > 1:
+        if accelerator.num_processes > 1 and train.ordered_reduction:
             self.model.register_comm_hook(reduction.most_gathered(device), reduction.average_gradients)
         statistics = flatten_statistics(self.bare)  # after `prepare`, which moves a network on several CPUs once more
         self.ema = Ema(self.bare, statistics)
