@@ -60,6 +60,8 @@ def test_memory_that_tensors_free_is_not_cleared_again(start) -> None:
 
 # ---- the estimate of the memory on a GPU ----------------------------------------------------------------------------
 
+INVERTED = "tiny1m --model.block=inverted --model.expansion=3 --model.activation=silu"
+
 
 def peak_of_a_step(network: torch.nn.Module, images: int, precision: str) -> int:
     """Most bytes of tensors that exist at once in a training step."""
@@ -77,14 +79,14 @@ def peak_of_a_step(network: torch.nn.Module, images: int, precision: str) -> int
 
 def estimate_and_peak(config: str, precision: str, answers) -> None:
     torch.set_num_threads(1)
-    network = build_model(config_cli.load([f"--config={config}", "--run.dir=x"]).model, 200)
+    network = build_model(config_cli.load(["--run.dir=x", *f"--config={config}".split()]).model, 200)
     saved = memory.saved_per_image(network, 64, precision)
     small, large = (peak_of_a_step(network, images, precision) for images in (4, 8))
     answers.put((saved, memory.TEMPORARY * saved + memory.BATCH, (large - small) / 4))
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("config", ["tiny1m", "baseline", "tiny1m_cpu", "tiny1m_sprint"])
+@pytest.mark.parametrize("config", ["tiny1m", "baseline", INVERTED, "tiny1m_sprint"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_an_image_takes_what_is_saved_for_it_and_no_more_than_the_estimate(config: str, precision: str) -> None:
     answers = SERVER.Queue()

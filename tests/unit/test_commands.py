@@ -34,7 +34,7 @@ def test_summary_shows_the_budget(capsys) -> None:
     assert cli.main(["summary", "--config", "configs/tiny1m.yaml"]) == 0
     output = capsys.readouterr().out
     assert "of 1,000,000 parameters" in output
-    assert all(stage in output for stage in ("stem", "stage4", "head", "classifier", "total"))
+    assert all(stage in output for stage in ("stem", "stage3", "head", "classifier", "total"))
 
 
 @pytest.mark.parametrize("augmented", [[], ["--augmented", "--augment.cutmix_probability=1", "--step=3"]])

@@ -18,8 +18,8 @@ from tinyimnet.errors import UserError
 from tinyimnet.evaluation.inference import autocast
 from tinyimnet.model.network import build_model, count_parameters
 
-# An image adds 0.96 to 1.07 times the bytes that autograd saves for it to the peak of a step (CPU allocations of the
-# networks of configs/, 1.5 to 52 MB an image; tests/process/test_memory.py).
+# An image adds 0.96 to 1.07 times the bytes that autograd saves for it to the peak of a step (CPU allocations of
+# networks that save 1.4 to 123 MB an image; tests/process/test_memory.py).
 TEMPORARY = 1.1
 BATCH = 200_000  # bytes per image: 49 kB in fp32, its partner, the mixed image, uint8
 COPIES = 10  # of the weights in fp32: EMA, evaluation, gradients, their sums over ranks, two moments
