@@ -5,6 +5,7 @@
 # make test-wandb     the tests against a W&B server and in Chromium (installed as root): 5 minutes
 # make test-cluster   the tests on a real Slurm of three nodes on this machine: root, 17 minutes
 # make test-cluster SLURM=24.11 TESTS="-m versions tests/cluster"    on Slurm 24.11, only four of the tests
+# make test-gpu       what only a GPU can show, and its speed: 9 minutes; uses PYTHON if there is no .venv (docs/gpu.md)
 # make chaos          random faults on two ranks here and on a Slurm job: root; MINUTES=60 SEED=7
 # make install        .venv with the exact versions of constraints.txt
 # make bench          images/s of the training loop against the bare network
@@ -23,7 +24,7 @@ HAS_GPU := $(shell command -v nvidia-smi || command -v rocm-smi)
 HAS_SEVERAL := import sys, torch; sys.exit(torch.cuda.device_count() < 2)
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 10) and "error: %s is Python %d.%d, too old: load a module with 3.10 or newer, or give make PYTHON=FILE" % (sys.executable, *sys.version_info[:2]))
 
-.PHONY: help train install test test-wandb test-faults test-cluster chaos lint bench clean
+.PHONY: help train install test test-wandb test-faults test-cluster test-gpu chaos lint bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -58,6 +59,10 @@ test-cluster: $(VENV)/.installed-dev
 # As root, the full disk is a small tmpfs. FAULTS_SEED=N draws other moments for the kills.
 test-faults: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/process -m long
+
+# Without .venv, a Python that has torch for CUDA: no network is needed.
+test-gpu:
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) tests/gpu/check.py --out runs/gpu_check
 
 # As root. Prints each fault; a failed round names the seed that repeats it.
 chaos: $(VENV)/.installed-dev

@@ -101,10 +101,18 @@ def _mixing(settings: config.Config) -> config.Config:
 def make_trainer(settings: config.Config, accelerator, folder: Path) -> Trainer:
     """Build the real trainer on synthetic images, with a schedule that outlasts the measurement."""
     settings = replace(settings, train=replace(settings.train, epochs=ENDLESS))
-    n = 4 * settings.train.global_batch_size
+    dataset = make_dataset(folder, 4 * settings.train.global_batch_size)
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    tracker = Tracker(folder, settings.tracking)
+    saver = Saver(folder / "checkpoints", keep=1, before=lambda: None)
+    return Trainer(settings, accelerator, dataset, saved=None, tracker=tracker, saver=saver, stop=StopRequest(folder))
+
+
+def make_dataset(folder: Path, n: int) -> Dataset:
+    """Draw `n` synthetic training images; the first ones are the validation images too."""
     labels = np.arange(n) % len(synthetic.CLASSES)
     images = synthetic.draw(labels, seed=0)
-    dataset = Dataset(
+    return Dataset(
         root=folder,
         classes=tuple(wnid for wnid, _ in synthetic.CLASSES),
         names=tuple(name for _, name in synthetic.CLASSES),
@@ -115,10 +123,6 @@ def make_trainer(settings: config.Config, accelerator, folder: Path) -> Trainer:
         std=(0.27, 0.26, 0.27),
         digest="",
     )
-    (folder / "checkpoints").mkdir(exist_ok=True)
-    tracker = Tracker(folder, settings.tracking)
-    saver = Saver(folder / "checkpoints", keep=1, before=lambda: None)
-    return Trainer(settings, accelerator, dataset, saved=None, tracker=tracker, saver=saver, stop=StopRequest(folder))
 
 
 def _bare_step(settings: config.Config, accelerator):

@@ -1,5 +1,9 @@
 """Modules that a process imports at start-up: more would keep a person, or a thousand jobs, waiting."""
 
+import json
+import sysconfig
+from pathlib import Path
+
 import pytest
 
 from helpers.program import python
@@ -35,3 +39,15 @@ def test_every_tool_has_help(tool: str) -> None:
 def test_python_m_launch_status_still_works() -> None:
     done = python("-m", "launch.status", "--help")
     assert done.returncode == 0 and "usage: tinyimnet status " in done.stdout
+
+
+def test_a_training_without_wb_needs_neither_wandb_nor_submitit(arguments, tmp_path: Path) -> None:
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if not entry.name.startswith(("wandb", "submitit")):
+            (packages / entry.name).symlink_to(entry)
+    done = python("-S", "train.py", *arguments(), PYTHONPATH=str(packages), WANDB_MODE="disabled")
+    assert done.returncode == 0, done.stderr
+    versions = json.loads((tmp_path / "run" / "run_info.json").read_text())["versions"]
+    assert "torch" in versions and "wandb" not in versions

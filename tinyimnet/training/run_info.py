@@ -2,7 +2,8 @@
 
 import json
 import subprocess
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
@@ -56,13 +57,22 @@ def describe(trainer: Trainer, ranks: list[RankInfo]) -> dict[str, Any]:
             **ranks[0]["versions"],
             **ranks[0]["gpu_versions"],
             "tinyimnet": tinyimnet.__version__,
-            **{p: version(p) for p in OTHER_PACKAGES},
+            **_installed(OTHER_PACKAGES),
         },
         "git_commit": commit,
         "git_modified": modified,
         "job": slurm.job_name(),
         "restart": slurm.restarts(),
     }
+
+
+def _installed(packages: tuple[str, ...]) -> dict[str, str]:
+    """Versions of those packages that are installed; no training needs the others."""
+    versions = {}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return versions
 
 
 def git_state() -> tuple[str, bool]:
