@@ -31,7 +31,6 @@ from throughput import make_trainer
 from tinyimnet import config_cli, errors
 from tinyimnet.config import Config
 from tinyimnet.console import print_table
-from tinyimnet.data import batches
 from tinyimnet.distributed import process_group
 from tinyimnet.distributed.rendezvous import Rendezvous
 from tinyimnet.training.trainer import Trainer
@@ -105,14 +104,15 @@ def host(made: Trainer) -> dict[str, Callable[[], object]]:
     made.state.step = 1  # not a step that is logged
     rows, step = made.micro_batches[0], made.step
     drawn = made.batches.draw(step)
-    for weight in made.weights:
+    take = made.train_step
+    for weight in take.weights:
         weight.grad = torch.zeros_like(weight)
     return {
         "draw, in its thread": lambda: made.batches._draw(step),
         "pack the draw": lambda: drawn.packed(rows),
-        "learning rate": lambda: made.lr_scale(step),
-        "seed of DropPath": lambda: made.generator.manual_seed(batches.model_seed(0, step, rows.start)),
-        "list of gradients": lambda: [weight.grad for weight in made.weights if weight.grad is not None],
+        "learning rate": lambda: take.lr_scale(step),
+        "seed of DropPath": lambda: take._seed_drop_path(rows),
+        "list of gradients": lambda: [weight.grad for weight in take.weights if weight.grad is not None],
         "stop requests": lambda: made.stop.agreed(made.accelerator),
         "sign of life": lambda: made.alive("training"),
         "nothing to log or save": made.at_boundary,

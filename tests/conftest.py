@@ -17,7 +17,8 @@ from tinyimnet.data import synthetic
 # The tests count processes, not GPUs, so they run on the CPU even where there are GPUs.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 pytest_plugins = [
-    "helpers.clock", "helpers.run_folders", "helpers.slurm_cluster", "helpers.sources", "helpers.wandb_server.server",
+    "helpers.clock", "helpers.one_process", "helpers.run_folders", "helpers.slurm_cluster", "helpers.sources",
+    "helpers.wandb_server.server",
 ]  # fmt: skip
 
 

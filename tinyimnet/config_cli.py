@@ -20,7 +20,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from tinyimnet.config import KEYS, PATHS, Config, check, dump, runs_root
+from tinyimnet.config import KEYS, PATHS, Config, dump, runs_root
+from tinyimnet.config_check import check
 from tinyimnet.config_file import read_mapping, read_value
 from tinyimnet.config_types import TYPES, convert, in_words
 from tinyimnet.errors import Parser, UserError, did_you_mean

@@ -78,6 +78,17 @@ class Progress:
         if self.enabled:
             console.print(f"resumed at step {step} of {self.total_steps} (epoch {self._epoch(step)})")
 
+    def compiling(self, resolutions: Sequence[int]) -> None:
+        """Print for which resolutions the network will be compiled; in px."""
+        if self.enabled:
+            listed = ", ".join(map(str, resolutions))
+            console.print(f"torch.compile makes {len(resolutions)} graphs, before the first step at {listed} px")
+
+    def compiled(self, resolution: int, seconds: float, left: int) -> None:
+        """Print that the network is compiled for a resolution in px, and for how many it is not yet."""
+        if self.enabled:
+            console.print(f"compiled for {resolution} px in {seconds:.0f} s, {left} to come")
+
     def update(self, step: int, metrics: dict[str, float]) -> None:
         """Show the values of a log line; an evaluation always leaves a line behind."""
         if not self.enabled:

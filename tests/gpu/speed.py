@@ -1,17 +1,16 @@
 """Sections that measure: the training loop, cuDNN's choices, CUDA graphs, torch.compile."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from result import Result, measured, skipped
-from subject import BATCHES, GPU, NETWORKS, STEPS, seconds_per_step, synchronise, trainer
-from tinyimnet import config_cli
-from tinyimnet.model.network import build_model
+from helpers.recording import Launched
+from helpers.trainings import equal
+from result import Result, claim, measured, skipped
+from subject import BATCHES, GPU, NETWORKS, copied, seconds_per_step, synchronise, trainer
 
 DENSE, DEEP = NETWORKS[min(1, len(NETWORKS) - 1)], NETWORKS[0]  # the sprint and tiny1m
 
@@ -57,57 +56,19 @@ def cudnn(out: Path) -> Iterator[Result]:
     torch.backends.cudnn.benchmark = False
 
 
-def graph(_: Path) -> Iterator[Result]:
-    """What a CUDA graph of forward and backward pass would gain over launching each kernel."""
+def graph(out: Path) -> Iterator[Result]:
+    """What train.cuda_graph gains, and that its steps have the bits of launched ones."""
     for name in (DEEP, DENSE):
         for batch in BATCHES:
-            what = f"forward and backward pass, {name}, bf16, batch {batch}"
-            eager = forward_and_backward(name, batch)
-            numbers = {"launched_ms": 1e3 * seconds(eager)}
-            yield measured(what, **numbers, captured_ms=1e3 * seconds(captured(eager))) if GPU else skipped(what)
-
-
-def forward_and_backward(name: str, batch: int) -> Callable[[], None]:
-    """A function that trains a network on one resident batch, without an optimizer."""
-    device = torch.device("cuda" if GPU else "cpu")
-    network = build_model(config_cli.load([f"--config={name}"]).model, 200).to(device).train()
-    images = torch.randn(batch, 3, 64, 64, device=device).to(memory_format=torch.channels_last)
-    targets = torch.rand(batch, 200, device=device)
-
-    def step() -> None:
-        for weight in network.parameters():
-            weight.grad = None
-        # A graph must not use casts of weights that autocast has cached outside of it.
-        with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
-            output = network(images)
-        F.cross_entropy(output.float(), targets).backward()
-
-    return step
-
-
-def captured(step: Callable[[], None]) -> Callable[[], None]:
-    """The same work as one CUDA graph (docs.pytorch.org, "CUDA Graphs": first some steps in a stream of their own)."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    recorded = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(recorded):
-        step()
-    return recorded.replay
-
-
-def seconds(step: Callable[[], None]) -> float:
-    """Seconds of one call, the mean of several."""
-    step()
-    synchronise()
-    started = time.perf_counter()
-    for _ in range(STEPS):
-        step()
-    synchronise()
-    return (time.perf_counter() - started) / STEPS
+            what = f"a step as a CUDA graph has the bits of a launched one: {name}, bf16, batch {batch}"
+            if not GPU:
+                yield skipped(what)
+                continue
+            launched, repeated = trainer(name, batch, out), trainer(name, batch, out, cuda_graph=True)
+            launched.train_step.graphs = Launched(launched.train_step.work, "cuda")  # rates in fp32, as in a graph
+            milliseconds = [1e3 * seconds_per_step(made)[0] for made in (launched, repeated)]
+            same = equal(copied(launched), copied(repeated))
+            yield claim(what, same, launched_ms=milliseconds[0], graph_ms=milliseconds[1])
 
 
 def compiled(out: Path) -> Iterator[Result]:
@@ -118,7 +79,7 @@ def compiled(out: Path) -> Iterator[Result]:
             yield skipped(what)
             continue
         launched = BATCHES[0] / seconds_per_step(trainer(name, BATCHES[0], out))[0]
-        made = trainer(name, BATCHES[0], out, compiled=True)
+        made = trainer(name, BATCHES[0], out, compile=True)
         started = time.perf_counter()
         made.train_step()
         synchronise()

@@ -11,7 +11,7 @@ from throughput import make_dataset
 
 from helpers.trainings import equal
 from result import Result, claim, measured, skipped
-from subject import BATCHES, GPU, NETWORKS, synchronise, trainer
+from subject import BATCHES, GPU, NETWORKS, copied, synchronise, trainer
 from tinyimnet.distributed import gpus
 from tinyimnet.run import checkpoint
 from tinyimnet.training import memory as estimate
@@ -77,13 +77,6 @@ def bits(out: Path) -> Iterator[Result]:
         yield claim(f"interrupted and resumed ends with the same bits: {name}, {precision}",
                     equal(copied(whole), copied(second)))  # fmt: skip
     yield from undetermined(out)
-
-
-def copied(made) -> dict:
-    """A complete snapshot of the training state."""
-    state, complete = made.state.snapshot()
-    complete()
-    return state
 
 
 def undetermined(out: Path) -> Iterator[Result]:

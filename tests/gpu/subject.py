@@ -20,15 +20,22 @@ BATCHES = (1024, 128) if GPU else (8,)
 STEPS = 20 if GPU else 2
 
 
-def trainer(name: str, batch: int, folder: Path, precision: str = "bf16", *, compiled: bool = False) -> Trainer:
-    """The trainer of a configuration at 64 px, at its first step; checkpoints go to the folder."""
+def trainer(name: str, batch: int, folder: Path, precision: str = "bf16", **options: bool) -> Trainer:
+    """The trainer of a configuration at 64 px, at its first step; `options` are keys of `train`."""
     AcceleratorState._reset_state(reset_partial_state=True)  # the trainer before may have had another precision
     config = config_cli.load([f"--config={name}", f"--train.global_batch_size={batch}"])
-    train = replace(config.train, device_batch_size=0, init_from="", precision=precision, compile=compiled)
+    train = replace(config.train, device_batch_size=0, init_from="", precision=precision, **options)
     augment = replace(config.augment, start_resolution=64)
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = process_group.start(train, Rendezvous())
     return make_trainer(replace(config, train=train, augment=augment), accelerator, folder)
+
+
+def copied(made: Trainer) -> dict:
+    """A complete snapshot of the training state."""
+    state, complete = made.state.snapshot()
+    complete()
+    return state
 
 
 def synchronise() -> None:

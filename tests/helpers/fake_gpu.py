@@ -22,10 +22,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import Library, fallthrough_kernel
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))  # which puts the repository on the path
 
 from throughput import make_trainer
 
+from helpers.recording import Launched
 from tinyimnet import config_cli
 from tinyimnet.distributed import process_group
 from tinyimnet.distributed.rendezvous import Rendezvous
@@ -45,7 +47,8 @@ def make_device() -> list[Library]:
     others.fallback(fallthrough_kernel, AUTOCAST)
     for name in ("conv2d", "linear"):
         aten.impl(name, in_low_precision(getattr(torch.ops.aten, name)), AUTOCAST)
-    aten.impl("_fused_sgd_", lambda *_args, **_kwargs: None, "Meta")
+    for name in ("_fused_sgd_", "_fused_sgd_.tensor_lr", "_fused_adamw_.tensor_lr"):
+        aten.impl(name, lambda *_args, **_kwargs: None, "Meta")
     return [others, aten]
 
 
@@ -99,6 +102,10 @@ def main(name: str, precision: str, fault: str = "") -> None:
     with tempfile.TemporaryDirectory() as folder, FakeTensorMode(allow_non_fake_inputs=True):
         made = trainer(name, precision, Path(folder))
         for _ in range(3):
+            made.train_step()
+        if precision != "fp16":  # one with the inputs of a CUDA graph, which repeats a single micro-batch
+            made.train_step.micro_batches = made.micro_batches[:1]
+            made.train_step.graphs = Launched(made.train_step.work, DEVICE)
             made.train_step()
         made.state.snapshot()
         evaluator = made.evaluator

@@ -45,7 +45,7 @@ class Death(NamedTuple):
     """SIGKILL of one rank.
 
     Attributes:
-        moment: "step": after the optimizer and before the EMA of step `count` of the run. Or, counted in this attempt:
+        moment: "step": at the beginning of step `count` of the run. Or, counted in this attempt:
             "saved": after checkpoint `count`; "saving": before fsync or rename number `count` of its saves;
             "evaluating": before pass `count` over the validation images.
         count: see `moment`; from 1.
@@ -193,7 +193,7 @@ def arrange(death: Death) -> None:
 
 
 def at_step(step: int, action: Callable[[], object]) -> None:
-    """Run an action in the middle of a step (counted from 1): after the optimizer, before the EMA."""
+    """Run an action at the beginning of a step (counted from 1), when its batch is drawn."""
     decay_at = optim.ema_decay_at
 
     def acting(done: int, decay: float) -> float:

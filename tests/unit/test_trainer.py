@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from copy import deepcopy
 from pathlib import Path
 
@@ -11,47 +12,12 @@ from torch._dynamo.testing import CompileCounter
 
 from helpers.here import RANK
 from helpers.trainings import EVERYTHING, equal, metrics
-from tinyimnet import config_cli
-from tinyimnet.data.dataset import open_dataset
-from tinyimnet.distributed import process_group
-from tinyimnet.distributed.preemption import StopRequest
-from tinyimnet.distributed.rendezvous import Rendezvous
 from tinyimnet.errors import UserError
 from tinyimnet.files import read_lines
 from tinyimnet.run import checkpoint
-from tinyimnet.run.attempt import find_run, lock_run, open_run, this_attempt
-from tinyimnet.run.checkpoint import Saver
-from tinyimnet.run.lock import RunLock
 from tinyimnet.run.metrics import STEP
-from tinyimnet.tracking.tracker import Tracker
 from tinyimnet.training import outcome, run_info
 from tinyimnet.training.trainer import Trainer
-
-
-@pytest.fixture
-def trainer(arguments, tmp_path: Path):
-    """Return a function that builds the Trainer of a small run on one process."""
-
-    def make(**overrides: object) -> Trainer:
-        settings = config_cli.load(arguments(**overrides))
-        run_dir = find_run(settings)
-        with RunLock(run_dir) as lock:
-            saved, number = lock_run(run_dir, settings, lock)
-            tracker = Tracker(run_dir, settings.tracking, attempt=number)
-            made = Trainer(
-                settings,
-                process_group.start(settings.train, Rendezvous()),
-                open_dataset(Path(settings.data.root), verify=False),
-                saved=saved,
-                tracker=tracker,
-                saver=Saver(run_dir / "checkpoints", keep=2, before=tracker.flush),
-                stop=StopRequest(run_dir),
-            )
-            open_run(run_dir, settings, this_attempt([RANK], made.step, made.total_steps))
-        tracker.start(made.step)
-        return made
-
-    return make
 
 
 @pytest.mark.parametrize("precision, optimizer", [("fp32", "sgd"), ("bf16", "sgd"), ("fp32", "muon")])
@@ -291,3 +257,23 @@ def test_a_network_is_compiled_in_its_first_step_and_not_at_the_start(precision,
     made.validate()
     made.train_step()
     assert counter.frame_count == 1
+
+
+def test_a_run_says_how_many_graphs_it_compiles_and_when(trainer, monkeypatch, capsys) -> None:
+    compile_it = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda model, **_: compile_it(model, backend="eager"))
+    settings = {"train__compile": True, "augment__start_resolution": 48, "augment__full_resolution_from": 0.8}
+    trainer(**settings).fit()
+    said = [line for line in capsys.readouterr().out.splitlines() if "compile" in line]
+    assert said[0] == "torch.compile makes 3 graphs, before the first step at 48, 56, 64 px"
+    places = [re.sub(r" in \d+ s", "", line) for line in said[1:]]
+    assert places == [f"compiled for {size} px, {left} to come" for size, left in ((48, 2), (56, 1), (64, 0))]
+
+
+def test_a_resumed_run_compiles_only_for_the_resolutions_to_come(trainer) -> None:
+    settings = {"train__compile": True, "augment__start_resolution": 48, "augment__full_resolution_from": 0.8}
+    made = trainer(**settings)
+    made.state.step = 11
+    made.save(best=False)
+    made.finish_saving()
+    assert trainer(**settings)._to_compile == {64}

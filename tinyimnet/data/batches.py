@@ -256,9 +256,13 @@ class TrainBatches:
 
     def load(self, drawn: Draw, rows: slice, step: int) -> tuple[Tensor, Tensor]:
         """Images (B, 3, S, S) float32 in channels_last and soft targets (B, K) float32 for `rows` of a draw."""
-        packed = _to_device(drawn.packed(rows), self.images.device)
-        views, share, blend, boxes = unpacked(packed, mixed=drawn.mixed)
-        size, resolution = len(share), self.resolution(step)
+        packed = to_device(drawn.packed(rows), self.images.device)
+        return self.augmented(packed, self.resolution(step), mixed=drawn.mixed)
+
+    def augmented(self, packed: Tensor, resolution: int, *, mixed: bool) -> tuple[Tensor, Tensor]:
+        """What `load` returns, of a packed draw on the device; `mixed` says whether any row of the batch is mixed."""
+        views, share, blend, boxes = unpacked(packed, mixed=mixed)
+        size = len(share)
         cropped = augment.resize(augment.crop_flip(self.images, *views), resolution)
         images = self.normalise(cropped)
         if blend is not None and boxes is not None:
@@ -284,7 +288,7 @@ class TrainBatches:
         return self.normalise(augment.resize(images, (self.resolution(0) + IMAGE_SIZE) // 2))
 
 
-def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     """Copy a small host array to the device; the copy to a GPU is asynchronous, from pinned memory."""
     tensor = torch.from_numpy(array)
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

@@ -32,10 +32,12 @@ class Ema:
         self._averages: list[Tensor] = list(self.module.parameters())
 
     @torch.no_grad()
-    def update(self, decay: float) -> None:
+    def update(self, decay: float | Tensor) -> None:
         """Set average = decay * average + (1 - decay) * model, over parameters and BatchNorm statistics."""
-        torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
-        self.statistics.lerp_(self._source, 1 - decay)
+        weight = 1 - decay
+        of_each = [weight] * len(self._weights) if isinstance(weight, Tensor) else weight
+        torch._foreach_lerp_(self._averages, self._weights, of_each)
+        self.statistics.lerp_(self._source, weight)
 
     @torch.no_grad()
     def distance(self) -> Tensor:

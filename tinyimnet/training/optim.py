@@ -62,7 +62,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         for parameter in (p for group in groups for p in group["params"]):
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+    on_gpu = next(model.parameters()).is_cuda  # where a graph may repeat its step
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True, capturable=on_gpu)
 
 
 def clip_(gradients: list[Tensor], max_norm: float) -> Tensor:

@@ -1,20 +1,17 @@
-"""The training loop.
+"""The training loop: steps (step.py), and between them log lines, evaluations and checkpoints.
 
-A step: learning rate -> gather and augment -> forward under autocast -> backward -> clip -> optimizer -> EMA. A step
-never waits for the device; the host reads values back only to log a line.
+The host reads values back from the device only to log a line.
 """
 
 import logging
 import time
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from tinyimnet.config import Config
 from tinyimnet.console import Progress
@@ -27,7 +24,7 @@ from tinyimnet.errors import UserError
 from tinyimnet.evaluation.evaluator import Evaluator
 from tinyimnet.evaluation.weights import initial_weights, metadata_of
 from tinyimnet.model.batchnorm import flatten_statistics
-from tinyimnet.model.network import build_model, compile_in_place, drop_path_generator
+from tinyimnet.model.network import build_model, compile_in_place
 from tinyimnet.model.whitening import N_IMAGES, freeze_stem, whitening_filters
 from tinyimnet.run.checkpoint import Saver
 from tinyimnet.run.metrics import TOP1
@@ -35,6 +32,7 @@ from tinyimnet.tracking.tracker import Tracker
 from tinyimnet.training import optim
 from tinyimnet.training.ema import Ema
 from tinyimnet.training.state import TrainState
+from tinyimnet.training.step import TrainStep
 from tinyimnet.training.timing import StepClock
 
 logger = logging.getLogger(__name__)
@@ -55,6 +53,7 @@ class Trainer:
     Attributes:
         state: what a checkpoint stores: weights, optimizer, counters, step.
         bare: the network; `model` is the same network wrapped by Accelerate.
+        train_step: takes a step when called.
         ema: the moving average of its weights.
 
     Raises:
@@ -85,7 +84,6 @@ class Trainer:
         self.evaluator = Evaluator(accelerator, self.bare, dataset, normalise, train.precision, evaluating)
         if config.train.compile:
             compile_in_place(self.bare)
-        self.weights = [weight for weight in self.bare.parameters() if weight.requires_grad]
         optimizer = optim.build_optimizer(self.bare, config.optim)
         self.model, self.optimizer = accelerator.prepare(self.bare.train(), optimizer)
         if accelerator.num_processes > 1 and train.ordered_reduction:
@@ -99,8 +97,13 @@ class Trainer:
         )
         lengths = self.total_steps, self.steps_per_epoch
         self.progress = Progress(*lengths, self.batches.work_left, enabled=accelerator.is_main_process)
-        self.clock, self.save_seconds, self.generator = StepClock(device), 0.0, drop_path_generator(device)
+        self.clock, self.save_seconds = StepClock(device), 0.0
+        self.train_step = TrainStep(
+            config, accelerator, self.model, self.state, self.batches, self.micro_batches, self.clock
+        )
         self._begin(saved)
+        to_come = self.batches.resolutions[self.step :].tolist() if config.train.compile else []
+        self._to_compile = set(to_come)
 
     def _build_network(self, n_classes: int) -> nn.Module:
         """Build the initial network on the device."""
@@ -132,6 +135,8 @@ class Trainer:
         logger.info("training from step %d of %d", self.step, self.total_steps)
         if self.step:
             self.progress.resumed(self.step)
+        if self._to_compile:
+            self.progress.compiling(sorted(self._to_compile))
         reason = ""
         with self.progress:
             self.clock.restart()
@@ -139,59 +144,20 @@ class Trainer:
                 if reason := self.stop.agreed(self.accelerator):
                     self.save(best=False)
                 else:
-                    self.train_step()
+                    self.take_step()
                     self.at_boundary()
                     self.alive("training")
         self.stop.end_loop()
         from_main(self.accelerator, self.finish_saving)
         return reason
 
-    def train_step(self) -> None:
-        """Run one optimizer step over the global batch."""
-        lr_scale = self.lr_scale(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr_scale * group["peak_lr"]
-        with self.clock.part("data"):
-            drawn = self.batches.draw(self.step)
-        self.state.keep_statistics()
-        loss = self.backward(drawn)
-        with self.clock.part("optimizer"):
-            self.accelerator.unscale_gradients()
-            gradients = [weight.grad for weight in self.weights if weight.grad is not None]
-            self.step_or_skip(loss, optim.clip_(gradients, self.config.optim.clip_grad_norm))
-            for weight in self.weights:
-                weight.grad = None
-            self.ema.update(optim.ema_decay_at(self.step, self.config.optim.ema_decay))
-        self.state.step += 1
-        self.clock.steps += 1
-
-    def backward(self, drawn: batches.Draw) -> Tensor:
-        """Accumulate gradients of the mean loss over the global batch; returns this rank's loss."""
-        total, accumulation_steps = torch.zeros((), device=self.accelerator.device), len(self.micro_batches)
-        for i, rows in enumerate(self.micro_batches):
-            with self.clock.part("data"):
-                images, targets = self.batches.load(drawn, rows, self.step)
-            self.generator.manual_seed(batches.model_seed(self.config.run.seed, self.step, rows.start))
-            # DDP averages gradients over ranks only in the last micro-batch.
-            averaging = self.accelerator.no_sync(self.model) if i + 1 < accumulation_steps else nullcontext()
-            with self.clock.part("forward_backward"), averaging:
-                loss = F.cross_entropy(self.model(images), targets) / accumulation_steps
-                self.accelerator.backward(loss)
-            total += loss.detach()
-        return total
-
-    def step_or_skip(self, loss: Tensor, grad_norm: Tensor) -> None:
-        """Step the optimizer; on the device, its kernel skips the step if the gradient is not finite."""
-        finite = torch.isfinite(grad_norm)
-        optimizer, scaler = self.optimizer.optimizer, self.accelerator.scaler
-        # Not Accelerate's step(), which searches the path for a package in every step (0.1 ms).
-        if scaler:  # sets found_inf and grad_scale itself
-            scaler.step(optimizer)
-            scaler.update()
-        else:
-            optimizer.found_inf, optimizer.grad_scale = (~finite).float(), None
-            optimizer.step()
-        self.state.count_step(loss, grad_norm, finite)
+    def take_step(self) -> None:
+        """Take a step; the first one at a resolution compiles the network if train.compile is on."""
+        resolution, started = self.batches.resolution(self.step), time.perf_counter()
+        self.train_step()
+        if resolution in self._to_compile:
+            self._to_compile.remove(resolution)
+            self.progress.compiled(resolution, time.perf_counter() - started, len(self._to_compile))
 
     def at_boundary(self) -> None:
         """Log, evaluate and save after a step, as due."""
@@ -229,10 +195,6 @@ class Trainer:
         """Optimizer steps done."""
         return self.state.step
 
-    def lr_scale(self, step: int) -> float:
-        """Factor on the peak learning rates at a step."""
-        return optim.lr_scale(step, self.config.optim, self.total_steps, self.steps_per_epoch)
-
     def train_metrics(self) -> dict[str, float]:
         """Metrics since the last log line; the only place where the training waits for the device."""
         values = torch.cat([self.state.counters, self.ema.distance()[None]])
@@ -255,7 +217,7 @@ class Trainer:
         return {
             "epoch": self.step / self.steps_per_epoch,
             "train/loss": loss_sum / loss_steps if loss_steps else float("nan"),
-            "train/lr": self.config.optim.lr * self.lr_scale(self.step - 1),
+            "train/lr": self.config.optim.lr * self.train_step.lr_scale(self.step - 1),
             "train/grad_norm": grad_norm,
             "train/ema_distance": ema_distance,
             "train/skipped_steps": skipped_steps,
