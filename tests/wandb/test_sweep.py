@@ -100,7 +100,7 @@ class Site:
     def end(self, element: subprocess.Popen[str]) -> str:
         """Wait until an element has ended, and return its output."""
         try:
-            output, _ = element.communicate(timeout=90)
+            output, _ = element.communicate(timeout=240)
         except subprocess.TimeoutExpired as error:
             raise AssertionError(f"the element did not end: {(error.output or b'').decode()}") from None
         assert element.returncode == 0, output
