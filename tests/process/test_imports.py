@@ -10,7 +10,7 @@ from helpers.program import python
 
 AT_ONCE = ("tinyimnet.launch.requeue", "tinyimnet.launch.status", "tinyimnet.launch.cancel", "tinyimnet.launch.logs",
            "tinyimnet.launch.seeds", "tinyimnet.run.record",
-           "tinyimnet.cli", "tinyimnet.commands.report", "tinyimnet.data.tiny_imagenet")  # fmt: skip
+           "tinyimnet.cli", "tinyimnet.commands.report", "tinyimnet.data.image_folders")  # fmt: skip
 HEAVY = {"torch", "accelerate", "submitit", "wandb", "matplotlib", "pandas"}
 
 

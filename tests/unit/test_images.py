@@ -1,4 +1,4 @@
-"""One image file of any format and pixel type gives the right 64x64 RGB pixels, or a refusal with its cause."""
+"""One image file of any format, pixel type and size gives the right 64x64 RGB pixels, or a refusal with its cause."""
 
 import io
 import struct
@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tinyimnet.data.findings import Unusable
-from tinyimnet.data.images import DAMAGED, WRONG_SIZE, WRONG_TYPE, decode
+from tinyimnet.data.images import DAMAGED, FITS, TOO_LARGE, WRONG_SIZE, WRONG_TYPE, decode
 
 RAMP = np.arange(64, dtype=np.uint8)[:, None].repeat(64, axis=1) * 4
 COLOURS = np.stack([RAMP, RAMP.T, 255 - RAMP], axis=2)  # not symmetric: an orientation shows
@@ -105,6 +105,12 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "an image format that is not read": (saved(COLOURS, "PPM"), DAMAGED),
     "another size": (saved(COLOURS[:32], "PNG"), WRONG_SIZE),
     "a huge size": (png(np.zeros((1, 8), np.uint8), 1, 0)[:16] + struct.pack(">II", 9**9, 9**9) + b"\0" * 99, DAMAGED),
+    "more pixels than Pillow reads": (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0))
+        + chunk(b"IDAT", b""),
+        TOO_LARGE,
+    ),
     "16-bit grey TIFF": (saved(RAMP.astype(np.uint16), "TIFF"), WRONG_TYPE),
     "32-bit integers": (saved(RAMP.astype(np.int32), "TIFF"), WRONG_TYPE),
     "floats": (saved(RAMP.astype(np.float32), "TIFF"), WRONG_TYPE),
@@ -133,3 +139,78 @@ def test_a_truncated_image_is_refused_or_complete(file_format: str) -> None:
             np.testing.assert_array_equal(decode(content[:length])[0], expected)
         except Unusable as fault:
             assert fault.kind == DAMAGED
+
+
+# ---- other sizes ------------------------------------------------------------------------------------------------
+
+SQUARE, FILTER = (64, 64), Image.Resampling.BICUBIC
+SIZES = [(64, 64), (63, 65), (200, 100), (101, 300), (20, 10), (1, 1), (383, 64), (64, 1)]  # without a first reduction
+
+
+def noise(size: tuple[int, int]) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8))
+
+
+def by_pillow(picture: Image.Image, fit: str) -> Image.Image:
+    if fit == "crop":
+        return ImageOps.fit(picture, SQUARE, FILTER)
+    return ImageOps.pad(picture, SQUARE, FILTER, "black") if fit == "pad" else picture.resize(SQUARE, FILTER)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("fit", FITS)
+def test_an_image_of_another_size_is_fitted_as_pillow_does(fit: str, size: tuple[int, int]) -> None:
+    picture = noise(size)
+    np.testing.assert_array_equal(decode(saved(picture, "PNG"), fit)[0], by_pillow(picture, fit))
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_a_photo_is_reduced_first_with_the_same_look(fit: str) -> None:
+    photo = noise((40, 30)).resize((1603, 1201), FILTER)
+    found = decode(saved(photo, "BMP"), fit)[0].astype(int)
+    np.testing.assert_allclose(found, np.asarray(by_pillow(photo, fit)), atol=4)
+
+
+def test_a_thin_line_is_padded_to_a_row_of_one_pixel() -> None:
+    found = decode(saved(Image.new("RGB", (300, 1), "red"), "PNG"), "pad")[0]
+    assert (found == (255, 0, 0)).all(2).sum() == 64
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_an_image_of_64_pixels_keeps_its_pixels(fit: str) -> None:
+    np.testing.assert_array_equal(decode(saved(COLOURS, "PNG"), fit)[0], COLOURS)
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_an_image_is_turned_upright_before_it_is_scaled(fit: str) -> None:
+    """Stretched or padded, the two orders would round differently; cropped to a side of odd length too."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = noise((101, 70))
+    found = decode(saved(picture, "PNG", exif=exif), fit)[0]
+    np.testing.assert_array_equal(found, by_pillow(picture.transpose(Image.Transpose.ROTATE_270), fit))
+
+
+UNSCALED: dict[str, Image.Image] = {  # what a filter would mix wrongly before the conversion
+    "palette": noise((100, 80)).quantize(16),
+    "1-bit": noise((100, 80)).convert("1"),
+    "CMYK": noise((100, 80)).convert("CMYK"),
+    "16-bit grey": Image.fromarray(np.arange(8000, dtype=np.uint16).reshape(80, 100) * 8),
+}
+
+
+@pytest.mark.parametrize("case", UNSCALED)
+def test_colours_are_converted_before_the_image_is_scaled(case: str) -> None:
+    picture = UNSCALED[case]
+    rgb = picture.convert("RGB")
+    if case == "16-bit grey":
+        rgb = Image.fromarray(np.rint(np.asarray(picture) / 257).astype(np.uint8)).convert("RGB")
+    found = decode(saved(picture, "TIFF" if case == "CMYK" else "PNG"), "crop")[0]
+    np.testing.assert_array_equal(found, by_pillow(rgb, "crop"))
+
+
+def test_hidden_colours_do_not_bleed_into_an_image_that_is_scaled() -> None:
+    picture = Image.new("RGBA", (128, 128), (0, 0, 0, 0))
+    picture.paste((200, 200, 200, 255), (64, 0, 128, 128))
+    found = decode(saved(picture, "PNG"), "crop")[0]
+    assert found.min() >= 190  # between the grey, overshoot included, and the white behind it; hidden is black

@@ -134,10 +134,10 @@ def test_an_empty_folder_gets_the_forms_that_are_read(tmp_path: Path) -> None:
         prepare(tmp_path / "source", tmp_path / "out")
 
 
-def test_images_without_the_layout_get_the_layout(tmp_path: Path) -> None:
-    (tmp_path / "source/cats").mkdir(parents=True)
-    (tmp_path / "source/cats/1.JPEG").write_bytes(image(1))
-    with pytest.raises(UserError, match="contains no data set: .*train/CLASS/"):
+def test_images_in_no_folder_get_the_forms_that_are_read(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/1.JPEG").write_bytes(image(1))
+    with pytest.raises(UserError, match="contains no data set: .*a folder of images for each class"):
         prepare(tmp_path / "source", tmp_path / "out")
 
 

@@ -20,7 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split", choices=("train", "val", "test"), default="test", help="of the data set (default: test)"
     )
-    parser.add_argument("--images", type=Path, help="folder of images or .npy file, instead of a split")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        help="folder of images or .npy file, instead of a split; of 64x64 pixels, or scaled as in the training data",
+    )
     parser.add_argument("--out", type=Path, default=Path("submission.csv"), help="(default: submission.csv)")
     parser.add_argument("--tta", choices=("none", "flip"), default="none", help="flip: average with the mirrored image")
     parser.add_argument("--label", choices=("wnid", "index", "name"), default="wnid", help="(default: wnid)")
@@ -31,7 +35,7 @@ def main(args: argparse.Namespace) -> int:
     """Write one row per image, in file order."""
     trained = load_network(args.run)
     if args.images:
-        files, images = read_images(args.images)
+        files, images = read_images(args.images, trained.fit)
     else:
         dataset = dataset_of(trained, args.run, args.data)
         if args.split not in dataset.images:
@@ -47,4 +51,6 @@ def main(args: argparse.Namespace) -> int:
         rows = ([name, label[index]] for name, index in zip(files, predicted, strict=True))
         write_csv(args.out, [["filename", "label"], *rows])
     print(f"{len(files):,} predictions of {trained.origin} (step {trained.step:,}): {args.out}")
+    if args.images and trained.fit:
+        print(f"images of other sizes: scaled to 64x64 pixels as in the training data ({trained.fit})")
     return 0

@@ -3,6 +3,8 @@
 tinyimnet prepare --download                          # Tiny ImageNet: 248 MB, resumes, checks size and sha256
 tinyimnet prepare /path/to/tiny-imagenet-200.zip      # a local copy, or its unpacked folder
 tinyimnet prepare --synthetic                         # a data set drawn by the program: no download
+tinyimnet prepare FOLDER --out data/mine              # your images: CLASS/*.jpg, or train/CLASS/ and val/CLASS/
+tinyimnet prepare FOLDER --out data/mine --val-share 0.1 --resize      # hold out 10 %; scale to 64x64 pixels
 tinyimnet prepare FOLDER --out data/mine              # your images of 64x64 pixels as .npy files
 tinyimnet prepare --train-images x.npy --train-labels y.npy --val-images xv.npy --val-labels yv.npy --out data/mine
 """
@@ -17,6 +19,7 @@ from types import FrameType
 from tinyimnet.config import DataConfig
 from tinyimnet.data import npy
 from tinyimnet.data.findings import Findings
+from tinyimnet.data.images import FITS
 from tinyimnet.data.prepare import prepare, prepare_missing
 from tinyimnet.errors import UserError
 from tinyimnet.files import expanded
@@ -25,7 +28,10 @@ from tinyimnet.files import expanded
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument(
-        "source", nargs="?", type=Path, help="tiny-imagenet-200.zip, its unpacked folder, or a folder of .npy files"
+        "source",
+        nargs="?",
+        type=Path,
+        help="tiny-imagenet-200.zip, its folder, a folder of images per class, or .npy files",
     )
     parser.add_argument(
         "--out", type=Path, help="$DATA_ROOT or data/tiny-imagenet-200; data/synthetic-200 with --synthetic"
@@ -34,6 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{role.replace('_', '-')}", type=Path, metavar="FILE", help=f"{role} as .npy")
     parser.add_argument(
         "--classes", type=Path, metavar="FILE", help="with .npy files: one class id per line, in label order"
+    )
+    parser.add_argument(
+        "--val-share",
+        type=float,
+        metavar="SHARE",
+        help="of each class to hold out, if a folder has no val, such as 0.1",
+    )
+    parser.add_argument("--resize", action="store_true", help="scale images of other sizes to 64x64 pixels")
+    parser.add_argument(
+        "--fit", choices=tuple(FITS), help="what --resize does to the shape: crop the centre (default), pad, stretch"
     )
     parser.add_argument("--strict", action="store_true", help="refuse a source with files that would be skipped")
     parser.add_argument("--download", action="store_true", help="download the official archive (248 MB)")
@@ -54,6 +70,10 @@ def main(args: argparse.Namespace) -> int:
             signal.signal(number, handler)
     counts = ", ".join(f"{n:,} {split}" for split, n in manifest["counts"].items())
     print(f"{out}: {counts} images of {len(manifest['classes'])} classes, from {manifest['origin']}")
+    if manifest["layout"]:
+        print(f"layout: {manifest['layout']}")
+    if manifest["fit"]:
+        print(f"images of other sizes: scaled to 64x64 pixels (--fit {manifest['fit']}: {FITS[manifest['fit']]})")
     if manifest["skipped"]:
         print(f"not used: {Findings(manifest['skipped'])}")
     return 0
@@ -65,15 +85,19 @@ def _stop(signal_number: int, frame: FrameType | None) -> None:
 
 def _prepare(args: argparse.Namespace, out: Path) -> dict:
     files = {role: path for role in npy.ROLES if (path := getattr(args, role))}
+    options = args.val_share is not None or args.resize
     ways = (bool(args.source), bool(files), args.download, args.synthetic)
-    if sum(ways) != 1 or (args.classes and (args.download or args.synthetic)):
+    if sum(ways) != 1 or (args.classes and (args.download or args.synthetic)) or (options and not args.source):
         raise UserError(
-            "prepare takes exactly one source: the path of tiny-imagenet-200.zip, of its unpacked folder or "
-            "of a folder of .npy files; or --train-images and so on; or --download; or --synthetic "
-            "(and --classes only with .npy files)."
+            "prepare takes exactly one source: the path of tiny-imagenet-200.zip, of its unpacked folder, of a folder "
+            "of images per class or of a folder of .npy files; or --train-images and so on; or --download; or "
+            "--synthetic (and --classes only with .npy files, --val-share and --resize only with image files)."
         )
+    if args.fit and not args.resize:
+        raise UserError(f"--fit {args.fit} says how --resize scales images; add --resize.")
     if args.download or args.synthetic:
         return prepare_missing(out, "synthetic" if args.synthetic else "tiny-imagenet")
     if files:
         return npy.prepare_npy(files, out, args.classes, strict=args.strict)
-    return prepare(args.source, out, args.classes, strict=args.strict)
+    fit = (args.fit or "crop") if args.resize else None
+    return prepare(args.source, out, args.classes, val_share=args.val_share, fit=fit, strict=args.strict)

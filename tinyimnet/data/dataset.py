@@ -40,6 +40,7 @@ class Dataset:
         std: channel standard deviations, in [0, 1].
         digest: sha256 over the labelled arrays and the soft labels, in hex; identifies the images and their order.
         soft_labels: (N, K) float16 teacher probabilities for the training images, or None.
+        fit: how images of other sizes were scaled, one of images.FITS, or None if all had 64x64 pixels.
     """
 
     root: Path
@@ -52,6 +53,7 @@ class Dataset:
     std: tuple[float, float, float]
     digest: str
     soft_labels: np.ndarray | None = None
+    fit: str | None = None
 
 
 def is_prepared(root: Path) -> bool:
@@ -92,6 +94,7 @@ def open_dataset(root: Path, *, verify: bool = True) -> Dataset:
         mean=tuple(manifest["mean"]),
         std=tuple(manifest["std"]),
         digest=digest.hexdigest(),
+        fit=manifest.get("fit"),  # absent from older manifests
     )
 
 

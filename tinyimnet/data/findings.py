@@ -40,7 +40,7 @@ def printable(name: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in name)
 
 
-def settle(source: object, problems: Findings, skipped: Findings, *, strict: bool) -> None:
+def settle(source: object, problems: Findings, skipped: Findings, *, strict: bool, way_out: str = "") -> None:
     """Refuse a source that has problems, or with `strict` one that has skipped files.
 
     Raises:
@@ -48,6 +48,8 @@ def settle(source: object, problems: Findings, skipped: Findings, *, strict: boo
     """
     also = f" (not used either: {skipped})" if skipped else ""
     if problems:
-        raise UserError(f"{source} has files that cannot be used: {problems}{also}; correct these, or move them away.")
+        raise UserError(
+            f"{source} has files that cannot be used: {problems}{also}; correct these, or move them away{way_out}."
+        )
     if strict and skipped:
         raise UserError(f"{source} has files that are not used: {skipped}; move them away, or omit --strict.")

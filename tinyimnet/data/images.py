@@ -1,24 +1,36 @@
 """Decode one image file of any common format to (64, 64, 3) uint8, or say what is wrong with it."""
 
 import io
+from functools import partial
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
+from tinyimnet.data.dataset import IMAGE_SIZE
 from tinyimnet.data.findings import Unusable
-from tinyimnet.data.writer import IMAGE_SHAPE
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr"}  # 8 bits or fewer, with a fixed range
 DAMAGED = "damaged or not an image"
-WRONG_SIZE = f"not {IMAGE_SHAPE[1]}x{IMAGE_SHAPE[0]} pixels"
+WRONG_SIZE = f"not {IMAGE_SIZE}x{IMAGE_SIZE} pixels"
+TOO_LARGE = "of more than 178 million pixels"  # Pillow's limit, against files that would fill the memory
 WRONG_TYPE = "of a pixel type that has no exact 8-bit form"
+FITS = {  # how an image of another shape becomes a square
+    "crop": "cut off the ends of the longer side",
+    "pad": "fill up the shorter side with black",
+    "stretch": "distort it",
+}
+REDUCING_GAP = 3  # Pillow's documentation: from 3 on, the result hardly differs from that without a gap
 
 
-def decode(content: bytes) -> tuple[np.ndarray, int]:
+def decode(content: bytes, fit: str | None = None) -> tuple[np.ndarray, int]:
     """Decode the first frame of an image, upright and without transparency.
 
     The EXIF orientation is applied, transparent pixels are blended with white, and 16-bit gray is scaled to 8 bits.
+
+    Args:
+        content: the bytes of the file.
+        fit: one of FITS, to scale the upright image; None: it must have 64x64 pixels.
 
     Returns:
         (64, 64, 3) uint8, and the number of frames of the file.
@@ -28,15 +40,18 @@ def decode(content: bytes) -> tuple[np.ndarray, int]:
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            if image.size != (IMAGE_SHAPE[1], IMAGE_SHAPE[0]):
+            if not fit and image.size != (IMAGE_SIZE, IMAGE_SIZE):
                 raise Unusable(WRONG_SIZE, "{}x{}".format(*image.size))
             assert isinstance(image, ImageFile.ImageFile)
             _check_pixel_type(image)
             n_frames = getattr(image, "n_frames", 1)
             image.load()
-            return np.asarray(_to_rgb(_upright(image))), n_frames
+            rgb = _to_rgb(_upright(image))
+            return np.asarray(_fitted(rgb, fit) if fit else rgb), n_frames
     except Unusable:
         raise
+    except Image.DecompressionBombError:
+        raise Unusable(TOO_LARGE) from None
     except Exception:  # on a damaged file Pillow raises OSError, SyntaxError, ValueError ...
         raise Unusable(DAMAGED) from None
 
@@ -68,4 +83,19 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
     if image.has_transparency_data:  # the colours of hidden pixels are arbitrary
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # a copy of a photo takes as long as decoding it
+
+
+def _fitted(image: Image.Image, fit: str) -> Image.Image:
+    """Scale an RGB image to 64x64 pixels; the filter covers all pixels that a smaller one stands for."""
+    (width, height), square = image.size, (IMAGE_SIZE, IMAGE_SIZE)
+    resize = partial(image.resize, resample=Image.Resampling.BICUBIC, reducing_gap=REDUCING_GAP)
+    if fit == "crop":
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        return resize(square, box=(left, top, left + side, top + side))
+    if fit == "pad":
+        scale = IMAGE_SIZE / max(width, height)
+        whole = resize((max(1, round(width * scale)), max(1, round(height * scale))))
+        return ImageOps.pad(whole, square, color="black")
+    return resize(square)

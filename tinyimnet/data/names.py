@@ -28,6 +28,11 @@ def is_other_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in OTHER_IMAGES
 
 
+def is_utf8(name: str) -> bool:
+    """Whether all bytes of a name from the file system are UTF-8; Python reads other bytes as surrogates."""
+    return not re.search("[\ud800-\udfff]", name)
+
+
 def is_hidden(name: str) -> bool:
     """Whether an operating system or a tool keeps a file or folder of this name for itself."""
     return name.startswith(".") or name.lower() in SYSTEM

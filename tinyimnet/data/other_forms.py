@@ -13,7 +13,7 @@ from tinyimnet.errors import UserError
 
 FORMS = (
     "`prepare` reads tiny-imagenet-200.zip, its unpacked folder (train/CLASS/, val/images/, val/val_annotations.txt), "
-    "and images and labels as .npy files"
+    "a folder of images for each class, and images and labels as .npy files"
 )
 UNPACK = "unpack it and give the folder"
 SAVE = "save its images and labels as .npy files"
@@ -79,7 +79,7 @@ def refusal(source: Path, trains: list[str]) -> UserError:
     for path in below:
         if path.is_file() and os.access(path, os.R_OK) and (found := describe(path)):
             return UserError(f"{source} contains no `train` folder, but {path.name}, {found[0]}; {found[1]}. {FORMS}.")
-    return UserError(f"{source} contains no data set: no `train` folder, and no .npy file; {FORMS}.")
+    return UserError(f"{source} contains no data set: no folder of images, and no .npy file; {FORMS}.")
 
 
 def _walk(source: Path) -> Iterator[Path]:

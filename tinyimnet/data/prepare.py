@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyimnet.data import download, npy, source, tiny_imagenet
+from tinyimnet.data import download, image_folders, npy, source, tiny_imagenet
 from tinyimnet.data.dataset import is_prepared
 from tinyimnet.data.findings import Findings, Unusable, settle
 from tinyimnet.data.images import decode
@@ -21,23 +21,40 @@ from tinyimnet.files import exists
 ARCHIVE = "tiny-imagenet-200.zip"
 
 
-def prepare(path: Path, out: Path, classes: Path | None = None, *, strict: bool = False) -> dict:
-    """Prepare the official archive, the unpacked official folder, or a folder of .npy files (`classes` is optional).
+def prepare(
+    path: Path,
+    out: Path,
+    classes: Path | None = None,
+    *,
+    val_share: float | None = None,
+    fit: str | None = None,
+    strict: bool = False,
+) -> dict:
+    """Prepare the official archive, the unpacked official folder, a folder of images per class, or .npy files.
 
     Args:
         path: the archive or the folder.
         out: the folder to create.
         classes: text file with one class id per line in label order, only for .npy files.
+        val_share: share of the images of each class to hold out, only for a folder per class without validation images.
+        fit: one of images.FITS, only for image files; None: these must have 64x64 pixels.
         strict: refuse a source with files that are skipped.
     """
     if is_prepared(path):
         raise UserError(f"{path} is already prepared; train on it with --data.root={path}.")
-    if path.is_dir() and not source.dataset_roots(path) and any(path.glob("*.npy")):
+    roots = source.dataset_roots(path) if path.is_dir() else []
+    if path.is_dir() and not roots and any(path.glob("*.npy")):
+        if fit or val_share is not None:
+            raise UserError(f"--resize and --val-share are for image files, and {path} has .npy files; omit them.")
         arrays = npy.guess_arrays(path)
         return npy.prepare_npy(arrays, out, classes, skipped=npy.beside(path, arrays), strict=strict)
     if classes:
         raise UserError(f"--classes {classes} is only for .npy files, and {path} is no folder of these; omit it.")
-    return tiny_imagenet.prepare_tiny_imagenet(path, out, strict=strict)
+    if path.is_dir() and not any(map(tiny_imagenet.is_official, roots)):
+        return image_folders.prepare_image_folders(path, out, val_share=val_share, fit=fit, strict=strict)
+    if val_share is not None:
+        raise UserError(f"--val-share {val_share:g} is for a folder of images per class, and {path} is none; omit it.")
+    return tiny_imagenet.prepare_tiny_imagenet(path, out, fit=fit, strict=strict)
 
 
 def prepare_missing(out: Path, origin: str) -> dict:
@@ -51,10 +68,11 @@ def prepare_missing(out: Path, origin: str) -> dict:
     return tiny_imagenet.prepare_tiny_imagenet(download.fetch(out.parent / ARCHIVE), out)
 
 
-def read_images(path: Path) -> tuple[list[str], np.ndarray]:
+def read_images(path: Path, fit: str | None = None) -> tuple[list[str], np.ndarray]:
     """Names and (N, 64, 64, 3) uint8 pixels of a folder of images (natural order) or of a .npy file.
 
-    The names of other files in the folder go to stderr.
+    The names of other files in the folder go to stderr. `fit` is one of images.FITS; None: image files must have 64x64
+    pixels.
 
     Raises:
         UserError: there are no images, or an image or the array is invalid.
@@ -71,7 +89,7 @@ def read_images(path: Path) -> tuple[list[str], np.ndarray]:
     pixels = []
     for name in names:
         try:
-            pixels.append(decode(files.source.read(name))[0])
+            pixels.append(decode(files.source.read(name), fit)[0])
         except Unusable as fault:
             problems.add(fault.kind, name, fault.detail)
     for name in filterfalse(is_image, files.names):

@@ -1,4 +1,4 @@
-"""The files of a data set in the official layout, in a folder or in a zip archive that is never unpacked to disk."""
+"""The files of a data set, in a folder or in a zip archive that is never unpacked to disk."""
 
 import os
 import re
@@ -16,6 +16,8 @@ from tinyimnet.errors import UserError
 from tinyimnet.files import as_utf8, check_readable, exists, from_utf8, read_bytes
 
 SPLITS = ("train", "val", "test")
+VALIDATION = ("val", "valid", "validation")  # names of the validation part of plain folders
+PARTS = ("train", *VALIDATION, "test")
 HIDDEN = "hidden or of the system"
 OUTSIDE = "outside the folders of images"
 TWICE = "reached twice"
@@ -113,7 +115,7 @@ def open_source(path: Path) -> Files:
         UserError: it cannot be read, or contains no data set in the official layout.
     """
     if path.is_dir():
-        return _open_folder(path)
+        return open_folder(path, SPLITS)
     if path.is_file():
         return _open_archive(path)
     if exists(path):
@@ -125,19 +127,24 @@ def open_source(path: Path) -> Files:
 
 
 def dataset_roots(source: Path) -> list[Path]:
-    """Folders that contain `train`, among `source` and its direct subfolders."""
+    """Folders that contain `train`, among `source` and its direct subfolders; a class may be called `train`."""
     try:
-        below = [entry for entry in sorted(source.iterdir()) if not is_hidden(entry.name)]
+        below = [entry for entry in sorted(source.iterdir()) if not is_hidden(entry.name) and entry.name not in PARTS]
         return [folder for folder in (source, *below) if (folder / "train").is_dir()]
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read ({error.strerror}); fix its permissions.") from None
 
 
-def _open_folder(path: Path) -> Files:
+def open_folder(path: Path, parts: tuple[str, ...]) -> Files:
+    """List the files in the folder that contains `train`, `path` or one below it, and in those of its `parts`.
+
+    Raises:
+        UserError: there is no such folder, or there are several.
+    """
     roots = dataset_roots(path)
     if len(roots) != 1:
         raise other_forms.refusal(path, [str(root) for root in roots])
-    files = list_folder(roots[0], SPLITS)
+    files = list_folder(roots[0], parts)
     if roots[0] != path:
         for entry in sorted(path.iterdir()):
             if entry != roots[0] and not files.skips(entry.name + "/" * entry.is_dir()):
@@ -145,8 +152,8 @@ def _open_folder(path: Path) -> Files:
     return files
 
 
-def list_folder(root: Path, enter: tuple[str, ...]) -> Files:
-    """List the files in `root`, and below those of its folders that are in `enter`.
+def list_folder(root: Path, enter: tuple[str, ...] | None) -> Files:
+    """List the files in `root`, and below those of its folders that are in `enter`; None: below all of them.
 
     Raises:
         UserError: a folder cannot be read.
@@ -164,7 +171,7 @@ class _Walk:
     skipped, because reading them could hang.
     """
 
-    def __init__(self, root: Path, enter: tuple[str, ...]):
+    def __init__(self, root: Path, enter: tuple[str, ...] | None):
         self.root, self.top_folders = root, enter
         self.files = Files(Source(root))
         self.real_root = os.path.realpath(root)
@@ -180,7 +187,7 @@ class _Walk:
             if real in self.seen or around_root:
                 self.files.skipped.add(TWICE, name)
             elif path.is_dir():
-                if name and "/" not in name and name not in self.top_folders:
+                if name and "/" not in name and self.top_folders is not None and name not in self.top_folders:
                     self.files.skipped.add(OUTSIDE, f"{name}/")
                 else:
                     self.enter(name, real)

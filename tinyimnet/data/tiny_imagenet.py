@@ -8,15 +8,12 @@ belongs to the layout, or is named in the manifest or in the error.
 import re
 from pathlib import Path
 
-import numpy as np
-
-from tinyimnet.data.dataset import check_classes
-from tinyimnet.data.decoding import decode_all
-from tinyimnet.data.findings import Findings, settle
-from tinyimnet.data.names import is_image, is_other_image, natural_order
+from tinyimnet.data.decoding import prepare_files
+from tinyimnet.data.findings import Findings
+from tinyimnet.data.names import is_image, is_other_image, is_utf8, natural_order
 from tinyimnet.data.source import OUTSIDE, SPLITS, Files, open_source
-from tinyimnet.data.writer import IMAGE_BYTES, finish, new_folder, save_array
 from tinyimnet.errors import UserError
+from tinyimnet.files import exists
 
 ANNOTATIONS = "val/val_annotations.txt"
 LAYOUT = re.compile(rf"wnids\.txt|words\.txt|{re.escape(ANNOTATIONS)}|train/[^/]+/[^/]+_boxes\.txt")
@@ -29,12 +26,18 @@ NO_IMAGE = "not an image"
 EMPTY_CLASS = "without an image in train"
 
 
-def prepare_tiny_imagenet(source: Path, out: Path, *, strict: bool = False) -> dict:
+def is_official(root: Path) -> bool:
+    """Whether a folder with `train` has one of the other parts of the official layout."""
+    return any(exists(root / part) for part in ("wnids.txt", ANNOTATIONS, "val/images"))
+
+
+def prepare_tiny_imagenet(source: Path, out: Path, *, fit: str | None = None, strict: bool = False) -> dict:
     """Prepare the official archive or the unpacked official folder.
 
     Args:
         source: the archive or the folder.
         out: the folder to create.
+        fit: one of images.FITS; None: all images must have 64x64 pixels.
         strict: refuse a source with files that are skipped.
 
     Returns:
@@ -48,16 +51,18 @@ def prepare_tiny_imagenet(source: Path, out: Path, *, strict: bool = False) -> d
     classes = _read_classes(files, images["train"], problems)
     label_of = {class_id: label for label, (class_id, _) in enumerate(classes)}
     val_labels = _val_labels(files, images["val"], label_of, problems)
-    if not problems:
-        check_classes(source, len(classes))
-    with new_folder(out, IMAGE_BYTES * sum(map(len, images.values()))) as folder:
-        save_array(folder, "train_labels", np.array([label_of[_class(name)] for name in images["train"]], np.int64))
-        save_array(folder, "val_labels", np.array(val_labels, np.int64))
-        unusable, partly_used = decode_all(files.source, {split: of for split, of in images.items() if of}, folder)
-        files.skipped.update(partly_used)
-        settle(source, Findings(problems | unusable), files.skipped, strict=strict)
-        test_files = [name.rpartition("/")[2] for name in images["test"]]
-        return finish(folder, classes=classes, test_files=test_files, origin=str(source), skipped=files.skipped)
+    return prepare_files(
+        files,
+        images,
+        {"train": [label_of[_class(name)] for name in images["train"]], "val": val_labels},
+        out,
+        problems,
+        classes=classes,
+        test_files=[name.rpartition("/")[2] for name in images["test"]],
+        origin=source,
+        fit=fit,
+        strict=strict,
+    )
 
 
 def _place(files: Files, problems: Findings) -> dict[str, list[str]]:
@@ -68,7 +73,7 @@ def _place(files: Files, problems: Findings) -> dict[str, list[str]]:
         if is_image(name) and split in SPLITS:
             if not PLACES[split].fullmatch(name):
                 problems.add(MISPLACED, name)
-            elif re.search("[\ud800-\udfff]", name):  # bytes that are not UTF-8, in names from the file system
+            elif not is_utf8(name):
                 problems.add(NOT_UTF8, name)
             else:
                 images[split].append(name)
@@ -102,15 +107,20 @@ def _read_classes(files: Files, train: list[str], problems: Findings) -> list[tu
         empty -= listed
     for class_id in sorted(empty):
         files.skipped.add(EMPTY_CLASS, f"train/{class_id}/")
-    same: dict[str, str] = {}
-    for class_id in sorted(with_images):
-        if (other := same.setdefault(class_id.casefold(), class_id)) != class_id:
-            problems.add("named like another class but for the case", class_id, f"and {other}")
+    check_case(sorted(with_images), problems)
     readable: dict[str, str] = {}
     if "words.txt" in files.names:
         entries = (line.partition("\t") for line in files.source.lines("words.txt"))
         readable = {class_id: synonyms.split(",")[0].strip() for class_id, _, synonyms in entries}
     return [(class_id, readable.get(class_id) or class_id) for class_id in sorted(with_images)]
+
+
+def check_case(classes: list[str], problems: Findings) -> None:
+    """Report classes that are one folder on a file system that ignores the case."""
+    same: dict[str, str] = {}
+    for class_id in classes:
+        if (other := same.setdefault(class_id.casefold(), class_id)) != class_id:
+            problems.add("named like another class but for the case", class_id, f"and {other}")
 
 
 def _val_labels(files: Files, images: list[str], label_of: dict[str, int], problems: Findings) -> list[int]:

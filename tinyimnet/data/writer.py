@@ -93,6 +93,8 @@ def finish(
     classes: list[tuple[str, str]],
     test_files: list[str],
     origin: str,
+    layout: str = "",
+    fit: str | None = None,
     skipped: dict[str, list[str]] | None = None,
 ) -> dict:
     """Write the manifest of the arrays in `folder` and return it.
@@ -102,6 +104,8 @@ def finish(
         classes: (id, readable name) in label order.
         test_files: file name of each test image.
         origin: the source of the images.
+        layout: what was found in it.
+        fit: how images of other sizes were scaled, one of images.FITS.
         skipped: files of the source that are not used, by kind.
     """
     arrays = sorted(folder.glob("*.npy"))
@@ -116,6 +120,8 @@ def finish(
         "std": std,
         "sha256": {path.name: sha256(path) for path in arrays},
         "origin": as_utf8(origin),
+        "layout": layout,
+        "fit": fit,
         "skipped": skipped or {},
     }
     write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1))

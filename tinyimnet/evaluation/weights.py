@@ -33,6 +33,7 @@ class Trained:
         names: readable class names.
         mean, std: normalisation of the input, in [0, 1].
         precision: train.precision.
+        fit: how images of other sizes were scaled, one of images.FITS, or None.
     """
 
     model: nn.Module
@@ -43,6 +44,7 @@ class Trained:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     precision: str
+    fit: str | None = None
 
 
 def metadata_of(config: Config, dataset: Dataset) -> dict:
@@ -55,6 +57,7 @@ def metadata_of(config: Config, dataset: Dataset) -> dict:
         "names": dataset.names,
         "mean": dataset.mean,
         "std": dataset.std,
+        "fit": dataset.fit,
         "data": dataset.digest,
     }
 
@@ -170,4 +173,5 @@ def as_trained(model: nn.Module, origin: Path, step: int, metadata: dict) -> Tra
         mean=tuple(metadata["mean"]),
         std=tuple(metadata["std"]),
         precision=metadata["precision"],
+        fit=metadata.get("fit"),  # absent from older files
     )
