@@ -27,6 +27,7 @@ Train a CNN of at most 1,000,000 parameters on Tiny ImageNet.
 COMMANDS = {
     "train": "start or resume a run",
     "prepare": "turn images into the arrays that a run reads",
+    "unpack": "write the prepared images as PNG files by class",
     "inspect": "write a PNG grid of images, raw or augmented",
     "summary": "parameters, multiply-accumulates and shapes of a network",
     "evaluate": "accuracy, calibration and confused classes of a run",

@@ -142,7 +142,7 @@ def test_only_these_modules_import_accelerate() -> None:
     "module",
     [
         *(f"tinyimnet.launch.{name}" for name in ("requeue", "status", "cancel", "logs", "seeds")),
-        "tinyimnet.run.record", "tinyimnet.cli", "tinyimnet.data.prepare",
+        "tinyimnet.run.record", "tinyimnet.cli", "tinyimnet.data.prepare", "tinyimnet.commands.unpack",
     ],
 )  # fmt: skip
 def test_modules_that_must_start_fast_do_not_import_torch(module: str) -> None:
