@@ -27,6 +27,7 @@ Train a CNN of at most 1,000,000 parameters on Tiny ImageNet.
 COMMANDS = {
     "train": "start or resume a run",
     "prepare": "turn images into the arrays that a run reads",
+    "unpack": "write the prepared images as PNG files by class",
     "inspect": "write a PNG grid of images, raw or augmented",
     "summary": "parameters, multiply-accumulates and shapes of a network",
     "evaluate": "accuracy, calibration and confused classes of a run",
@@ -34,6 +35,7 @@ COMMANDS = {
     "soft-labels": "save teacher probabilities for distillation",
     "report": "write an HTML page of one run, or of several side by side",
     "seeds": "mean and standard deviation over seeds",
+    "tensorboard": "write event files for TensorBoard",
     "sync": "upload what W&B is missing of finished or offline runs",
     "dashboard": "create a W&B dashboard and report",
     "preflight": "check the nodes of a job",
@@ -43,7 +45,7 @@ COMMANDS = {
     "cancel": "ask runs to save and stop",
     "completion": "print a completion script for bash, zsh or tcsh",
 }
-LAUNCH = ("seeds", "submit", "status", "logs", "cancel")  # modules of tinyimnet/launch
+LAUNCH = ("seeds", "submit", "status", "logs", "cancel", "tensorboard")  # modules of tinyimnet/launch
 TAKE_OPTIONS = ("train", "inspect", "summary", "preflight", "submit")  # those of train.py
 
 

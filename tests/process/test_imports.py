@@ -9,9 +9,9 @@ import pytest
 from helpers.program import python
 
 AT_ONCE = ("tinyimnet.launch.requeue", "tinyimnet.launch.status", "tinyimnet.launch.cancel", "tinyimnet.launch.logs",
-           "tinyimnet.launch.seeds", "tinyimnet.run.record",
-           "tinyimnet.cli", "tinyimnet.commands.report", "tinyimnet.data.image_folders")  # fmt: skip
-HEAVY = {"torch", "accelerate", "submitit", "wandb", "matplotlib", "pandas"}
+           "tinyimnet.launch.seeds", "tinyimnet.launch.tensorboard", "tinyimnet.run.record", "tinyimnet.cli",
+           "tinyimnet.commands.report", "tinyimnet.commands.unpack", "tinyimnet.data.image_folders")  # fmt: skip
+HEAVY = {"torch", "accelerate", "submitit", "wandb", "matplotlib", "pandas", "tensorboard"}
 
 
 def loaded(modules: tuple[str, ...], wanted: set[str]) -> set[str]:
@@ -30,7 +30,7 @@ def test_train_imports_nothing_heavy_but_torch_and_accelerate() -> None:
     assert loaded(("tinyimnet.train",), HEAVY - {"torch", "accelerate"} | {"torch._dynamo"}) == set()
 
 
-@pytest.mark.parametrize("tool", ["status", "cancel", "logs", "seeds"])
+@pytest.mark.parametrize("tool", ["status", "cancel", "logs", "seeds", "tensorboard"])
 def test_every_tool_has_help(tool: str) -> None:
     done = python("-m", "tinyimnet", tool, "--help")
     assert done.returncode == 0 and f"usage: tinyimnet {tool} " in done.stdout

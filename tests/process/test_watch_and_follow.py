@@ -1,5 +1,6 @@
-"""`tinyimnet status --watch` and `tinyimnet logs --follow` in a terminal, and how they react to Ctrl-C."""
+"""`tinyimnet status --watch`, `logs --follow` and `tensorboard --follow`, and how they react to Ctrl-C."""
 
+import json
 import os
 import pty
 import signal
@@ -7,11 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from helpers.program import REPO
-from helpers.run_folders import sent
+from helpers.run_folders import logged, sent
 
 
 @pytest.fixture
@@ -101,4 +104,35 @@ def test_follow_waits_for_the_first_log_and_ends_with_ctrl_c(make_run, start, tm
     assert "has no logs yet" in process.stderr.readline()
     (run / "logs" / "rank_0.log").write_text("at last\n")
     wait_for(lambda: out.read_text() == "[0] at last\n", "the first log")
+    interrupt(process)
+
+
+def steps_in(folder: Path) -> list[int]:
+    """The steps of the training loss in the event files of a folder."""
+    events = EventAccumulator(str(folder)).Reload() if folder.exists() else None
+    return [event.step for event in events.Scalars("train/loss")] if events and events.Tags()["scalars"] else []
+
+
+def test_event_files_follow_two_runs_until_both_are_finished(make_run, start, tmp_path) -> None:
+    runs, tb = [make_run(name, metrics__jsonl=[logged(10)]) for name in ("a", "b")], tmp_path / "tb"
+    process = start("tensorboard", *runs, "--out", tb, "--follow", stdout=subprocess.PIPE)
+    assert process.stdout.readline() == f"{tb}: 2 runs; show with: tensorboard --logdir {tb}\n"
+    (runs[0] / "DONE").write_text("{}")
+    with (runs[1] / "metrics.jsonl").open("a") as rows:
+        rows.write(json.dumps(logged(20)) + "\n" + json.dumps(logged(30))[:9])  # the last row is not whole yet
+    wait_for(lambda: steps_in(tb / "b") == [10, 20], "a new row")
+    assert process.poll() is None
+    with (runs[1] / "metrics.jsonl").open("a") as rows:
+        rows.write(json.dumps(logged(30))[9:] + "\n")
+    (runs[1] / "DONE").write_text("{}")
+    assert process.wait(timeout=30) == 0
+    assert (steps_in(tb / "a"), steps_in(tb / "b")) == ([10], [10, 20, 30])
+
+
+def test_event_files_wait_for_the_first_row_and_end_with_ctrl_c(make_run, start, tmp_path) -> None:
+    run = make_run("a")
+    process = start("tensorboard", run, "--out", tmp_path / "tb", "-f", stdout=subprocess.PIPE)
+    assert process.stdout.readline()
+    (run / "metrics.jsonl").write_text(json.dumps(logged(10)) + "\n")
+    wait_for(lambda: steps_in(tmp_path / "tb" / "a") == [10], "the first row")
     interrupt(process)

@@ -125,6 +125,11 @@ def test_only_launch_imports_submitit() -> None:
     assert users == {"launch"}
 
 
+def test_only_its_own_command_imports_tensorboard() -> None:
+    users = {named(path) for path in CODE if any(re.match(r"tensorboard\b", name) for name in imported(path))}
+    assert users == {"tinyimnet.launch.tensorboard"}
+
+
 def test_the_training_does_not_import_launch() -> None:
     assert not {name for name in all_imported("tinyimnet.train", set()) if name.startswith("tinyimnet.launch")}
 
@@ -141,8 +146,8 @@ def test_only_these_modules_import_accelerate() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        *(f"tinyimnet.launch.{name}" for name in ("requeue", "status", "cancel", "logs", "seeds")),
-        "tinyimnet.run.record", "tinyimnet.cli", "tinyimnet.data.prepare",
+        *(f"tinyimnet.launch.{name}" for name in ("requeue", "status", "cancel", "logs", "seeds", "tensorboard")),
+        "tinyimnet.run.record", "tinyimnet.cli", "tinyimnet.data.prepare", "tinyimnet.commands.unpack",
     ],
 )  # fmt: skip
 def test_modules_that_must_start_fast_do_not_import_torch(module: str) -> None:

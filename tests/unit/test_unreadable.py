@@ -62,6 +62,8 @@ COMMANDS = {
     "cancel": "cancel {0}/run",
     "sync": "sync {0}/run",
     "submit": "submit --profile {0}/my.yaml",
+    "tensorboard": "tensorboard {0}/run --out {0}/tb",
+    "unpack": "unpack {0}/data --out {0}/out",
     "prepare an archive": "prepare {0}/tiny-imagenet-200.zip --out {0}/out",
     "prepare a folder": "prepare {0}/tiny-imagenet-200 --out {0}/out",
     "prepare arrays": "prepare {0}/arrays --classes {0}/classes.txt --out {0}/out",
@@ -85,6 +87,8 @@ FILES: dict[str, tuple[str, ...]] = {
     "logs": ("run/logs/rank_0.log",),
     "sync": ("run/wandb_run.json",),
     "submit": ("my.yaml",),
+    "tensorboard": ("run/config.yaml", "run/metrics.jsonl", "run/attempts.jsonl"),
+    "unpack": DATA,
     "prepare an archive": ("tiny-imagenet-200.zip",),
     "prepare a folder": (
         "tiny-imagenet-200/wnids.txt", "tiny-imagenet-200/train/n01/images/n01_0.JPEG",
@@ -107,6 +111,8 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "logs": ("run", "run/logs"),
     "cancel": ("run",),
     "sync": ("run",),
+    "tensorboard": ("run",),
+    "unpack": ("data",),
     "prepare a folder": ("tiny-imagenet-200", "tiny-imagenet-200/train"),
     "prepare arrays": ("arrays",),
 }

@@ -34,7 +34,7 @@ def test_a_folder_with_something_else_is_not_touched(tmp_path: Path) -> None:
     arrays_in(tmp_path / "npy")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("precious")
-    with pytest.raises(UserError, match="exists and is not a prepared data set"):
+    with pytest.raises(UserError, match="exists and is neither empty nor a prepared data set"):
         prepare(tmp_path / "npy", tmp_path / "out")
     assert (tmp_path / "out" / "thesis.txt").read_text() == "precious"
 

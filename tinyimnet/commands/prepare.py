@@ -11,16 +11,14 @@ tinyimnet prepare --train-images x.npy --train-labels y.npy --val-images xv.npy 
 
 import argparse
 import os
-import signal
-import threading
 from pathlib import Path
-from types import FrameType
 
 from tinyimnet.config import DataConfig
 from tinyimnet.data import npy
 from tinyimnet.data.findings import Findings
 from tinyimnet.data.images import FITS
 from tinyimnet.data.prepare import prepare, prepare_missing
+from tinyimnet.data.writer import interruptible
 from tinyimnet.errors import UserError
 from tinyimnet.files import expanded
 
@@ -58,16 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Prepare the data and print what was written; a signal leaves no partial files."""
-    in_main_thread = threading.current_thread() is threading.main_thread()  # others cannot set handlers
-    numbers = (signal.SIGTERM, signal.SIGINT) if in_main_thread else ()
-    handlers = {number: signal.signal(number, _stop) for number in numbers}
     real = expanded(os.environ.get("DATA_ROOT") or DataConfig.root, "DATA_ROOT")  # slurm/site.env
     out = args.out or Path("data/synthetic-200" if args.synthetic else real)
-    try:
+    with interruptible():
         manifest = _prepare(args, out)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
     counts = ", ".join(f"{n:,} {split}" for split, n in manifest["counts"].items())
     print(f"{out}: {counts} images of {len(manifest['classes'])} classes, from {manifest['origin']}")
     if manifest["layout"]:
@@ -77,10 +69,6 @@ def main(args: argparse.Namespace) -> int:
     if manifest["skipped"]:
         print(f"not used: {Findings(manifest['skipped'])}")
     return 0
-
-
-def _stop(signal_number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + signal_number)
 
 
 def _prepare(args: argparse.Namespace, out: Path) -> dict:

@@ -1,4 +1,4 @@
-"""What the name of a file tells: an image, a hidden file, its place in natural order."""
+"""What the name of a file tells: an image, a hidden file, its place in natural order; and which names it can have."""
 
 import os
 import re
@@ -36,6 +36,12 @@ def is_utf8(name: str) -> bool:
 def is_hidden(name: str) -> bool:
     """Whether an operating system or a tool keeps a file or folder of this name for itself."""
     return name.startswith(".") or name.lower() in SYSTEM
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a file can have this name: a part of a path, without control characters, at most 255 bytes of UTF-8."""
+    one_part = name not in ("", ".", "..") and not re.search(r"[/\x00-\x1f\x7f]", name)
+    return one_part and len(name.encode("utf-8", "surrogateescape")) <= 255
 
 
 def natural_order(names: Iterable[str]) -> list[str]:

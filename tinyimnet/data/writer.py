@@ -6,12 +6,15 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 
@@ -49,7 +52,7 @@ def new_folder(out: Path, bytes_needed: int) -> Iterator[Path]:
             os.rename(lock.name, folder / "lock")
             yield folder
             for path in folder.iterdir():
-                fsync(path)
+                fsync_folder(path) if path.is_dir() else fsync(path)
             fsync_folder(folder)
             (folder / "lock").unlink()
             os.rename(folder, target)
@@ -73,9 +76,26 @@ def check_vacant(out: Path) -> None:
         if is_prepared(out):
             raise UserError(f"{out} is already prepared; move it away to prepare it again.")
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"{out} exists and is not a prepared data set; choose another folder.")
+            raise UserError(f"{out} exists and is neither empty nor a prepared data set; choose another folder.")
     except OSError as error:
         raise UserError(f"{out} cannot be read ({error.strerror}); choose another --out.") from None
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Exit on SIGTERM and SIGINT by an exception, so that `new_folder` leaves no partial files."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    in_main_thread = threading.current_thread() is threading.main_thread()  # others cannot set handlers
+    numbers = (signal.SIGTERM, signal.SIGINT) if in_main_thread else ()
+    handlers = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _mount_point(out: Path) -> UserError:

@@ -107,10 +107,15 @@ class Record:
     @property
     def training_seconds(self) -> float:
         """Time spent on the steps and evaluations that led to the result; replayed steps count once."""
-        seconds, before = 0.0, 0.0
+        return (self.seconds() or [0.0])[-1]
+
+    def seconds(self) -> list[float]:
+        """Training time up to each line."""
+        seconds, total, before = [], 0.0, 0.0
         for line in self.lines:
-            seconds += line.get("perf/step_ms", 0) / 1000 * (line[STEP] - before) + line.get("perf/eval_s", 0)
+            total += line.get("perf/step_ms", 0) / 1000 * (line[STEP] - before) + line.get("perf/eval_s", 0)
             before = line[STEP]
+            seconds.append(total)
         return seconds
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
