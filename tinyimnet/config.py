@@ -30,6 +30,8 @@ class RunConfig:
     """Seconds before the end of a Slurm job (SLURM_JOB_END_TIME) at which the run saves and stops."""
     max_attempts: int = 100
     """Attempts of one Slurm job after which it is not requeued."""
+    profile: int = 0
+    """Steps of each attempt, after its first ten, that rank 0 records for the folder profile; 0: none."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,7 @@ KEYS = tuple(
 PATHS = ("run.dir", "data.root", "data.stage", "data.soft_labels", "train.init_from")
 # Keys that a resumed run may change, besides a larger train.epochs: paths, reporting, timeouts.
 MAY_CHANGE = ("run.log_every", "run.eval_every", "run.save_every", "run.keep_checkpoints", "run.stop_before_end",
-              "run.max_attempts", "run.dir", "data.root", "data.stage", "train.timeout", "tracking.",
+              "run.max_attempts", "run.profile", "run.dir", "data.root", "data.stage", "train.timeout", "tracking.",
               # The micro-batch depends on the machine, as the number of processes does.
               "train.device_batch_size")  # fmt: skip
 

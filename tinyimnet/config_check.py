@@ -19,6 +19,7 @@ def check(config: Config) -> None:
         ("run.keep_checkpoints", run.keep_checkpoints >= 1, "1 or more"),
         ("run.stop_before_end", run.stop_before_end >= 0, "0 seconds or more"),
         ("run.max_attempts", run.max_attempts >= 1, "1 or more"),
+        ("run.profile", 0 <= run.profile <= 1000, "between 0 and 1,000 steps"),
         ("data.root", bool(config.data.root), "a folder"),
         ("model.widths", bool(model.widths) and all(1 <= width <= 100_000 for width in model.widths),
          "one positive number for each stage, at most 100,000"),

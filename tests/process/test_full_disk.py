@@ -91,6 +91,15 @@ def test_a_disk_that_is_full_at_the_end_costs_nothing_but_a_second_start(untouch
     assert_same_end(untouched, tmp_path / "run")
 
 
+def test_a_profile_that_does_not_fit_on_the_disk_is_one_warning(untouched, arguments, tmp_path: Path) -> None:
+    full = partial(no_space, 20_000, 11, 12)  # while the profile of step 11 is written
+    assert run_to_end(arguments(**OPTIONS, run__profile=1), tmp_path / "log", before=full) == [0]
+    warnings = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("WARNING")]
+    assert warnings == [f"WARNING: {tmp_path}/run/profile is not written: torch could not write the trace"]
+    assert [path.name for path in (tmp_path / "run/profile").iterdir()] == ["operators.txt"]
+    assert_same_end(untouched, tmp_path / "run")
+
+
 def test_an_alert_reaches_wandb(arguments, tmp_path: Path) -> None:
     codes = run_to_end(
         arguments(**OPTIONS, tracking__wandb="offline"),

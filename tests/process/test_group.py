@@ -77,6 +77,14 @@ def test_after_an_exception_the_same_command_finishes_the_run(arguments, tmp_pat
     assert (tmp_path / "run" / "DONE").exists()
 
 
+def test_a_group_records_a_profile_of_rank_0_and_keeps_its_bits(arguments, tmp_path: Path) -> None:
+    for name, steps in (("plain", 0), ("profiled", 1)):
+        command = arguments(run__dir=tmp_path / name, run__profile=steps)
+        assert run_to_end(command, tmp_path / "log", processes=2) == [0, 0]
+    assert_same_end(tmp_path / "plain", tmp_path / "profiled")
+    assert (tmp_path / "log").read_text().count("profile of 1 step: data ") == 1
+
+
 # ---- a main thread that waits in C for a process that is gone, as with NCCL -----------------------------------------
 
 

@@ -54,6 +54,111 @@ def test_a_refusal_by_slurm_is_one_sentence_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["bin"]
 
 
+SLURM = {
+    "scontrol": "echo 'MaxArraySize            = {size}'",
+    "scancel": 'echo "$@" >>{folder}/cancelled',
+    "srun": "",  # submitit looks for it
+    # Accepts the first {accepts} jobs, and keeps their scripts.
+    "sbatch": """\
+n=$(ls {folder}/script.* 2>/dev/null | wc -l)
+if [ $n = {accepts} ]; then echo "sbatch: error: Job violates policy" >&2; exit 1; fi
+cp "$1" {folder}/script.$n; echo "Submitted batch job $((100 + n))"
+""",
+}
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch):
+    """Return a function that sets up a Slurm with arrays of `size` elements; commands replace those of SLURM."""
+
+    def make(size: int, accepts: int = 9, **commands: str) -> Path:
+        folder = tmp_path / "slurm"
+        folder.mkdir()
+        for name, text in (SLURM | commands).items():
+            (folder / name).write_text("#!/bin/sh\n" + text.format(folder=folder, size=size, accepts=accepts))
+            (folder / name).chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+        return folder
+
+    return make
+
+
+def submit_seven(folder: Path, *options: str) -> int:
+    argv = ["submit", "--config", "configs/smoke.yaml", f"--run.dir={folder}/runs/a", "--seeds=0-6", "--parallel=2"]
+    return errors.run(cli.main, [*argv, *options])
+
+
+def trained_by(script: str) -> list[str]:
+    """Return the configurations in the order of the elements of the array."""
+    configs = re.search(r"configs=\((.*)\)", script)
+    assert configs
+    return [Path(name).stem for name in configs[1].split()]
+
+
+MANY = "7 runs in 3 arrays, because MaxArraySize of this cluster is 3; of each array 2 run at the same time"
+
+
+def test_more_runs_than_an_array_may_have_are_several_arrays(slurm, tmp_path: Path, capsys) -> None:
+    folder = slurm(size=3)
+    assert submit_seven(tmp_path) == 0
+    scripts = [(folder / f"script.{i}").read_text() for i in range(3)]
+    assert [re.findall("--array=(.*)", script) for script in scripts] == [["0-2%2"], ["0-2%2"], []]
+    sent = [f"{100 + i}_{k}" for i in (0, 1) for k in range(3)] + ["102"]
+    for i, job in enumerate(sent):
+        assert json.loads((tmp_path / f"runs/a-seed{i}/job.json").read_text())["job"] == job
+        number, _, element = job.partition("_")
+        assert trained_by(scripts[int(number) - 100])[int(element or 0)] == f"a-seed{i}"
+    assert MANY in capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize(
+    "scontrol",
+    ["echo 'MaxArraySize = 7'", "echo 'MaxArraySize = 0'", "echo 'MaxArraySize = (null)'", r"printf '\377'", "exit 1"],
+    ids=["as many as allowed", "no arrays", "no number", "no text", "failed"],
+)
+def test_a_cluster_that_does_not_limit_them_gets_one_array(scontrol: str, slurm, tmp_path: Path, capsys) -> None:
+    folder = slurm(size=0, scontrol=scontrol)
+    assert submit_seven(tmp_path) == 0
+    assert "#SBATCH --array=0-6%2\n" in (folder / "script.0").read_text()
+    assert "arrays" not in capsys.readouterr().err
+
+
+def test_without_scontrol_there_is_one_array(slurm, tmp_path: Path) -> None:
+    folder = slurm(size=3)
+    (folder / "scontrol").unlink()
+    assert submit_seven(tmp_path) == 0
+    assert [path.name for path in folder.glob("script.*")] == ["script.0"]
+
+
+def test_a_dry_run_prints_the_script_of_each_array(slurm, tmp_path: Path, capsys) -> None:
+    slurm(size=3)
+    assert submit_seven(tmp_path, "--dry-run") == 0
+    printed = capsys.readouterr()
+    assert [trained_by(script) for script in printed.out.split("#!/bin/bash")[1:]] == [
+        [f"a-seed{i}" for i in part] for part in ((0, 1, 2), (3, 4, 5), (6,))
+    ]
+    assert printed.err == MANY + "\n"
+
+
+@pytest.mark.parametrize(
+    "scancel, begin, end",
+    [
+        (SLURM["scancel"], "error: nothing was submitted, ", "or retry when Slurm responds.\n"),
+        ("exit 1", "error: not all was submitted, ", "or retry when Slurm responds, but first: scancel 100 101.\n"),
+    ],
+    ids=["cancelled", "not cancelled"],
+)
+def test_if_slurm_refuses_a_later_array_the_earlier_ones_are_cancelled(
+    scancel: str, begin: str, end: str, slurm, tmp_path: Path, capsys
+) -> None:
+    folder = slurm(size=3, accepts=2, scancel=scancel)
+    assert submit_seven(tmp_path) == 2
+    error = capsys.readouterr().err.splitlines(keepends=True)[-1]
+    assert error.startswith(f"{begin}because sbatch failed (Job violates policy); ") and error.endswith(end)
+    assert scancel == "exit 1" or (folder / "cancelled").read_text() == "100 101\n"
+    assert not (tmp_path / "runs").exists()
+
+
 def test_python_files_that_git_does_not_track_are_named(tmp_path: Path) -> None:
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
     (tmp_path / ".gitignore").write_text("ignored.py\n")

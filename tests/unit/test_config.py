@@ -90,6 +90,7 @@ def test_what_is_dumped_loads_as_the_same_configuration(tmp_path: Path, lr, seed
         ("run.log_every", 7, False), ("run.eval_every", 2, False), ("run.save_every", 9, False),
         ("run.keep_checkpoints", 5, False), ("run.dir", "x", False), ("data.root", "x", False),
         ("tracking.project", "x", False), ("tracking.wandb", "offline", False), ("train.timeout", 9, False),
+        ("run.profile", 3, False),
         ("train.device_batch_size", 2, False), ("train.epochs", 301, False), ("train.epochs", 299, True),
         ("run.seed", 1, True), ("train.global_batch_size", 512, True), ("train.precision", "fp32", True),
         ("optim.lr", 0.1, True), ("model.drop_path", 0.3, True), ("augment.flip", "false", True),

@@ -74,6 +74,8 @@ ARGUMENTS = {
     "--data.source=cifar": "data.source is 'cifar'",
     "--tracking.wandb=maybe": "tracking.wandb is 'maybe'",
     "--config=no/such.yaml": "--config no/such.yaml does not exist",
+    "--run.profile=-1": "run.profile is -1 and must be between 0 and 1,000 steps",
+    "--run.profile=1001": "run.profile is 1001 and must be between 0 and 1,000 steps",
     "--run.stop_before_end=-1": "run.stop_before_end is -1 and must be 0 seconds or more",
 }
 

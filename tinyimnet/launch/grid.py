@@ -3,11 +3,12 @@
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 from tinyimnet.errors import UserError
 
-MOST = 1000  # runs of a submission; Slurm's default MaxArraySize allows 1000 elements
+MOST = 10_000  # runs of a submission; as many jobs as Slurm keeps by default (MaxJobCount)
 Point = tuple[tuple[str, str], ...]
 
 
@@ -66,6 +67,6 @@ def _seeds(text: str) -> list[str]:
     if (count := sum(map(len, ranges))) > MOST:
         raise UserError(f"--seeds is {text!r}, which are {count:,} runs, and must be at most {MOST:,}.")
     seeds = list(itertools.chain(*ranges))
-    if twice := next((seed for seed in seeds if seeds.count(seed) > 1), None):
+    if twice := next((seed for seed, times in Counter(seeds).items() if times > 1), None):
         raise UserError(f"--seeds is {text!r} and has seed {twice} twice; give each seed once.")
     return list(map(str, seeds))

@@ -3,7 +3,9 @@
 import io
 import json
 import os
+import re
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
@@ -16,7 +18,7 @@ from tinyimnet.config import Config
 from tinyimnet.errors import UserError
 from tinyimnet.files import write_atomically
 from tinyimnet.launch.job import TrainJob
-from tinyimnet.launch.runs import submitted
+from tinyimnet.launch.runs import call, submitted
 from tinyimnet.run.folder import writable
 from tinyimnet.run.record import read_object
 
@@ -54,21 +56,64 @@ def new_folder(folder: Path) -> Iterator[None]:
         raise
 
 
-def send(executor: submitit.AutoExecutor, jobs: Sequence[TrainJob]) -> list[submitit.Job]:
-    """Submit jobs to Slurm, several as an array.
+def arrays(runs: int, parallel: int) -> list[slice]:
+    """The runs of each Slurm array; says so if there are several, because the cluster's MaxArraySize is smaller.
+
+    Args:
+        runs: number of runs.
+        parallel: jobs of an array that run at the same time.
+    """
+    largest = (_max_array_size() if runs > 1 else 0) or runs
+    parts = [slice(start, start + largest) for start in range(0, runs, largest)]
+    if len(parts) > 1:  # not on stdout, which is the script in a dry run
+        print(
+            f"{runs:,} runs in {len(parts):,} arrays, because MaxArraySize of this cluster is {largest}; "
+            f"of each array {parallel} run at the same time",
+            file=sys.stderr,
+        )
+    return parts
+
+
+def _max_array_size() -> int:
+    """Elements that the cluster allows in an array, whose largest index is one less; 0 if Slurm does not say."""
+    with suppress(UserError, UnicodeDecodeError):
+        if found := re.search(r"^MaxArraySize\s*=\s*([0-9]+)\s*$", call("scontrol", "show", "config"), re.MULTILINE):
+            return int(found[1])
+    return 0
+
+
+def send(batches: Sequence[tuple[submitit.AutoExecutor, Sequence[TrainJob]]]) -> list[submitit.Job]:
+    """Submit all jobs to Slurm or none: those of each batch as an array, or as a single job.
 
     Raises:
         UserError: sbatch failed; the sentence has its reason.
     """
+    sent: list[submitit.Job] = []
     try:
         with redirect_stderr(io.StringIO()):  # submitit prints what it raises
-            return executor.submit_array(jobs)
+            for executor, jobs in batches:
+                sent += executor.submit_array(jobs)
+        return sent
     except FailedJobError as error:
         lines = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in str(error).splitlines()]
+        left = _take_back(sent)
         raise UserError(
-            f"nothing was submitted, because sbatch failed ({'; '.join(lines).rstrip('.')}); change the profile, the "
-            "options or slurm/site.env, or retry when Slurm responds."
+            f"{'not all' if left else 'nothing'} was submitted, because sbatch failed "
+            f"({'; '.join(lines).rstrip('.')}); change the profile, the options or slurm/site.env, or retry when Slurm "
+            f"responds{f', but first: {left}' if left else ''}."
         ) from None
+
+
+def _take_back(sent: Sequence[submitit.Job]) -> str:
+    """Cancel jobs; returns the command that failed, or ""."""
+    if not sent:
+        return ""
+    command = ["scancel", *dict.fromkeys(job.job_id.partition("_")[0] for job in sent)]
+    try:
+        call(*command)
+        return ""
+    except UserError:
+        return " ".join(command)
 
 
 def start_here(executor: submitit.AutoExecutor, jobs: Sequence[TrainJob], parallel: int) -> Iterator[submitit.Job]:

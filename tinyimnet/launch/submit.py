@@ -88,7 +88,8 @@ def main(args: argparse.Namespace) -> int:
     if args.dry_run:
         if args.cluster != "slurm":
             raise UserError("--dry-run prints an sbatch script and requires --cluster slurm.")
-        print(sbatch_script(make_executor(args.cluster, profile, files), len(runs)))
+        for part in submission.arrays(len(runs), profile.parallel):
+            print(sbatch_script(make_executor(args.cluster, profile, files[part]), len(files[part])))
         return 0
     own_root = config_cli.overrides("data.root", [*args.options, *(f"--{axis}" for axis in args.grid)])
     for config in runs:
@@ -102,7 +103,12 @@ def main(args: argparse.Namespace) -> int:
         if args.cluster == "slurm":
             for name in overridden(sbatch_script(executor, len(runs))):
                 os.environ.pop(name, None)
-            jobs: Iterable[submitit.Job] = submission.send(executor, trainings)
+            parts = submission.arrays(len(runs), profile.parallel)
+            # An executor each, because the index of an element in its array chooses its configuration.
+            executors = [make_executor(args.cluster, profile, files[part]) for part in parts]
+            jobs: Iterable[submitit.Job] = submission.send(
+                [(each, trainings[part]) for each, part in zip(executors, parts, strict=True)]
+            )
         else:
             jobs = submission.start_here(executor, trainings, profile.parallel)
     if names := untracked(ROOT):

@@ -3,6 +3,7 @@
 config.yaml      resolved configuration          metrics.jsonl   one line per logged step
 checkpoints/     newest k and best               final.safetensors, curves.png, DONE   written at the end
 logs/            one file per rank               LOCK            held by the process that writes here
+profile/         trace.json.gz, operators.txt    written with run.profile
 attempts.jsonl   one line per attempt: start time, nodes, job, first step, device, versions
 SAVED            left by the first checkpoint: a run that loses all of them does not silently start over
 STOP             created by a user: save and exit

@@ -17,11 +17,13 @@ class StepClock:
 
     Attributes:
         steps: steps since the last `restart`, counted by the caller.
+        others: clocks that get the time of each part too.
     """
 
     def __init__(self, device: torch.device):
         self.on_gpu = device.type == "cuda"
         self.device = device
+        self.others: tuple[StepClock, ...] = ()
         self.restart()
 
     def restart(self) -> None:
@@ -40,11 +42,14 @@ class StepClock:
             before.record()
             yield
             after.record()
-            self._events.append((name, before, after))
+            for clock in (self, *self.others):
+                clock._events.append((name, before, after))
         else:
             started = time.perf_counter()
             yield
-            self._seconds[name] += time.perf_counter() - started
+            seconds = time.perf_counter() - started
+            for clock in (self, *self.others):
+                clock._seconds[name] += seconds
 
     def read(self, global_batch_size: int) -> dict[str, float]:
         """Images/s, and the mean step and its parts in ms, since `restart`; call it after a device sync.

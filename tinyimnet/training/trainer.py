@@ -31,6 +31,7 @@ from tinyimnet.run.metrics import TOP1
 from tinyimnet.tracking.tracker import Tracker
 from tinyimnet.training import optim
 from tinyimnet.training.ema import Ema
+from tinyimnet.training.profile import Profile
 from tinyimnet.training.state import TrainState
 from tinyimnet.training.step import TrainStep
 from tinyimnet.training.timing import StepClock
@@ -98,6 +99,8 @@ class Trainer:
         lengths = self.total_steps, self.steps_per_epoch
         self.progress = Progress(*lengths, self.batches.work_left, enabled=accelerator.is_main_process)
         self.clock, self.save_seconds = StepClock(device), 0.0
+        profiled = config.run.profile if accelerator.is_main_process else 0
+        self.profile = Profile(profiled, saver.folder.parent / "profile", self.clock)
         self.train_step = TrainStep(
             config, accelerator, self.model, self.state, self.batches, self.micro_batches, self.clock
         )
@@ -138,7 +141,7 @@ class Trainer:
         if self._to_compile:
             self.progress.compiling(sorted(self._to_compile))
         reason = ""
-        with self.progress:
+        with self.progress, self.profile:
             self.clock.restart()
             while self.step < self.total_steps and not reason:
                 if reason := self.stop.agreed(self.accelerator):
@@ -154,7 +157,8 @@ class Trainer:
     def take_step(self) -> None:
         """Take a step; the first one at a resolution compiles the network if train.compile is on."""
         resolution, started = self.batches.resolution(self.step), time.perf_counter()
-        self.train_step()
+        with self.profile.step():
+            self.train_step()
         if resolution in self._to_compile:
             self._to_compile.remove(resolution)
             self.progress.compiled(resolution, time.perf_counter() - started, len(self._to_compile))
