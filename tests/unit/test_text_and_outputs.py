@@ -17,6 +17,8 @@ MAY_WRITE = {
     "tinyimnet/tracking/tracker.py", "tinyimnet/tracking/uploaded.py", "tinyimnet/data/writer.py",
     "tinyimnet/data/download.py",
     "tinyimnet/data/staging.py", "benchmarks/tracking.py", "benchmarks/data_path.py",
+    "tinyimnet/data/unpack.py",  # into a folder that is renamed when it is complete
+    "tinyimnet/launch/tensorboard.py",  # in place, for a TensorBoard that has read a part of it
 }  # fmt: skip
 
 
