@@ -178,6 +178,6 @@ def test_the_smoke_run_ends_well_above_chance(tmp_path: Path) -> None:
     config = tmp_path / "smoke.yaml"
     config.write_text(yaml.safe_dump({**smoke, "data": {**smoke["data"], "root": str(tmp_path / "data")}}))
     options = ["--config", str(config), f"--run.dir={tmp_path / 'run'}"]
-    result = launch([*ACCELERATE, "--num_processes", "1", "train.py", *options], timeout=400)
+    result = launch([*ACCELERATE, "--num_processes", "1", "train.py", *options], timeout=900)
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "run" / "DONE").read_text())["val/ema_top1"] > 25
