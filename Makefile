@@ -1,6 +1,6 @@
 # make train          install into .venv if needed, then train on an embedded data set: no download, no GPU, 3 minutes
 # make train CONFIG=configs/tiny1m.yaml ARGS="--optim.lr 0.3"     any configuration, on all GPUs of this machine
-# make test           lint, unit and process tests: 3 minutes on 2 cores, no root, no cluster
+# make test           lint, unit and process tests: 6 minutes on 2 cores, no root, no cluster
 # make test-faults    the long fault tests: 100 kills, every signal to every launcher, a full disk: 10 minutes
 # make test-wandb     the tests against a W&B server and in Chromium (installed as root): 5 minutes
 # make test-cluster   the tests on a real Slurm of three nodes on this machine: root, 17 minutes
