@@ -139,7 +139,7 @@ def play_round(seed: str, launcher: list[str], untouched: Path, run: Path, data:
 
 def nothing_is_left(group: Group) -> None:
     """Wait until every process of the group has ended."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while found := group.processes():
         assert time.monotonic() < deadline, found
         time.sleep(0.2)

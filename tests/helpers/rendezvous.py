@@ -44,7 +44,7 @@ def together(
     processes = [context.Process(target=run, args=(rank,)) for rank in ranks or range(world_size)]
     for process in processes:
         process.start()
-    found = dict(answers.get(timeout=60) for _ in processes)
+    found = dict(answers.get(timeout=120) for _ in processes)
     for process in processes:
         process.join(10)
     return [found[rank] for rank in sorted(found)]

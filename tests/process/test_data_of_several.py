@@ -56,7 +56,7 @@ def test_runs_that_start_together_without_data_all_use_the_first_result(tmp_path
     runs = [context.Process(target=start) for _ in range(3)]
     for run in runs:
         run.start()
-    assert [found.get(timeout=60) for _ in runs] == [400] * 3
+    assert [found.get(timeout=120) for _ in runs] == [400] * 3
     assert [path.name for path in tmp_path.iterdir()] == ["drawn"]
 
 

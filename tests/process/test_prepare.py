@@ -103,7 +103,7 @@ def start_decoding(archive: Path, out: Path) -> tuple[subprocess.Popen[bytes], l
     """Start the command; return it and its children once a worker has written pixels."""
     command = [sys.executable, "-m", "tinyimnet", "prepare", str(archive), "--out", str(out)]
     process = subprocess.Popen(command, cwd=REPO, start_new_session=True)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
         for array in out.parent.glob(f".{out.name}.partial-*/train_images.npy"):
             if array.stat().st_blocks > 1000:  # the file is sparse until then
@@ -113,7 +113,7 @@ def start_decoding(archive: Path, out: Path) -> tuple[subprocess.Popen[bytes], l
 
 
 def assert_gone(pids: list[int]) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while any(map(alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert [pid for pid in pids if alive(pid)] == []

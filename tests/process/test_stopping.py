@@ -31,7 +31,7 @@ SIGNALS = pytest.mark.parametrize("number", preemption.SIGNALS, ids=lambda numbe
 
 def until_step(run: Path, step: int) -> None:
     """Wait until the run has logged a step."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not any(line["trainer/global_step"] >= step for line in read_lines(run / "metrics.jsonl")):
         assert time.monotonic() < deadline, "the training did not start"
         time.sleep(0.02)

@@ -48,7 +48,7 @@ def records(run_dir: Path) -> list[dict]:
     found = []
     for folder in offline_records(run_dir):
         command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
-        lines = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.splitlines()
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout.splitlines()
         found += [json.loads(line) for line in lines]
     return found
 

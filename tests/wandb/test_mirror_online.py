@@ -138,7 +138,7 @@ def test_a_server_that_breaks_costs_no_step_any_time_and_no_row(
     ended = time.monotonic() - started
     assert steps(run) == [1, 2] and steps_on_disk(run_dir) == list(range(1, 100))
     wandb_server.heal()
-    assert ended < FINISH + 8
+    assert ended < FINISH + 20
     again = start(run_dir, at=99)
     again.close(0)
     assert sorted(steps(run)) == list(range(1, 100))
@@ -153,10 +153,10 @@ def test_with_no_server_at_the_start_it_goes_offline_under_the_same_id(
     tracker = start(run_dir)
     id = run_id(run_dir)
     log(tracker, 1, 2)
-    [record] = wait_until(lambda: offline_records(run_dir), 30)
+    [record] = wait_until(lambda: offline_records(run_dir))
     started = time.monotonic()
     tracker.close(0)
-    assert time.monotonic() - started < FINISH
+    assert time.monotonic() - started < FINISH + 20
     said = f"Recording offline; upload later with: {command('sync', run_dir)}"
     assert said in capsys.readouterr().out
     wandb_server.heal()
@@ -169,7 +169,7 @@ def test_with_no_server_at_the_start_it_goes_offline_under_the_same_id(
 def test_the_stop_button_asks_the_training_to_save_and_end(run_dir: Path, wandb_server: WandbServer) -> None:
     tracker = start(run_dir)
     wandb_server.press_stop(on_server(wandb_server, run_dir).id)
-    wait_until((run_dir / "STOP").exists, 40)  # the client asks every 15 s
+    wait_until((run_dir / "STOP").exists)  # the client asks every 15 s
     tracker.close(0)
 
 

@@ -117,7 +117,7 @@ def test_an_offline_run_arrives_with_sync(
     (folder,) = tmp_path.glob("wandb/offline-run-*")
     monkeypatch.setenv("WANDB_MODE", "online")
     sync = [sys.executable, "-m", "wandb", "sync", str(folder)]
-    subprocess.run(sync, cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    subprocess.run(sync, cwd=tmp_path, check=True, capture_output=True, timeout=120)
     run = wandb_server.run("job")
     assert (run.state, steps(run)) == ("finished", [0, 1, 2, 3])
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+HANG = 120  # seconds after which a test gives up; a loaded machine has needed over 30 for what takes 8 s
 # Upload rows every second instead of every 15; for values below 1 the client uses its default.
 QUICK = "wandb.Settings(x_file_stream_transmit_interval=1, console='off')"
 
@@ -26,12 +27,12 @@ def run_client(folder: Path, script: str, *arguments: object, exit_code: int = 0
 
 def end(client: subprocess.Popen[str], exit_code: int = 0) -> str:
     """Wait for a client to exit; return its output."""
-    output, _ = client.communicate(timeout=60)
+    output, _ = client.communicate(timeout=HANG)
     assert client.returncode == exit_code, output
     return output
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 20) -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = HANG) -> Any:
     """Wait until `condition` returns a true value, and return it."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
