@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyimnet.data import download, image_folders, npy, other_forms, tiny_imagenet
+from tinyimnet.data import download, image_folders, npy, other_forms, parquet, tiny_imagenet
 from tinyimnet.data.archives import open_archive
 from tinyimnet.data.array_roles import guess_arrays
 from tinyimnet.data.arrays import Array, find_arrays, open_array
@@ -57,6 +57,8 @@ def prepare(
         used = [*(array.path for array in arrays.values()), class_file(classes, path), path / WORDS]
         skipped = beside(path, used) if path.is_dir() else None
         return npy.prepare_npy(arrays, out, classes, val_share=val_share, skipped=skipped, strict=strict)
+    if not in_folders and (files := parquet.find_tables(path)):
+        return parquet.prepare_parquet(path, files, out, classes, val_share=val_share, fit=fit, strict=strict)
     if classes:
         raise UserError(f"--classes {classes} is only for arrays and Parquet files, and {path} has none; omit it.")
     tree = _open_tree(path)
