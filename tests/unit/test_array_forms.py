@@ -7,6 +7,7 @@ import pytest
 
 from helpers.sources import arrays_in
 from tinyimnet import cli
+from tinyimnet.data import arrays
 from tinyimnet.data.dataset import open_dataset
 from tinyimnet.data.npy import prepare_npy
 from tinyimnet.data.prepare import prepare, read_images
@@ -95,7 +96,9 @@ def train_alone(folder: Path, per_class: int = 10) -> Path:
     return folder
 
 
-def test_the_share_is_held_out_of_each_class_with_its_labels(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows", [7, 500])
+def test_the_share_is_held_out_of_each_class_with_its_labels(rows: int, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(arrays, "CHUNK", rows)
     manifest = prepare(train_alone(tmp_path / "npy"), tmp_path / "out", val_share=0.2)
     dataset = open_dataset(tmp_path / "out")
     assert manifest["layout"].endswith("--val-share 0.2 of each class as val")

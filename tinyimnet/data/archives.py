@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from copy import copy
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 
 from tinyimnet.data import other_forms
@@ -100,8 +100,12 @@ class Archive(Tree):
                 files.skipped.add(TWICE, inner)
             else:
                 seen.add(name)
-                folders.update(str(parent) for parent in PurePosixPath(inner).parents[:-1])
-                folders.add(inner.rstrip("/")) if inner.endswith("/") else files.names.append(inner)
+                if not inner.endswith("/"):
+                    files.names.append(inner)
+                folder = inner.rpartition("/")[0]
+                while folder and folder not in folders:  # archives need no entries for folders
+                    folders.add(folder)
+                    folder = folder.rpartition("/")[0]
         files.folders = sorted(folders)
         return files
 
@@ -171,7 +175,7 @@ class TarArchive(Archive):
     def _members(self, path: Path) -> tuple[list[str], list[str]]:
         names: list[str] = []
         others: list[str] = []
-        with reading(path), self.opener(path, "rb") as file, tarfile.TarFile(fileobj=file) as archive:
+        with reading(path), self.opener(path, "rb") as file, tarfile.TarFile(fileobj=file, encoding="utf-8") as archive:
             while member := archive.next():
                 archive.members = []  # type: ignore[attr-defined]  # it would keep a kilobyte per file
                 name = re.sub("^(\\./+)+", "", re.sub("//+", "/", member.name)) + "/" * member.isdir()
