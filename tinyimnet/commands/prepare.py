@@ -5,7 +5,7 @@ tinyimnet prepare /path/to/tiny-imagenet-200.zip      # a local copy, or its unp
 tinyimnet prepare --synthetic                         # a data set drawn by the program: no download
 tinyimnet prepare FOLDER --out data/mine              # your images: CLASS/*.jpg, or train/CLASS/ and val/CLASS/
 tinyimnet prepare FOLDER --out data/mine --val-share 0.1 --resize      # hold out 10 %; scale to 64x64 pixels
-tinyimnet prepare FOLDER --out data/mine              # your images of 64x64 pixels as .npy files
+tinyimnet prepare SOURCE --out data/mine              # a zip or tar archive of these; .npy or .npz; Parquet
 tinyimnet prepare --train-images x.npy --train-labels y.npy --val-images xv.npy --val-labels yv.npy --out data/mine
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tinyimnet.config import DataConfig
 from tinyimnet.data import npy
+from tinyimnet.data.array_roles import ROLES
 from tinyimnet.data.findings import Findings
 from tinyimnet.data.images import FITS
 from tinyimnet.data.prepare import prepare, prepare_missing
@@ -29,21 +30,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source",
         nargs="?",
         type=Path,
-        help="tiny-imagenet-200.zip, its folder, a folder of images per class, or .npy files",
+        help="Tiny ImageNet or a folder of images per class, or a zip or tar of it; .npy, .npz or Parquet files",
     )
     parser.add_argument(
         "--out", type=Path, help="$DATA_ROOT or data/tiny-imagenet-200; data/synthetic-200 with --synthetic"
     )
-    for role in npy.ROLES:
-        parser.add_argument(f"--{role.replace('_', '-')}", type=Path, metavar="FILE", help=f"{role} as .npy")
+    for role in ROLES:
+        parser.add_argument(f"--{role.replace('_', '-')}", type=Path, metavar="FILE", help=f"{role} as .npy or .npz")
     parser.add_argument(
-        "--classes", type=Path, metavar="FILE", help="with .npy files: one class id per line, in label order"
+        "--classes", type=Path, metavar="FILE", help="with arrays and Parquet: one class id per line, in label order"
     )
     parser.add_argument(
         "--val-share",
         type=float,
         metavar="SHARE",
-        help="of each class to hold out, if a folder has no val, such as 0.1",
+        help="of each class to hold out, if a source has no val, such as 0.1",
     )
     parser.add_argument("--resize", action="store_true", help="scale images of other sizes to 64x64 pixels")
     parser.add_argument(
@@ -72,20 +73,21 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace, out: Path) -> dict:
-    files = {role: path for role in npy.ROLES if (path := getattr(args, role))}
-    options = args.val_share is not None or args.resize
+    files = {role: path for role in ROLES if (path := getattr(args, role))}
+    own = args.classes or args.val_share is not None  # options for data of the user
     ways = (bool(args.source), bool(files), args.download, args.synthetic)
-    if sum(ways) != 1 or (args.classes and (args.download or args.synthetic)) or (options and not args.source):
+    if sum(ways) != 1 or (own and (args.download or args.synthetic)) or (args.resize and not args.source):
         raise UserError(
-            "prepare takes exactly one source: the path of tiny-imagenet-200.zip, of its unpacked folder, of a folder "
-            "of images per class or of a folder of .npy files; or --train-images and so on; or --download; or "
-            "--synthetic (and --classes only with .npy files, --val-share and --resize only with image files)."
+            "prepare takes exactly one source: the path of Tiny ImageNet, of a folder of images per class, of a zip or "
+            "tar archive of these, of .npy or .npz files or of Parquet files; or --train-images and so on; or "
+            "--download; or --synthetic (and --classes and --val-share only with your data, --resize only with image "
+            "files)."
         )
     if args.fit and not args.resize:
         raise UserError(f"--fit {args.fit} says how --resize scales images; add --resize.")
     if args.download or args.synthetic:
         return prepare_missing(out, "synthetic" if args.synthetic else "tiny-imagenet")
     if files:
-        return npy.prepare_npy(files, out, args.classes, strict=args.strict)
+        return npy.prepare_npy(files, out, args.classes, val_share=args.val_share, strict=args.strict)
     fit = (args.fit or "crop") if args.resize else None
     return prepare(args.source, out, args.classes, val_share=args.val_share, fit=fit, strict=args.strict)

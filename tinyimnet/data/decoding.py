@@ -20,12 +20,13 @@ from tinyimnet.data.writer import (
     CHUNK,
     IMAGE_BYTES,
     IMAGE_SHAPE,
+    announce,
     finish,
     new_folder,
     new_images,
     progress,
     save_array,
-    write_pixels,
+    write_rows,
 )
 from tinyimnet.errors import UserError
 
@@ -72,6 +73,7 @@ def prepare_files(
     """
     if not problems:
         check_classes(origin, len(classes))
+    announce(files.source.form, layout or "Tiny ImageNet")
     with new_folder(out, IMAGE_BYTES * sum(map(len, images.values()))) as folder:
         for split, of_split in labels.items():
             save_array(folder, f"{split}_labels", np.array(of_split, np.int64))
@@ -100,27 +102,29 @@ def _decode_all(
     Returns:
         The images that cannot be used, whose rows are black, and the images with several frames.
     """
-    jobs, size = [], PHOTOS if fit else CHUNK
+    places: list[tuple[str, Path, int]] = []  # name of each image, and the file and the offset for its pixels
     for split, names in images.items():
         path, offset = new_images(folder, split, len(names))
-        for start in range(0, len(names), size):
-            jobs.append((names[start : start + size], path, offset + start * IMAGE_BYTES, fit))
+        places += [(name, path, offset + row * IMAGE_BYTES) for row, name in enumerate(names)]
+    places.sort(key=lambda place: source.position(place[0]))
+    size = PHOTOS if fit else CHUNK
+    jobs = [(places[start : start + size], fit) for start in range(0, len(places), size)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     n_workers = min(cores, len(jobs), MAX_WORKERS)
     pool = ProcessPoolExecutor(n_workers, multiprocessing.get_context("spawn"), _start_worker, (source,))
     problems, skipped = Findings(), Findings()
     try:
-        with progress("decoded", sum(map(len, images.values()))) as advance:
+        with progress("decoded", len(places)) as advance:
             # Ctrl-C goes to the whole process group; workers inherit the blocked SIGINT, so only the parent reacts.
             unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
                 futures = [pool.submit(_decode_chunk, *job) for job in jobs]
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
-            for future, (names, *_) in zip(futures, jobs, strict=True):
+            for future, (chunk, _) in zip(futures, jobs, strict=True):
                 for kind, name, detail in future.result():
                     (skipped if kind == SEVERAL_FRAMES else problems).add(kind, name, detail)
-                advance(len(names))
+                advance(len(chunk))
     except BrokenProcessPool:
         raise UserError(
             "A decoding process was killed, possibly for lack of memory; free some memory and run the command again."
@@ -145,11 +149,11 @@ def _start_worker(source: Source) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _decode_chunk(names: list[str], path: Path, offset: int, fit: str | None) -> list[tuple[str, str, str]]:
-    """Decode images to `offset` in the file `path`; return (kind, name, detail) of those that are not wholly used."""
-    pixels = np.zeros((len(names), *IMAGE_SHAPE), np.uint8)
+def _decode_chunk(places: list[tuple[str, Path, int]], fit: str | None) -> list[tuple[str, str, str]]:
+    """Decode images to their places; return (kind, name, detail) of those that are not wholly used."""
+    pixels = np.zeros((len(places), *IMAGE_SHAPE), np.uint8)
     findings = []
-    for row, name in zip(pixels, names, strict=True):
+    for row, (name, _, _) in zip(pixels, places, strict=True):
         try:
             row[:], n_frames = decode(_source.read(name), fit)
         except Unusable as fault:
@@ -157,5 +161,5 @@ def _decode_chunk(names: list[str], path: Path, offset: int, fit: str | None) ->
         else:
             if n_frames > 1:
                 findings.append((SEVERAL_FRAMES, name, f"{n_frames} frames"))
-    write_pixels(path, offset, pixels)
+    write_rows((path, offset, row) for (_, path, offset), row in zip(places, pixels, strict=True))
     return findings
