@@ -33,7 +33,7 @@ COMMANDS = {
     "evaluate": "accuracy, calibration and confused classes of a run",
     "predict": "write labels for images as CSV",
     "soft-labels": "save teacher probabilities for distillation",
-    "report": "write an HTML page of one run, or of several side by side",
+    "report": "write an HTML page of a run, of several, or of a folder",
     "seeds": "mean and standard deviation over seeds",
     "tensorboard": "write event files for TensorBoard",
     "sync": "upload what W&B is missing of finished or offline runs",
