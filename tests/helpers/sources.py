@@ -87,15 +87,15 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-200])
 
 
-def arrays_in(folder: Path, **replaced: np.ndarray) -> dict[str, Path]:
+def arrays_in(folder: Path, size: int = 64, **replaced: np.ndarray) -> dict[str, Path]:
     """Write 8 train, 4 val and 2 test images of four classes as course files."""
     rng = np.random.default_rng(0)
     arrays = {
-        "train_images": rng.integers(0, 256, (8, 64, 64, 3), np.uint8),
+        "train_images": rng.integers(0, 256, (8, size, size, 3), np.uint8),
         "train_labels": np.arange(8) % 4,
-        "val_images": rng.integers(0, 256, (4, 64, 64, 3), np.uint8),
+        "val_images": rng.integers(0, 256, (4, size, size, 3), np.uint8),
         "val_labels": np.arange(4)[::-1].copy(),
-        "test_images": rng.integers(0, 256, (2, 64, 64, 3), np.uint8),
+        "test_images": rng.integers(0, 256, (2, size, size, 3), np.uint8),
     } | replaced
     folder.mkdir(exist_ok=True)
     for name, array in arrays.items():

@@ -170,9 +170,9 @@ def test_weights_can_be_used_without_a_run_folder(run: Path, tmp_path: Path) -> 
 
 
 def test_weights_without_a_fit_take_images_of_64_pixels_alone(tmp_path: Path) -> None:
-    """As all weights did before there was --resize; their files lack the key."""
+    """As all weights did before there was --size; their files lack the keys."""
     weights = REPO / "results/tiny1m_sprint.safetensors"
-    assert load_trained(weights).fit is None
+    assert (load_trained(weights).fit, load_trained(weights).image_size) == (None, 64)
     Image.new("RGB", (100, 80)).save(tmp_path / "a.jpg")
     with pytest.raises(UserError, match=r"not 64x64 pixels \(a.jpg: 100x80\); correct these, or move them away\.$"):
         cli.main(["predict", str(weights), "--images", str(tmp_path)])
@@ -185,9 +185,9 @@ def test_weights_without_a_fit_take_images_of_64_pixels_alone(tmp_path: Path) ->
         ["a.zip", "--download"],
         ["a.zip", "--val-images", "x.npy"],
         ["--synthetic", "--classes", "c.txt"],
-        ["--download", "--resize"],
+        ["--download", "--size", "32"],
         ["--synthetic", "--val-share", "0.1"],
-        ["--val-images", "x.npy", "--resize"],
+        ["--val-images", "x.npy", "--val-share", "0.1"],
     ],
 )
 def test_prepare_asks_for_exactly_one_source(argv: list[str]) -> None:
@@ -195,21 +195,27 @@ def test_prepare_asks_for_exactly_one_source(argv: list[str]) -> None:
         cli.main(["prepare", *argv])
 
 
-def test_fit_alone_asks_for_resize() -> None:
-    with pytest.raises(UserError, match="^--fit pad says how --resize scales images; add --resize"):
+def test_fit_alone_asks_for_a_size() -> None:
+    with pytest.raises(UserError, match="^--fit pad says how --size scales images; add --size"):
         cli.main(["prepare", "folder", "--fit", "pad"])
 
 
+@pytest.mark.parametrize("size", ["0", "31", "129"])
+def test_a_size_out_of_range_is_refused(size: str) -> None:
+    with pytest.raises(UserError, match=f"^--size {size} is not between 32 and 128 pixels; give such a number"):
+        cli.main(["prepare", "folder", "--size", size])
+
+
 @pytest.mark.parametrize(("options", "fit"), [([], "crop"), (["--fit", "stretch"], "stretch")])
-def test_resize_crops_unless_told_otherwise(
+def test_size_crops_unless_told_otherwise(
     options: list[str], fit: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], decoded_in_this_process: None
 ) -> None:
     for name in ("a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg"):
         (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (100, 80), "red").save(tmp_path / "source" / name)
     out = ["--out", str(tmp_path / "out"), "--val-share", "0.5"]
-    cli.main(["prepare", str(tmp_path / "source"), *out, "--resize", *options])
-    assert f"scaled to 64x64 pixels (--fit {fit}: " in capsys.readouterr().out
+    cli.main(["prepare", str(tmp_path / "source"), *out, "--size", "48", *options])
+    assert f"scaled to 48x48 pixels (--fit {fit}: " in capsys.readouterr().out
 
 
 def test_the_classes_option_applies_to_a_folder_of_arrays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images",
         type=Path,
-        help="folder of images or .npy file, instead of a split; of 64x64 pixels, or scaled as in the training data",
+        help="folder of images or .npy file, instead of a split; of the size of the training data, or scaled as there",
     )
     parser.add_argument("--out", type=Path, default=Path("submission.csv"), help="(default: submission.csv)")
     parser.add_argument("--tta", choices=("none", "flip"), default="none", help="flip: average with the mirrored image")
@@ -35,7 +35,7 @@ def main(args: argparse.Namespace) -> int:
     """Write one row per image, in file order."""
     trained = load_network(args.run)
     if args.images:
-        files, images = read_images(args.images, trained.fit)
+        files, images = read_images(args.images, trained.fit, trained.image_size)
     else:
         dataset = dataset_of(trained, args.run, args.data)
         if args.split not in dataset.images:
@@ -52,5 +52,6 @@ def main(args: argparse.Namespace) -> int:
         write_csv(args.out, [["filename", "label"], *rows])
     print(f"{len(files):,} predictions of {trained.origin} (step {trained.step:,}): {args.out}")
     if args.images and trained.fit:
-        print(f"images of other sizes: scaled to 64x64 pixels as in the training data ({trained.fit})")
+        size = trained.image_size
+        print(f"images of other sizes: scaled to {size}x{size} pixels as in the training data ({trained.fit})")
     return 0

@@ -12,15 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyimnet.data.dataset import check_classes
+from tinyimnet.data.dataset import IMAGE_SIZE, check_classes
 from tinyimnet.data.findings import Findings, Unusable, settle
-from tinyimnet.data.images import WRONG_SIZE, decode
+from tinyimnet.data.images import SCALED, decode, wrong_size
 from tinyimnet.data.source import Files, Source
 from tinyimnet.data.writer import (
     CHUNK,
-    IMAGE_BYTES,
-    IMAGE_SHAPE,
     finish,
+    image_bytes,
     new_folder,
     new_images,
     progress,
@@ -46,6 +45,7 @@ def prepare_files(
     test_files: list[str],
     origin: Path,
     layout: str = "",
+    size: int = IMAGE_SIZE,
     fit: str | None = None,
     strict: bool,
 ) -> dict:
@@ -61,7 +61,8 @@ def prepare_files(
         test_files: file name of each test image.
         origin: the source as the user gave it.
         layout: what was found in it.
-        fit: one of images.FITS, or None.
+        size: width and height of the prepared images in pixels.
+        fit: one of images.FITS; None: all images must have that size.
         strict: refuse a source with files that are skipped.
 
     Returns:
@@ -72,14 +73,14 @@ def prepare_files(
     """
     if not problems:
         check_classes(origin, len(classes))
-    with new_folder(out, IMAGE_BYTES * sum(map(len, images.values()))) as folder:
+    with new_folder(out, image_bytes(size) * sum(map(len, images.values()))) as folder:
         for split, of_split in labels.items():
             save_array(folder, f"{split}_labels", np.array(of_split, np.int64))
         unusable, partly_used = _decode_all(
-            files.source, {s: names for s, names in images.items() if names}, folder, fit
+            files.source, {s: names for s, names in images.items() if names}, folder, size, fit
         )
         files.skipped.update(partly_used)
-        way_out = "; --resize scales images to 64x64 pixels" if WRONG_SIZE in unusable else ""
+        way_out = f"; {SCALED}" if wrong_size(size) in unusable else ""
         settle(origin, Findings(problems | unusable), files.skipped, strict=strict, way_out=way_out)
         return finish(
             folder,
@@ -93,18 +94,18 @@ def prepare_files(
 
 
 def _decode_all(
-    source: Source, images: dict[str, list[str]], folder: Path, fit: str | None
+    source: Source, images: dict[str, list[str]], folder: Path, size: int, fit: str | None
 ) -> tuple[Findings, Findings]:
     """Decode each split into <split>_images.npy; the workers write to it, so no pixels pass between processes.
 
     Returns:
         The images that cannot be used, whose rows are black, and the images with several frames.
     """
-    jobs, size = [], PHOTOS if fit else CHUNK
+    jobs, rows = [], PHOTOS if fit else CHUNK
     for split, names in images.items():
-        path, offset = new_images(folder, split, len(names))
-        for start in range(0, len(names), size):
-            jobs.append((names[start : start + size], path, offset + start * IMAGE_BYTES, fit))
+        path, offset = new_images(folder, split, len(names), size)
+        for start in range(0, len(names), rows):
+            jobs.append((names[start : start + rows], path, offset + start * image_bytes(size), size, fit))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     n_workers = min(cores, len(jobs), MAX_WORKERS)
     pool = ProcessPoolExecutor(n_workers, multiprocessing.get_context("spawn"), _start_worker, (source,))
@@ -145,13 +146,13 @@ def _start_worker(source: Source) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _decode_chunk(names: list[str], path: Path, offset: int, fit: str | None) -> list[tuple[str, str, str]]:
+def _decode_chunk(names: list[str], path: Path, offset: int, size: int, fit: str | None) -> list[tuple[str, str, str]]:
     """Decode images to `offset` in the file `path`; return (kind, name, detail) of those that are not wholly used."""
-    pixels = np.zeros((len(names), *IMAGE_SHAPE), np.uint8)
+    pixels = np.zeros((len(names), size, size, 3), np.uint8)
     findings = []
     for row, name in zip(pixels, names, strict=True):
         try:
-            row[:], n_frames = decode(_source.read(name), fit)
+            row[:], n_frames = decode(_source.read(name), fit, size)
         except Unusable as fault:
             findings.append((fault.kind, name, fault.detail))
         else:

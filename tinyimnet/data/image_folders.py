@@ -8,7 +8,7 @@ import hashlib
 from pathlib import Path
 
 from tinyimnet.data import other_forms, source
-from tinyimnet.data.dataset import LABELLED, check_classes
+from tinyimnet.data.dataset import IMAGE_SIZE, LABELLED, check_classes
 from tinyimnet.data.decoding import prepare_files
 from tinyimnet.data.findings import Findings
 from tinyimnet.data.names import is_image, is_other_image, is_utf8, natural_order
@@ -26,7 +26,13 @@ Images = dict[str, list[str]]  # files of each part
 
 
 def prepare_image_folders(
-    path: Path, out: Path, *, val_share: float | None = None, fit: str | None = None, strict: bool = False
+    path: Path,
+    out: Path,
+    *,
+    val_share: float | None = None,
+    size: int = IMAGE_SIZE,
+    fit: str | None = None,
+    strict: bool = False,
 ) -> dict:
     """Prepare a folder with one folder of images per class, or with such folders in train and val.
 
@@ -34,7 +40,8 @@ def prepare_image_folders(
         path: the folder.
         out: the folder to create.
         val_share: share of the images of each class to hold out, for a source without validation images.
-        fit: one of images.FITS; None: all images must have 64x64 pixels.
+        size: width and height of the prepared images in pixels.
+        fit: one of images.FITS; None: all images must have that size.
         strict: refuse a source with files that are skipped.
 
     Returns:
@@ -62,6 +69,7 @@ def prepare_image_folders(
         test_files=[name.removeprefix("test/") for name in images["test"]],
         origin=path,
         layout=layout,
+        size=size,
         fit=fit,
         strict=strict,
     )

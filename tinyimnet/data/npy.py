@@ -5,15 +5,16 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyimnet.data.dataset import LABELLED, check_classes
+from tinyimnet.data.dataset import IMAGE_SIZE, LABELLED, check_classes
+from tinyimnet.data.decoding import PHOTOS
 from tinyimnet.data.findings import Findings, settle, shortened
+from tinyimnet.data.images import SCALED, fitted
 from tinyimnet.data.names import is_hidden
 from tinyimnet.data.source import list_folder, text_lines
 from tinyimnet.data.writer import (
     CHUNK,
-    IMAGE_BYTES,
-    IMAGE_SHAPE,
     finish,
+    image_bytes,
     new_folder,
     new_images,
     progress,
@@ -72,17 +73,21 @@ def prepare_npy(
     out: Path,
     classes: Path | None,
     *,
+    size: int = IMAGE_SIZE,
+    fit: str | None = None,
     skipped: Findings | None = None,
     strict: bool = False,
 ) -> dict:
     """Prepare a data set from .npy files.
 
     Args:
-        arrays: one file for each of ROLES; test_images is optional. Images are (N, 64, 64, 3) or (N, 3, 64, 64), uint8
-            or floats in [0, 1]. Labels are integers (N,) or (N, 1), or one-hot (N, K).
+        arrays: one file for each of ROLES; test_images is optional. Images are (N, H, W, 3) or (N, 3, H, W), uint8 or
+            floats in [0, 1]. Labels are integers (N,) or (N, 1), or one-hot (N, K).
         out: the folder to create.
         classes: text file with one class id per line in label order; None: "0", "1", ... up to the largest label, and
             each must have a training image.
+        size: width and height of the prepared images in pixels.
+        fit: one of images.FITS; None: all images must have that size.
         skipped: files beside the arrays.
         strict: refuse files that are skipped, and classes without a training image.
 
@@ -96,6 +101,8 @@ def prepare_npy(
         raise UserError(f"{' and '.join(missing)} must be given too; both train and val need images and labels.")
     images = {role.removesuffix("_images"): arrays[role] for role in ROLES if role in arrays and "_images" in role}
     counts = {split: len(open_images(path)) for split, path in images.items()}
+    for path in images.values() if not fit else ():
+        check_size(path, size, SCALED)
     labels, widths = {}, {}
     for split in LABELLED:
         labels[split], widths[split] = _read_labels(arrays[f"{split}_labels"])
@@ -114,20 +121,27 @@ def prepare_npy(
     for label in np.setdiff1d(np.arange(len(class_ids)), labels["train"]):
         skipped.add("classes without a training image", class_ids[label])
     settle(arrays["train_labels"].parent, Findings(), skipped, strict=strict)
-    with new_folder(out, IMAGE_BYTES * sum(counts.values())) as folder:
+    with new_folder(out, image_bytes(size) * sum(counts.values())) as folder:
         for split in LABELLED:
             save_array(folder, f"{split}_labels", labels[split])
-        with progress("converted", sum(counts.values())) as advance:
-            for split, source in images.items():
-                path, offset = new_images(folder, split, counts[split])
-                for start in range(0, counts[split], CHUNK):
-                    pixels = to_pixels(source, open_images(source)[start : start + CHUNK])
-                    write_pixels(path, offset + start * IMAGE_BYTES, pixels)
-                    advance(len(pixels))
+        _write_images(folder, images, counts, size, fit)
         origin = ", ".join(str(path) for path in arrays.values())
         test_files = [f"test_{i}" for i in range(counts.get("test", 0))]
         named = [(class_id, class_id) for class_id in class_ids]
-        return finish(folder, classes=named, test_files=test_files, origin=origin, skipped=skipped)
+        return finish(folder, classes=named, test_files=test_files, origin=origin, fit=fit, skipped=skipped)
+
+
+def _write_images(folder: Path, images: dict[str, Path], counts: dict[str, int], size: int, fit: str | None) -> None:
+    """Write <split>_images.npy of each split, a chunk of images at a time."""
+    rows = PHOTOS if fit else CHUNK
+    with progress("converted", sum(counts.values())) as advance:
+        for split, source in images.items():
+            path, offset = new_images(folder, split, counts[split], size)
+            for start in range(0, counts[split], rows):
+                pixels = to_pixels(source, open_images(source)[start : start + rows])
+                pixels = fitted(pixels, fit, size) if fit else pixels
+                write_pixels(path, offset + start * image_bytes(size), pixels)
+                advance(len(pixels))
 
 
 def open_array(path: Path) -> np.ndarray:
@@ -150,22 +164,30 @@ def open_array(path: Path) -> np.ndarray:
 
 
 def open_images(path: Path) -> np.ndarray:
-    """Map a .npy file of images in either layout, uint8 or float."""
+    """Map a .npy file of images of any size in either layout, uint8 or float."""
     array = open_array(path)
     right_type = array.dtype == np.uint8 or np.issubdtype(array.dtype, np.floating)
-    if not right_type or array.shape[1:] not in (IMAGE_SHAPE, (3, *IMAGE_SHAPE[:2])):
-        wanted = "uint8 or float, (N, 64, 64, 3) or (N, 3, 64, 64)"
+    if not right_type or array.ndim != 4 or 3 not in array.shape[1::2] or not array.size:
+        wanted = "uint8 or float, (N, H, W, 3) or (N, 3, H, W)"
         raise UserError(f"{path} is {array.dtype} {array.shape} and must be {wanted}.")
     return array
 
 
 def to_pixels(path: Path, images: np.ndarray) -> np.ndarray:
-    """Convert a chunk of images from any accepted layout and dtype to (n, 64, 64, 3) uint8."""
+    """Convert a chunk of images from any accepted layout and dtype to (n, H, W, 3) uint8."""
     if images.dtype != np.uint8:
         if not (images.min() >= 0 and images.max() <= 1):  # also catches NaN
             raise UserError(f"{path} has values outside [0, 1] or NaN; scale them to [0, 1], or save uint8.")
         images = np.rint(images * 255).astype(np.uint8)
-    return images if images.shape[1:] == IMAGE_SHAPE else images.transpose(0, 2, 3, 1)
+    return images if images.shape[3] == 3 else images.transpose(0, 2, 3, 1)
+
+
+def check_size(path: Path, size: int, way_out: str) -> None:
+    """Raise a UserError with the way out unless the images in a .npy file have `size` px."""
+    shape = open_images(path).shape
+    height, width = shape[1:3] if shape[3] == 3 else shape[2:]
+    if (width, height) != (size, size):
+        raise UserError(f"{path} has images of {width}x{height} pixels, not {size}x{size}; {way_out}.")
 
 
 def _read_labels(path: Path) -> tuple[np.ndarray, int]:

@@ -8,6 +8,7 @@ belongs to the layout, or is named in the manifest or in the error.
 import re
 from pathlib import Path
 
+from tinyimnet.data.dataset import IMAGE_SIZE
 from tinyimnet.data.decoding import prepare_files
 from tinyimnet.data.findings import Findings
 from tinyimnet.data.names import is_image, is_other_image, is_utf8, natural_order
@@ -31,13 +32,16 @@ def is_official(root: Path) -> bool:
     return any(exists(root / part) for part in ("wnids.txt", ANNOTATIONS, "val/images"))
 
 
-def prepare_tiny_imagenet(source: Path, out: Path, *, fit: str | None = None, strict: bool = False) -> dict:
+def prepare_tiny_imagenet(
+    source: Path, out: Path, *, size: int = IMAGE_SIZE, fit: str | None = None, strict: bool = False
+) -> dict:
     """Prepare the official archive or the unpacked official folder.
 
     Args:
         source: the archive or the folder.
         out: the folder to create.
-        fit: one of images.FITS; None: all images must have 64x64 pixels.
+        size: width and height of the prepared images in pixels.
+        fit: one of images.FITS; None: all images must have that size.
         strict: refuse a source with files that are skipped.
 
     Returns:
@@ -60,6 +64,7 @@ def prepare_tiny_imagenet(source: Path, out: Path, *, fit: str | None = None, st
         classes=classes,
         test_files=[name.rpartition("/")[2] for name in images["test"]],
         origin=source,
+        size=size,
         fit=fit,
         strict=strict,
     )

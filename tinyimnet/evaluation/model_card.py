@@ -23,13 +23,13 @@ def model_card(config: dict[str, Any], info: dict[str, Any], results: dict[str, 
     """
     recipe, default = flatten(config), flatten(asdict(Config()))
     rows = [_row(key, value, default[key]) for key, value in recipe.items() if not key.startswith(NO_RECIPE)]
-    devices = ", ".join(sorted(set(info["gpus"]))) or "CPU"
+    size, devices = info["image_size"], ", ".join(sorted(set(info["gpus"]))) or "CPU"
     step, percent = f"{results['steps']:,}", {key: f"{value:.2f} %" for key, value in results.items() if "top" in key}
     code = f"{info['git_commit'] or 'unknown'}{' with uncommitted changes' if info['git_modified'] else ''}"
     judges = "training images held out by data.tune_split" if recipe["data.tune_split"] else "validation images"
     return f"""# A CNN with {info["parameters"]:,} parameters for {info["dataset"]}
 
-A convolutional network for {info["classes"]} classes of 64 x 64 images, trained {_origin(recipe)}.
+A convolutional network for {info["classes"]} classes of {size} x {size} images, trained {_origin(recipe)}.
 It has {info["parameters"]:,} parameters and needs {info["macs"] / 1e6:.1f} million multiply-accumulates per image.
 
 ## Results
@@ -76,8 +76,8 @@ torch {info["versions"]["torch"]}.
 
 ## Limits
 
-This model is meant for comparing training methods. It was trained on 64 x 64 images of its {info["classes"]} classes
-only, and assigns every other image to one of them.
+This model is meant for comparing training methods. It was trained on {size} x {size} images of its {info["classes"]}
+classes only, and assigns every other image to one of them.
 """
 
 

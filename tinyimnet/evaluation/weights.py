@@ -10,7 +10,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from tinyimnet.config import Config, ModelConfig
-from tinyimnet.data.dataset import Dataset
+from tinyimnet.data.dataset import IMAGE_SIZE, Dataset
 from tinyimnet.errors import UserError
 from tinyimnet.files import check_readable, exists, no_such, write_atomically
 from tinyimnet.model.batchnorm import float_buffers, unflatten
@@ -34,6 +34,7 @@ class Trained:
         mean, std: normalisation of the input, in [0, 1].
         precision: train.precision.
         fit: how images of other sizes were scaled, one of images.FITS, or None.
+        image_size: width and height in px of the images that the network was trained on.
     """
 
     model: nn.Module
@@ -45,6 +46,7 @@ class Trained:
     std: tuple[float, ...]
     precision: str
     fit: str | None = None
+    image_size: int = IMAGE_SIZE
 
 
 def metadata_of(config: Config, dataset: Dataset) -> dict:
@@ -58,6 +60,7 @@ def metadata_of(config: Config, dataset: Dataset) -> dict:
         "mean": dataset.mean,
         "std": dataset.std,
         "fit": dataset.fit,
+        "image_size": dataset.image_size,
         "data": dataset.digest,
     }
 
@@ -173,5 +176,6 @@ def as_trained(model: nn.Module, origin: Path, step: int, metadata: dict) -> Tra
         mean=tuple(metadata["mean"]),
         std=tuple(metadata["std"]),
         precision=metadata["precision"],
-        fit=metadata.get("fit"),  # absent from older files
+        fit=metadata.get("fit"),  # absent from older files, as the size is
+        image_size=metadata.get("image_size", IMAGE_SIZE),
     )
