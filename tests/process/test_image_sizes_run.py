@@ -16,6 +16,7 @@ from tinyimnet import cli
 from tinyimnet.errors import UserError
 from tinyimnet.evaluation.weights import FINAL, load_trained
 from tinyimnet.files import read_lines
+from tinyimnet.model.network import model_summary
 
 
 def arrays(folder: Path, size: int) -> Path:
@@ -62,11 +63,17 @@ def test_arrays_of_32_px_are_prepared_as_they_are(cifar: Path, data: Path) -> No
         assert (data / f"{split}_images.npy").read_bytes() == (cifar / f"x_{split}.npy").read_bytes()
 
 
+def test_the_summary_of_a_network_is_for_the_images_of_the_data(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["summary", "--config", "smoke", "--data.root", str(data)]) == 0
+    assert "10 classes, 32 px" in capsys.readouterr().out
+
+
 def test_a_run_on_them_grows_to_32_px(run: Path) -> None:
     lines = read_lines(run / "metrics.jsonl")
     assert [line["train/resolution"] for line in lines] == [20, 28]
-    info = json.loads((run / "run_info.json").read_text())
-    assert (info["image_size"], load_trained(run).image_size) == (32, 32)
+    info, trained = json.loads((run / "run_info.json").read_text()), load_trained(run)
+    assert (info["image_size"], trained.image_size) == (32, 32)
+    assert info["macs"] == sum(stage.macs for stage in model_summary(trained.model, 32))
     assert "classes of 32 x 32 images" in (run / "MODEL_CARD.md").read_text()
 
 

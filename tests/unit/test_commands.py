@@ -218,6 +218,14 @@ def test_size_crops_unless_told_otherwise(
     assert f"scaled to 48x48 pixels (--fit {fit}: " in capsys.readouterr().out
 
 
+def test_named_arrays_are_scaled_too(tmp_path: Path) -> None:
+    files = arrays_in(tmp_path / "npy", 32)
+    named = [option for role, file in files.items() for option in (f"--{role.replace('_', '-')}", str(file))]
+    cli.main(["prepare", *named, "--out", str(tmp_path / "out"), "--size", "48", "--fit", "pad"])
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert (manifest["image_size"], manifest["fit"]) == (48, "pad")
+
+
 def test_the_classes_option_applies_to_a_folder_of_arrays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arrays_in(tmp_path / "npy")
     (tmp_path / "ids.txt").write_text("a\nb\nc\nd\ne\n")
