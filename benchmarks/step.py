@@ -112,6 +112,7 @@ def host(made: Trainer) -> dict[str, Callable[[], object]]:
         "pack the draw": lambda: drawn.packed(rows),
         "learning rate": lambda: take.lr_scale(step),
         "seed of DropPath": lambda: take._seed_drop_path(rows),
+        "weights exchanged for casts": lambda: made.model._place(made.model._weights),
         "list of gradients": lambda: [weight.grad for weight in take.weights if weight.grad is not None],
         "stop requests": lambda: made.stop.agreed(made.accelerator),
         "sign of life": lambda: made.alive("training"),

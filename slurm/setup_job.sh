@@ -1,8 +1,11 @@
 # shellcheck shell=bash
 # Job scripts source this file. It reads the site's settings from slurm/site.env, or from $site_env, and sets the job id
-# ($job), the GPUs per node ($gpus), the processes per node ($tasks) and the end of the job (SLURM_JOB_END_TIME).
+# ($job), the GPUs per node ($gpus), the processes per node ($tasks), the end of the job (SLURM_JOB_END_TIME) and what
+# stands between srun and its command (${container[@]}).
 
 declare -F fail >/dev/null || fail() { echo "error: $*" >&2; exit 2; }
+# The script and its arguments, if the job can submit its successor; not a variable of the shell that called sbatch.
+[[ $(declare -p submitted 2>/dev/null) == "declare -a"* ]] || submitted=()
 
 # ---- signals: one that Slurm sends to this shell (sbatch --signal=B:USR1@120) would kill it before it requeues the
 # job. Each becomes USR1 for the step of `run_step`; other steps stop by the clock (run.stop_before_end).
@@ -49,6 +52,7 @@ site_failed() { # EXIT CODE
 }
 
 survive_signals
+CONTAINER=() # site.env sets it; the shell that called sbatch may use the name for something else
 site_env=${site_env:-slurm/site.env}
 if [[ -f $site_env ]]; then
   site_restore=$(set +o; shopt -p) site_folder=$PWD site_line=1
@@ -60,6 +64,24 @@ if [[ -f $site_env ]]; then
   ((code == 0)) || [[ $code == 1 && $(sed -n "${site_line}p" "$site_env") != *return* && -r $site_env ]] ||
     site_failed $code
 fi
+
+# ---- the container, in which only the command of a step runs: options of srun (pyxis), or a command before it, which has
+# to outlive a signal until the training has saved. Slurm signals the processes below it too, unless it uses cgroups;
+# then Apptainer passes the signal on, and others, like bwrap, do not.
+[[ ${#CONTAINER[@]} != 1 || ${CONTAINER[0]} != *' '* ]] ||
+  fail "CONTAINER in $site_env is '${CONTAINER[*]}' and must be an array: CONTAINER=(${CONTAINER[*]})."
+container=("${CONTAINER[@]}")
+# shellcheck disable=SC2016
+[[ ${container[0]:--} == -* ]] ||
+  container=(bash -c 'trap "" USR1 USR2 TERM; exec "$@"' container "${CONTAINER[@]}")
+
+check_python() { # PYTHON: it decides about the requeue, outside the container; the job should not learn at its end
+  local why
+  why=$("$1" -c 'import tinyimnet.launch.requeue' 2>&1) && return
+  echo "error: $1 cannot decide about a requeue (${why##*$'\n'}); in $site_env, put a Python 3.10 or newer with" \
+    "PyYAML on PATH (it does not need torch)." >&2
+  exit 2
+}
 
 # ---- the job, as Slurm has it: sbatch passes on the variables of the calling shell, which may run inside another job
 # (salloc, srun --pty, an element of an array). The last element of an array can have the array's own id, for which
@@ -95,9 +117,15 @@ fi
 ((gpus == 0)) || tasks=$gpus
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
-[[ $(field Requeue) != 0 ]] ||
+if [[ $(field Requeue) == 0 ]]; then
   echo "warning: job $job cannot be requeued (--no-requeue, or the cluster's default): a time limit, a preemption or a" \
-    "lost node ends it. Submit the same command again to resume, or already now with --dependency=afterany:$job." >&2
+    "lost node ends it." >&2
+  if ((${#submitted[@]})); then
+    echo "If the run is to go on, the job then submits the same command again (sbatch --dependency=afterany:$job)." >&2
+  else
+    echo "Submit the same command again to resume, or already now with --dependency=afterany:$job." >&2
+  fi
+fi
 
 # ---- srun: a step gets all GPUs of its job, and each process sees those on its node. Slurm needs the number, or a job
 # with --exclusive has GPUs that its steps do not get. srun rejects some of the other variables in combination;

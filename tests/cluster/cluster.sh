@@ -116,6 +116,7 @@ configure() { # N
   # SlurmdTimeout is 300 s by default; KillWait has its default.
   # AccountingStoragePass: the munge socket again, because clients of slurmdbd ignore AuthInfo.
   # FirstJobId: from the clock, so that no job finds files of a job of an earlier cluster under its id.
+  # MaxArraySize is 1001 by default; the largest index is one less.
   # MinJobAge: scontrol shows a job for two hours after its end. config_overrides: CPUs and memory need not exist.
   cat >"$ETC/slurm.conf" <<CONF
 ClusterName=tinyimnet
@@ -141,13 +142,14 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf
 SlurmdTimeout=10
 KillWait=30
 MinJobAge=7200
+MaxArraySize=5
 MessageTimeout=20
 FirstJobId=$(($(date +%s) / 10 % 60000 * 1000 + 1))
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 ${preempt[*]}
 AccountingStorageType=accounting_storage/slurmdbd
-AccountingStorageHost=127.0.0.1
+AccountingStorageHost=$NET.1
 AccountingStoragePort=$((PORT + 1))
 AccountingStoragePass=$RUN/munge.sock
 AccountingStorageTRES=gres/gpu

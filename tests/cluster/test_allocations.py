@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.slurm_cluster import ONE_RANK, TRAIN, environments, failing_rank, probe, slow_first_attempt
+from helpers.slurm_cluster import ONE_RANK, TRAIN, environments, failing_rank, probe
 
 pytestmark = pytest.mark.usefixtures("nodes_are_up")
 
@@ -121,18 +121,6 @@ signal.pause()'"""
     cluster.run("scancel", "--batch", f"--signal={signal}", job)
     assert cluster.end(job) == "COMPLETED"
     assert "got USR1" in log(tmp_path, job) and "stopped by the user; not requeued" in log(tmp_path, job)
-
-
-def test_a_job_that_cannot_be_requeued_says_so_at_its_start_and_at_its_end(cluster, tiny_config, tmp_path) -> None:
-    run, out = tmp_path / "run", tmp_path / "log"
-    job = cluster.sbatch(*ONE_RANK, "--no-requeue", TRAIN, tiny_config, f"--run.dir={run}", log=out,
-                         PYTHONPATH=slow_first_attempt(tmp_path))  # fmt: skip
-    cluster.until_step(run, 2, job)
-    assert f"warning: job {job} cannot be requeued" in out.read_text()
-    cluster.run("scancel", "--signal=USR1", job)
-    assert cluster.end(job) == "FAILED"
-    assert "checkpoint saved; not requeued, because the job was submitted with --no-requeue" in out.read_text()
-    assert "requeued as attempt" not in out.read_text()
 
 
 def test_the_end_of_the_job_is_known_with_any_format_of_times(cluster, tmp_path) -> None:

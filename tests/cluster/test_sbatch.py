@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from helpers.program import REPO
-from helpers.slurm_cluster import SHORT, TRAIN, attempts, slow_first_attempt
+from helpers.slurm_cluster import SHORT, TRAIN, attempts, checkout, slow_first_attempt
 from helpers.trainings import assert_same_end, last_step
-from tinyimnet.launch.submit import snapshot
 
 pytestmark = pytest.mark.usefixtures("nodes_are_up")
 
@@ -132,19 +131,14 @@ export RUNS_ROOT=%s
 
 @pytest.mark.parametrize("way", ["sbatch", "submitit"])
 def test_a_site_env_that_changes_its_arguments_leaves_those_of_the_job(cluster, tiny_config, tmp_path, way) -> None:
-    checkout, run, log = tmp_path / "checkout", tmp_path / "run", tmp_path / "log"
-    snapshot(REPO, checkout)
-    (checkout / "slurm" / "site.env").write_text(SITE % tmp_path)
+    clone, run, log = checkout(tmp_path / "checkout", SITE % tmp_path), tmp_path / "run", tmp_path / "log"
     options = [f"--run.dir={run}", SHORT]
     if way == "sbatch":
-        job = cluster.sbatch(f"--chdir={checkout}", TRAIN, tiny_config, *options, log=log)
+        job = cluster.sbatch(f"--chdir={clone}", TRAIN, tiny_config, *options, log=log)
     else:
-        cluster.run("git", "-C", str(checkout), "init", "--quiet")
-        cluster.run("git", "-C", str(checkout), "add", "--all", "--force")
-        cluster.run("git", "-C", str(checkout), "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "all")
         shape = ["--profile=configs/cluster/cpu.yaml", "--timeout=30"]
         submit = ["python", "-m", "tinyimnet", "submit", "--config", tiny_config, *shape, *options]
-        cluster.run("env", "-C", str(checkout), *submit)
+        cluster.run("env", "-C", str(clone), *submit)
         sent = json.loads((run / "job.json").read_text())
         job, log = sent["job"], Path(sent["output"])
     assert cluster.end(job) == "COMPLETED", log.read_text()

@@ -30,6 +30,7 @@ FATAL = {
     "set -e\nleave() { exit 4; }\nleave": "line 2 with exit code 4: leave() { exit 4; }",
     "true\nreturn 5": "line 2 with exit code 5: return 5",
     "true\nif true": "syntax error",
+    "CONTAINER='apptainer exec a.sif'": "must be an array: CONTAINER=(apptainer exec a.sif)",
 }
 
 
@@ -59,6 +60,18 @@ def test_a_job_that_cannot_go_on_names_the_line(cluster, tmp_path) -> None:
         line, _, rest = said.partition(" ")[2].partition(" ") if said.startswith("line") else ("", "", said)
         assert (f"site.env failed in line {int(line) + 1} {rest}" if line else rest) in log
         assert "ended with exit code 2; not requeued" in log
+
+
+def test_a_python_that_could_not_requeue_the_job_is_refused_at_its_start(cluster, tmp_path) -> None:
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\necho Traceback\necho ImportError: no yaml\nexit 1\n")
+    python.chmod(0o755)
+    log, venv = tmp_path / "log", str(tmp_path / "venv")
+    job = cluster.sbatch(*ONE_RANK, TRAIN, "configs/smoke.yaml", log=log, VIRTUAL_ENV=venv)
+    assert (cluster.end(job), cluster.show(job)["ExitCode"]) == ("FAILED", "2:0")
+    assert log.read_text().startswith("error: python cannot decide about a requeue (ImportError: no yaml); in ")
+    assert len(log.read_text().splitlines()) == 1
 
 
 def test_a_failure_in_a_later_attempt_costs_that_attempt_and_not_the_job(cluster, tiny_config, tmp_path) -> None:

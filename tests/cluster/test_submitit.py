@@ -91,6 +91,16 @@ def test_after_a_killed_process_it_resumes_bit_identically(cluster, tiny_config,
     assert_same_end(untouched, run)
 
 
+def test_a_job_that_cannot_be_requeued_says_so_at_its_start_and_at_its_end(cluster, tiny_config, tmp_path) -> None:
+    run = tmp_path / "run"
+    job = submit_slow(cluster, tiny_config, run, SBATCH_NO_REQUEUE="1")
+    cluster.until_step(run, 2, job)
+    assert f"warning: job {job} cannot be requeued" in output(run) and "already now with" in output(run)
+    cluster.run("scancel", "--signal=USR2", job)
+    assert cluster.end(job) == "FAILED"
+    assert "checkpoint saved; not requeued, because the job was submitted with --no-requeue" in output(run)
+
+
 def test_status_shows_a_run_and_cancel_ends_it_saved(cluster, tiny_config, tmp_path) -> None:
     run = tmp_path / "run"
     job = submit_slow(cluster, tiny_config, run)
@@ -124,6 +134,21 @@ def test_an_array_that_is_cancelled_before_it_starts_is_cancelled(cluster, tiny_
         return cluster.run("python", "-m", "tinyimnet", "status", str(tmp_path / "runs"), COLUMNS="160")
 
     cluster.wait(lambda: table().count("cancelled") == 3, 30, "accounting of the cancelled array")
+
+
+def test_more_runs_than_an_array_may_have_are_two_arrays(cluster, tiny_config, tmp_path) -> None:
+    (tmp_path / "profile.yaml").write_text("{sbatch: {partition: main, hold: true}}\n")
+    done = subprocess.run(
+        ["python", "-m", "tinyimnet", "submit", "--config", tiny_config, "--profile", str(tmp_path / "profile.yaml"),
+         f"--run.dir={tmp_path}/runs/a", "--seeds=0-6"],
+        cwd=REPO, env=cluster.environ, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "7 runs in 2 arrays, because MaxArraySize of this cluster is 5; of each array 8 run" in done.stderr
+    jobs = [json.loads((tmp_path / f"runs/a-seed{seed}/job.json").read_text())["job"] for seed in range(7)]
+    first, second = jobs[0].removesuffix("_0"), jobs[5].removesuffix("_0")
+    assert jobs == [f"{first}_{i}" for i in range(5)] + [f"{second}_{i}" for i in range(2)]
+    waiting = cluster.run("squeue", "--noheader", "--array", "--format=%i %T").splitlines()
+    assert sorted(waiting) == sorted(f"{job} PENDING" for job in jobs)
 
 
 def test_a_run_in_an_allocation_is_stopped_without_the_allocation(cluster, tiny_config, tmp_path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from helpers.program import REPO
 from helpers.trainings import last_step, metrics
+from tinyimnet.launch.submit import snapshot
 
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY")
 NODES = ("n1", "n2", "n3")
@@ -35,7 +36,7 @@ run: {{log_every: 2, eval_every: 10, save_every: 20}}
 # every 30 s. It does not change the results.
 SLOW_FIRST_ATTEMPT = f"""
 import os, sys
-if "SLURM_PROCID" in os.environ and "SLURM_RESTART_COUNT" not in os.environ:
+if "SLURM_PROCID" in os.environ and not {{"SLURM_RESTART_COUNT", "PREDECESSORS"}} & os.environ.keys():
     sys.path.insert(0, {str(REPO)!r})
     import time
     from tinyimnet.training import optim
@@ -101,6 +102,16 @@ if os.environ.get("SLURM_PROCID") == "3" and "SLURM_RESTART_COUNT" not in os.env
     return str(folder)
 
 
+def checkout(folder: Path, site_env: str) -> Path:
+    """Return a new git checkout of this repository with this text as slurm/site.env."""
+    snapshot(REPO, folder)
+    (folder / "slurm" / "site.env").write_text(site_env)
+    git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "--quiet"], ["add", "--all", "--force"], ["commit", "-qm", "all"]):
+        subprocess.run([*git, *command], check=True)
+    return folder
+
+
 class Cluster:
     """Commands for the cluster, and waits for the state of its jobs.
 
@@ -157,7 +168,7 @@ class Cluster:
 
         self.wait(there, seconds, f"step {step} of {run.name}")
 
-    def end(self, job: str, seconds: float = 150) -> str:
+    def end(self, job: str, seconds: float = 300) -> str:
         """Wait until a job has ended for good, and return its state."""
 
         def ended() -> bool:

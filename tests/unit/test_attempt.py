@@ -234,10 +234,14 @@ def test_the_drivers_of_all_nodes_are_recorded() -> None:
 
 
 @pytest.mark.parametrize(
-    "jobs, stays", [(("7", "7"), True), (("7", "8"), False), (("", ""), False)],
-    ids=["a later attempt of one job", "another job", "by hand"],
+    "jobs, before, stays",
+    [(("7", "7"), "", True), (("7", "8"), "", False), (("7", "8"), "6 7", True), (("", ""), "", False)],
+    ids=["a later attempt of one job", "another job", "its successor", "by hand"],
 )  # fmt: skip
-def test_markers_of_the_last_stop_are_removed_but_a_pending_stop_stays(jobs, stays, arguments, tmp_path: Path) -> None:
+def test_markers_of_the_last_stop_are_removed_but_a_pending_stop_stays(
+    jobs, before, stays, arguments, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("PREDECESSORS", before)
     settings, run = config_cli.load(arguments()), tmp_path / "run"
     begin(run, settings, job=jobs[0])
     for marker in MARKERS:

@@ -187,7 +187,6 @@ def test_weights_without_a_fit_take_images_of_64_pixels_alone(tmp_path: Path) ->
         ["--synthetic", "--classes", "c.txt"],
         ["--download", "--size", "32"],
         ["--synthetic", "--val-share", "0.1"],
-        ["--val-images", "x.npy", "--val-share", "0.1"],
     ],
 )
 def test_prepare_asks_for_exactly_one_source(argv: list[str]) -> None:

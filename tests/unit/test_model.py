@@ -10,6 +10,7 @@ from torch._dynamo.testing import CompileCounter
 from tinyimnet import config_cli
 from tinyimnet.config import ModelConfig
 from tinyimnet.errors import UserError
+from tinyimnet.model.casting import CastWeights
 from tinyimnet.model.network import (
     Block,
     DropPath,
@@ -161,3 +162,23 @@ def test_compile_makes_one_graph_of_the_whole_network() -> None:
     model.compile(backend=counter)
     model(torch.zeros(2, 3, 64, 64))
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_cast_together_give_the_bits_of_autocast(dtype: torch.dtype) -> None:
+    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    model = build_model(replace(SMALL, se_ratio=0.25), 10)  # with biases
+    model.get_parameter("stem.0.weight").requires_grad_(False)
+
+    def logits_and_gradients(network: nn.Module) -> list[torch.Tensor]:
+        with torch.autocast("cpu", dtype):
+            logits = network(images)
+        logits.square().mean().backward()
+        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        model.zero_grad()
+        return [logits.detach(), *gradients]
+
+    apart, together = logits_and_gradients(model), logits_and_gradients(CastWeights(model))
+    assert len(apart) == len(list(model.parameters()))  # the logits, and all but the stem
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(apart, together, strict=True))
+    assert all(isinstance(weight, nn.Parameter) and weight.dtype == torch.float32 for weight in model.parameters())

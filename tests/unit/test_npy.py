@@ -12,6 +12,7 @@ from PIL import Image
 
 from helpers.sources import arrays_in, left_behind, truncate
 from tinyimnet.data import npy
+from tinyimnet.data.array_roles import ROLES, guess_arrays
 from tinyimnet.data.dataset import open_dataset
 from tinyimnet.data.images import decode
 from tinyimnet.data.prepare import prepare
@@ -108,14 +109,15 @@ WRONG_ARRAYS: dict[str, tuple[str, np.ndarray, str]] = {
     "float above 1": (
         "val_images",
         with_value(np.zeros((4, 64, 64, 3)), 1.5),
-        r"val_images.*outside \[0, 1\]",
+        r"val_images.* floats from 0 to 1.5, which fit neither \[0, 1\] nor \[0, 255\]",
     ),
+    "float above 255": ("val_images", with_value(np.zeros((4, 64, 64, 3)), 256), "val_images.* floats from 0 to 256"),
     "negative float": (
         "val_images",
         with_value(np.zeros((4, 64, 64, 3)), -0.1),
-        r"val_images.*outside \[0, 1\]",
+        "val_images.* floats from -0.1 to 0",
     ),
-    "NaN": ("val_images", with_value(np.zeros((4, 64, 64, 3)), np.nan), "val_images.*NaN"),
+    "NaN": ("val_images", with_value(np.zeros((4, 64, 64, 3)), np.nan), "val_images.* floats from nan"),
     "flat images": ("train_images", np.zeros((8, 12288), np.uint8), r"train_images.* is uint8 \(8, 12288\)"),
     "small images": (
         "test_images",
@@ -140,7 +142,9 @@ WRONG_ARRAYS: dict[str, tuple[str, np.ndarray, str]] = {
     ),
     "not one-hot": ("train_labels", np.ones((8, 4), int), "train_labels.* not one-hot"),
     "another one-hot width": ("val_labels", np.eye(5, dtype=int)[:4], "val_labels.* one-hot for 5 classes"),
-    "strings": ("train_labels", np.array(["cat"] * 8), "train_labels.* is <U3"),
+    "strings for some": ("train_labels", np.array(["cat"] * 8), "train_labels.* has strings and .* has integers"),
+    "an empty string": ("train_labels", np.array([*"abcdabc", " "]), "train_labels.* has no label in row 7"),
+    "strings in a table": ("train_labels", np.full((8, 2), "cat"), "train_labels.* is <U3"),
     "objects": ("val_labels", np.array([{}] * 4), "val_labels.* is not a valid .npy file"),
 }
 
@@ -236,8 +240,8 @@ CLEAR_NAMES = [
 def test_clear_names_are_understood(tmp_path: Path, names: str, n_roles: int) -> None:
     for name in names.split():
         np.save(tmp_path / f"{name}.npy", 0)
-    guessed = npy.guess_arrays(tmp_path)
-    assert [guessed[role].stem for role in npy.ROLES[:n_roles]] == names.split()
+    guessed = guess_arrays(tmp_path)
+    assert [guessed[role].stem for role in ROLES[:n_roles]] == names.split()
     assert len(guessed) == n_roles
 
 
@@ -258,7 +262,7 @@ def test_unclear_names_are_listed(tmp_path: Path, case: str) -> None:
     for name in names:
         np.save(tmp_path / f"{name}.npy", 0)
     with pytest.raises(UserError, match="--train-images, --train-labels") as raised:
-        npy.guess_arrays(tmp_path)
+        guess_arrays(tmp_path)
     assert all(f"{name}.npy" in str(raised.value) for name in names)
 
 

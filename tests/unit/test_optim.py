@@ -10,7 +10,7 @@ from tinyimnet.config import ModelConfig, OptimConfig
 from tinyimnet.model.batchnorm import flatten_statistics
 from tinyimnet.model.network import build_model
 from tinyimnet.training.ema import Ema
-from tinyimnet.training.muon import Muon, orthogonalise_
+from tinyimnet.training.muon import Batch, Muon, batches_of
 from tinyimnet.training.optim import build_optimizer, ema_decay_at, lr_scale, parameter_groups
 
 COSINE = OptimConfig(warmup_epochs=2, schedule="cosine")
@@ -107,7 +107,8 @@ def test_muon_takes_the_filters_after_the_stem_and_sgd_the_rest() -> None:
 def test_muon_moves_all_directions_of_a_filter_bank_equally(shape: tuple[int, ...]) -> None:
     updates = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)).flatten(1) for seed in (0, 1)]
     found = torch.stack([1000 * updates[0], updates[1]])
-    orthogonalise_([found])
+    (batch,) = batches_of([found])
+    batch.orthogonalise_()
     rows, columns = updates[0].shape
     for update, result in zip(updates, found, strict=True):
         u, _, v = torch.linalg.svd(update, full_matrices=False)
@@ -116,6 +117,18 @@ def test_muon_moves_all_directions_of_a_filter_bank_equally(shape: tuple[int, ..
         assert singular.median() > 0.6
         # Same directions as the update, and the same sign: u v' is the nearest semi-orthogonal matrix.
         assert torch.nn.functional.cosine_similarity(result.flatten(), (u @ v).flatten(), dim=0) > 0.95
+
+
+def test_muon_joins_similar_shapes_with_the_result_of_each_alone() -> None:
+    shapes = [(6, 32, 288), (2, 32, 16), (3, 16, 32), (1, 40, 288), (9, 128, 288)]
+    alone = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed, shape in enumerate(shapes)]
+    joined = [bank.clone() for bank in alone]
+    batches = batches_of(joined)
+    assert [tuple(batch.padded.shape) for batch in batches] == [(12, 40, 288), (9, 128, 288)]
+    for batch in [*batches, *(Batch([bank]) for bank in alone)]:
+        batch.orthogonalise_()
+        batch.orthogonalise_()  # the zeros are still there
+    torch.testing.assert_close(joined, alone)
 
 
 @pytest.mark.parametrize("shape", [(24, 16), (16, 40)])

@@ -1,6 +1,5 @@
 """A source of another form is read where that is clear, or named for what it is, with the way out."""
 
-import gzip
 import io
 import os
 import pickle
@@ -25,28 +24,16 @@ def root(tmp_path: Path) -> Path:
     return official(tmp_path)
 
 
-def tar(path: Path, mode: str) -> None:
-    with tarfile.open(path, mode) as archive:
-        archive.addfile(tarfile.TarInfo("train/n01/x.JPEG"), io.BytesIO())
-
-
 UNPACK, SAVE = "unpack it and give the folder", r"save its images and labels as \.npy files"
 FILES: dict[str, tuple[Callable[[Path], object], str, str]] = {
-    "x.tar.gz": (lambda p: tar(p, "w:gz"), "a gzip archive", UNPACK),
-    "x.tgz": (lambda p: p.write_bytes(gzip.compress(b"x")), "a gzip archive", UNPACK),
-    "x.tar": (lambda p: tar(p, "w"), "a tar archive", UNPACK),
-    "x.tar.xz": (lambda p: tar(p, "w:xz"), "an xz archive", UNPACK),
-    "x.tar.bz2": (lambda p: tar(p, "w:bz2"), "a bzip2 archive", UNPACK),
     "x.7z": (lambda p: p.write_bytes(b"7z\xbc\xaf\x27\x1c"), "a 7z archive", UNPACK),
-    "x.parquet": (lambda p: p.write_bytes(b"PAR1....PAR1"), "a Parquet file", SAVE),
     "x.arrow": (lambda p: p.write_bytes(b"ARROW1\0\0"), "an Arrow file", SAVE),
     "x.h5": (lambda p: p.write_bytes(b"\x89HDF\r\n\x1a\n"), "an HDF5 file", SAVE),
     "x.pkl": (lambda p: p.write_bytes(pickle.dumps([1])), "a pickle", SAVE),
-    "x.npz": (lambda p: np.savez(p, x=np.zeros(3)), r"an \.npz file", r"save each of its arrays as an \.npy file"),
     "x.npy": (lambda p: np.save(p, np.zeros(3)), r"one \.npy file", r"give the folder of all \.npy files"),
     "x.zip": (lambda p: p.write_text("<html>404</html>"), "a web page", "download the archive again"),
 }
-FORMS = r"`prepare` reads tiny-imagenet-200\.zip, its unpacked folder .* \.npy files\.$"
+FORMS = r"`prepare` reads Tiny ImageNet and a folder of images for each class, .* Parquet files of images and labels\.$"
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -63,15 +50,32 @@ def test_a_folder_of_another_form_is_named_for_what_it_is(tmp_path: Path, name: 
     write, form, way_out = FILES[name]
     (tmp_path / "source/data").mkdir(parents=True)
     write(tmp_path / "source/data" / name)
-    with pytest.raises(UserError, match=rf"no `train` folder, but {name}, {form}; {way_out}\. {FORMS}"):
+    with pytest.raises(UserError, match=rf"no data set, but {name}, {form}; {way_out}\. {FORMS}"):
         prepare(tmp_path / "source", tmp_path / "out")
 
 
-def test_a_folder_that_holds_the_archive_names_it(root: Path, tmp_path: Path) -> None:
-    archive = pack(root)
-    shutil.rmtree(root)
-    with pytest.raises(UserError, match=f"but tiny-imagenet-200.zip, a zip archive; give it: .*{archive}"):
-        prepare(tmp_path, tmp_path / "out")
+HELD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "x.zip": (lambda p: zipfile.ZipFile(p, "w").close(), "a zip archive"),
+    "x.tar": (lambda p: tar(p, "w"), "a tar archive"),
+    "x.tgz": (lambda p: tar(p, "w:gz"), "a gzip archive"),
+    "x.tar.xz": (lambda p: tar(p, "w:xz"), "an xz archive"),
+    "x.npz": (lambda p: np.savez(p, x=np.zeros(3)), r"an \.npz file"),
+    "x.parquet": (lambda p: p.write_bytes(b"PAR1....PAR1"), "a Parquet file"),
+}
+
+
+def tar(path: Path, mode: str) -> None:
+    with tarfile.open(path, mode) as archive:
+        archive.addfile(tarfile.TarInfo("train/n01/x.JPEG"), io.BytesIO())
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_a_folder_that_holds_a_file_that_is_read_names_it(tmp_path: Path, name: str) -> None:
+    write, form = HELD[name]
+    (tmp_path / "source/deep/er").mkdir(parents=True)
+    write(tmp_path / "source/deep/er" / name)
+    with pytest.raises(UserError, match=f"no data set, but {name}, {form}; give it: .*source/deep/er/{name}"):
+        prepare(tmp_path / "source", tmp_path / "out")
 
 
 def test_a_data_set_two_levels_deep_is_found_and_named(root: Path, tmp_path: Path) -> None:
@@ -124,13 +128,13 @@ def test_a_prepared_folder_is_no_source(root: Path, tmp_path: Path) -> None:
 
 
 def test_classes_in_a_file_do_not_fit_a_source_of_image_files(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--classes .* is only for .npy files"):
+    with pytest.raises(UserError, match="--classes .* is only for arrays and Parquet files"):
         prepare(root, tmp_path / "out", tmp_path / "ids.txt")
 
 
 def test_an_empty_folder_gets_the_forms_that_are_read(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
-    with pytest.raises(UserError, match="contains no data set.*`prepare` reads tiny-imagenet-200.zip"):
+    with pytest.raises(UserError, match="contains no data set.*`prepare` reads Tiny ImageNet"):
         prepare(tmp_path / "source", tmp_path / "out")
 
 

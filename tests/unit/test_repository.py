@@ -130,6 +130,11 @@ def test_only_its_own_command_imports_tensorboard() -> None:
     assert users == {"tinyimnet.launch.tensorboard"}
 
 
+def test_only_the_source_of_parquet_files_imports_pyarrow() -> None:
+    users = {named(path) for path in CODE if any(re.match(r"pyarrow\b", name) for name in imported(path))}
+    assert users == {"tinyimnet.data.parquet"}
+
+
 def test_the_training_does_not_import_launch() -> None:
     assert not {name for name in all_imported("tinyimnet.train", set()) if name.startswith("tinyimnet.launch")}
 
@@ -152,7 +157,7 @@ def test_only_these_modules_import_accelerate() -> None:
 )  # fmt: skip
 def test_modules_that_must_start_fast_do_not_import_torch(module: str) -> None:
     """process/test_imports.py checks a real process."""
-    heavy = {"torch", "accelerate", "submitit", "wandb", "matplotlib", "safetensors"}
+    heavy = {"torch", "accelerate", "submitit", "wandb", "matplotlib", "safetensors", "pyarrow"}
     assert not all_imported(module, set()) & heavy
 
 

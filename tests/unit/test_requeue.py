@@ -1,6 +1,7 @@
 """Whether a Slurm job is requeued after its training has ended; tests/cluster runs the real Slurm."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from helpers.run_folders import attempt
 from tinyimnet import errors, train
 from tinyimnet.config import RunConfig
-from tinyimnet.launch.requeue import decide
+from tinyimnet.errors import UserError
+from tinyimnet.launch.requeue import decide, submit_successor
 
 RUNNING = {"JobState": "RUNNING", "PreemptTime": "None"}
 PREEMPTED = {"JobState": "RUNNING", "PreemptTime": "2026-11-24T17:10:14"}
@@ -118,6 +120,78 @@ def test_a_job_that_slurm_does_not_requeue_ends_and_says_so(run: RunConfig) -> N
     again, exit_code, sentence = decide(run, 0, {**RUNNING, "Requeue": "0"}, ATTEMPT_3)
     assert (again, exit_code) == (False, 1)
     assert "checkpoint saved; not requeued, because the job was submitted with --no-requeue" in sentence
+
+
+# ---- where Slurm does not requeue ---------------------------------------------------------------------------------
+
+NO_REQUEUE = {**RUNNING, "Requeue": "0"}
+THIRD = {"SLURM_JOB_ID": "123", "PREDECESSORS": "101 102"}  # as ATTEMPT_3, but of three jobs
+
+
+def test_a_job_that_slurm_does_not_requeue_goes_on_in_its_successor(run: RunConfig) -> None:
+    mark(run)
+    assert decide(run, 0, NO_REQUEUE, THIRD, may_succeed=True) == (
+        True,
+        0,
+        "stopped by SIGUSR1, checkpoint saved; continued by attempt 4",
+    )
+
+
+def test_the_attempts_of_all_jobs_are_limited(run: RunConfig) -> None:
+    mark(run, ("123", 4))
+    environ = {**THIRD, "PREDECESSORS": "99 100 101 102"}
+    again, exit_code, sentence = decide(run, 0, NO_REQUEUE, environ, may_succeed=True)
+    assert (again, exit_code) == (False, 1) and "after attempt 5 (run.max_attempts is 5)" in sentence
+
+
+@pytest.mark.parametrize(("before", "again"), [(["101", "102"], True), (["101", "102", "103"], False)])
+def test_three_jobs_without_a_new_checkpoint_have_no_successor(before: list[str], again: bool, run: RunConfig) -> None:
+    past(run, *((job, i, 100 if i else 0) for i, job in enumerate([*before, "123"])), saved=100)
+    environ = {"SLURM_JOB_ID": "123", "PREDECESSORS": " ".join(before)}
+    assert decide(run, 137, NO_REQUEUE, environ, may_succeed=True).requeue == again
+
+
+def commands(folder: Path, monkeypatch, **texts: str) -> None:
+    """Put shell scripts of these names first on PATH."""
+    for name, text in texts.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+
+def test_a_successor_has_the_options_arguments_and_variables_of_its_job(tmp_path: Path, monkeypatch) -> None:
+    commands(
+        tmp_path, monkeypatch,
+        sacct="echo 'sbatch -N 2 --wait --output log slurm/train.sbatch tiny.yaml --x a b'",
+        sbatch=f'printf "%s\\n" "$@" >{tmp_path}/arguments; env >{tmp_path}/environment; echo "124;cluster"',
+    )  # fmt: skip
+    environ = {**THIRD, "PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_CONF": "file", "SLURM_JOB_END_TIME": "1",
+               "SBATCH_PARTITION": "gpu", "SLURM_SUBMIT_DIR": str(tmp_path)}  # fmt: skip
+    assert submit_successor(["/repo/slurm/train.sbatch", "tiny.yaml", "--x", "a  b"], environ) == "124"
+    assert (tmp_path / "arguments").read_text().splitlines() == [
+        "-N", "2", "--output", "log", "--parsable", "--export=ALL", "--dependency=afterany:123",
+        "/repo/slurm/train.sbatch", "tiny.yaml", "--x", "a  b",
+    ]  # fmt: skip
+    found = dict(line.split("=", 1) for line in (tmp_path / "environment").read_text().splitlines())
+    assert found["PREDECESSORS"] == "101 102 123" and found["SBATCH_PARTITION"] == "gpu"
+    assert [name for name in found if name.startswith("SLURM_")] == ["SLURM_CONF"]
+
+
+@pytest.mark.parametrize(
+    ("sacct", "sbatch", "reason"),
+    [
+        ("echo is disabled >&2; exit 1", "", "sacct does not know how this job was (is disabled)"),
+        ("echo", "", "sacct does not know how this job was (no SubmitLine)"),
+        ("echo sbatch train.sbatch", "echo access denied >&2; exit 1", "was not submitted (access denied)"),
+    ],
+    ids=["no accounting", "no SubmitLine", "refused"],
+)
+def test_a_successor_that_cannot_be_submitted_is_one_sentence(
+    sacct: str, sbatch: str, reason: str, tmp_path: Path, monkeypatch
+) -> None:
+    commands(tmp_path, monkeypatch, sacct=sacct, sbatch=sbatch)
+    with pytest.raises(UserError, match=re.escape(reason) + ".*the run is saved: submit it again to resume"):
+        submit_successor(["train.sbatch"], {**THIRD, "PATH": str(tmp_path), "SLURM_SUBMIT_DIR": str(tmp_path)})
 
 
 def test_a_second_ctrl_c_is_not_requeued(run: RunConfig) -> None:

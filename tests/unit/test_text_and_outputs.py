@@ -51,7 +51,7 @@ def owner(call: ast.Call) -> str:
 
 def opens(path: Path) -> Iterator[ast.Call]:
     for name, call in calls(path):
-        if name == "open" and owner(call) not in ("os", "Image"):
+        if name == "open" and owner(call) not in ("os", "Image", "archive"):
             yield call
 
 

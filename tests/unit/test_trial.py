@@ -27,12 +27,12 @@ SUPERSEDED = "JobState=RUNNING PreemptTime=None Restarts=1"
 def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Return a function that ends a trial, whose folder has these files, in the first attempt of job 7_0."""
 
-    def scontrol(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def scontrol(*command: str) -> subprocess.CompletedProcess[str]:
         with (tmp_path / "asked").open("a") as asked:
-            print(*arguments, file=asked)
-        return subprocess.CompletedProcess(arguments, 0, (tmp_path / "job").read_text(), "")
+            print(*command, file=asked)
+        return subprocess.CompletedProcess(command, 0, (tmp_path / "job").read_text(), "")
 
-    monkeypatch.setattr(requeue, "scontrol", scontrol)
+    monkeypatch.setattr(requeue, "patiently", scontrol)
     for name, value in {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_ID": "70"}.items():
         monkeypatch.setenv(name, value)
     (tmp_path / "run").mkdir()
@@ -91,12 +91,12 @@ def test_a_trial_stopped_by_its_agent_is_marked_as_stopped_for_good(end, tmp_pat
 def test_a_trial_whose_job_ends_is_kept_and_the_job_requeued(left, end, tmp_path: Path) -> None:
     assert end(*left) == 0
     assert (tmp_path / "trial").exists()
-    assert (tmp_path / "asked").read_text().splitlines()[-1] == "requeue 7_0"
+    assert (tmp_path / "asked").read_text().splitlines()[-1] == "scontrol requeue 7_0"
 
 
 def test_a_trial_begun_just_before_the_end_needs_no_progress(end, tmp_path: Path) -> None:
     assert end(0, RUNNING, "the job's time limit", steps=0) == 0
-    assert (tmp_path / "asked").read_text().splitlines()[-1] == "requeue 7_0"
+    assert (tmp_path / "asked").read_text().splitlines()[-1] == "scontrol requeue 7_0"
 
 
 def test_a_trial_without_progress_in_a_whole_attempt_ends_the_job(end, tmp_path: Path, capsys) -> None:
@@ -116,7 +116,7 @@ def test_a_killed_trial_with_a_new_checkpoint_is_kept_and_requeued(end, tmp_path
     (tmp_path / "run" / "attempts.jsonl").write_text(json.dumps(attempt("7_0")))
     assert end(None, RUNNING) == 0
     assert (tmp_path / "trial").exists()
-    assert (tmp_path / "asked").read_text().splitlines()[-1] == "requeue 7_0"
+    assert (tmp_path / "asked").read_text().splitlines()[-1] == "scontrol requeue 7_0"
 
 
 @pytest.mark.parametrize(("job", "comes_back"), [(PREEMPTED, True), (RUNNING, False)])

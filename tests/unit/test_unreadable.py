@@ -3,16 +3,19 @@
 import json
 import re
 import shutil
+import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from helpers.permissions import without_privileges
 from helpers.program import small_run
-from helpers.sources import arrays_in, official, pack
+from helpers.sources import arrays_in, image, official, pack
 from tinyimnet import cli, errors, train
 from tinyimnet.data import soft_labels
 from tinyimnet.data.dataset import open_dataset
@@ -36,7 +39,12 @@ def place(tmp_path_factory, tiny_data: Path, finished_run: Path) -> Path:
     (place / "my.yaml").write_text("optim: {lr: 0.1}")
     arrays_in(place / "arrays")
     (place / "classes.txt").write_text("n00 n01 n02 n03")
-    pack(official(place))
+    with tarfile.open(place / "tiny.tar.gz", "w:gz") as archive:
+        archive.add(official(place))
+    pack(place / "tiny-imagenet-200")
+    np.savez(place / "arrays.npz", **{path.stem: np.load(path) for path in (place / "arrays").iterdir()})
+    images = [{"bytes": image(i), "path": None} for i in range(4)]
+    parquet.write_table(pyarrow.table({"image": images, "label": [0, 0, 1, 1]}), place / "train.parquet")
     return place
 
 
@@ -65,7 +73,10 @@ COMMANDS = {
     "tensorboard": "tensorboard {0}/run --out {0}/tb",
     "unpack": "unpack {0}/data --out {0}/out",
     "prepare an archive": "prepare {0}/tiny-imagenet-200.zip --out {0}/out",
+    "prepare a tar archive": "prepare {0}/tiny.tar.gz --out {0}/out",
     "prepare a folder": "prepare {0}/tiny-imagenet-200 --out {0}/out",
+    "prepare a file of arrays": "prepare {0}/arrays.npz --out {0}/out",
+    "prepare a table": "prepare {0}/train.parquet --val-share 0.5 --out {0}/out",
     "prepare arrays": "prepare {0}/arrays --classes {0}/classes.txt --out {0}/out",
 }
 DATA = ("data/manifest.json", "data/train_images.npy", "data/val_labels.npy")
@@ -90,6 +101,9 @@ FILES: dict[str, tuple[str, ...]] = {
     "tensorboard": ("run/config.yaml", "run/metrics.jsonl", "run/attempts.jsonl"),
     "unpack": DATA,
     "prepare an archive": ("tiny-imagenet-200.zip",),
+    "prepare a tar archive": ("tiny.tar.gz",),
+    "prepare a file of arrays": ("arrays.npz",),
+    "prepare a table": ("train.parquet",),
     "prepare a folder": (
         "tiny-imagenet-200/wnids.txt", "tiny-imagenet-200/train/n01/images/n01_0.JPEG",
         "tiny-imagenet-200/val/val_annotations.txt",
@@ -167,6 +181,9 @@ CASES = [
 ]
 OTHERS = [
     ("prepare an archive", "tiny-imagenet-200.zip", folder),  # a source too
+    ("prepare a tar archive", "tiny.tar.gz", folder),
+    ("prepare a file of arrays", "arrays.npz", folder),
+    ("prepare a table", "train.parquet", folder),
     ("predict a folder", "tiny-imagenet-200/val/images/val_2.JPEG", folder),  # named as not used
     ("prepare a folder", "tiny-imagenet-200/train", loop),  # no folder
     ("prepare a folder", "tiny-imagenet-200/wnids.txt", folder),  # not among the files of the source

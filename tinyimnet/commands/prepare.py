@@ -5,7 +5,8 @@ tinyimnet prepare /path/to/tiny-imagenet-200.zip      # a local copy, or its unp
 tinyimnet prepare --synthetic                         # a data set drawn by the program: no download
 tinyimnet prepare FOLDER --out data/mine              # your images: CLASS/*.jpg, or train/CLASS/ and val/CLASS/
 tinyimnet prepare FOLDER --out data/mine --val-share 0.1 --size 64     # hold out 10 %; scale to 64x64 pixels
-tinyimnet prepare FOLDER --out data/cifar --size 32   # your images as .npy files: those of 32x32 pixels as they are
+tinyimnet prepare SOURCE --out data/mine              # a zip or tar archive of these; .npy or .npz; Parquet
+tinyimnet prepare SOURCE --out data/cifar --size 32   # any of these; images of 32x32 pixels are kept as they are
 tinyimnet prepare --train-images x.npy --train-labels y.npy --val-images xv.npy --val-labels yv.npy --out data/mine
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from tinyimnet.config import DataConfig
 from tinyimnet.data import npy
+from tinyimnet.data.array_roles import ROLES
 from tinyimnet.data.dataset import IMAGE_SIZE, SIZES
 from tinyimnet.data.findings import Findings
 from tinyimnet.data.images import FITS
@@ -30,21 +32,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source",
         nargs="?",
         type=Path,
-        help="tiny-imagenet-200.zip, its folder, a folder of images per class, or .npy files",
+        help="Tiny ImageNet or a folder of images per class, or a zip or tar of it; .npy, .npz or Parquet files",
     )
     parser.add_argument(
         "--out", type=Path, help="$DATA_ROOT or data/tiny-imagenet-200; data/synthetic-200 with --synthetic"
     )
-    for role in npy.ROLES:
-        parser.add_argument(f"--{role.replace('_', '-')}", type=Path, metavar="FILE", help=f"{role} as .npy")
+    for role in ROLES:
+        parser.add_argument(f"--{role.replace('_', '-')}", type=Path, metavar="FILE", help=f"{role} as .npy or .npz")
     parser.add_argument(
-        "--classes", type=Path, metavar="FILE", help="with .npy files: one class id per line, in label order"
+        "--classes", type=Path, metavar="FILE", help="with arrays and Parquet: one class id per line, in label order"
     )
     parser.add_argument(
         "--val-share",
         type=float,
         metavar="SHARE",
-        help="of each class to hold out, if a folder has no val, such as 0.1",
+        help="of each class to hold out, if a source has no val, such as 0.1",
     )
     parser.add_argument(
         "--size",
@@ -79,14 +81,14 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace, out: Path) -> dict:
-    files = {role: path for role in npy.ROLES if (path := getattr(args, role))}
+    files = {role: path for role in ROLES if (path := getattr(args, role))}
+    own = args.classes or args.val_share is not None or args.size is not None  # options for data of the user
     ways = (bool(args.source), bool(files), args.download, args.synthetic)
-    of_program = (args.download or args.synthetic) and (args.classes or args.size is not None)
-    if sum(ways) != 1 or of_program or (args.val_share is not None and not args.source):
+    if sum(ways) != 1 or (own and (args.download or args.synthetic)):
         raise UserError(
-            "prepare takes exactly one source: the path of tiny-imagenet-200.zip, of its unpacked folder, of a folder "
-            "of images per class or of a folder of .npy files; or --train-images and so on; or --download; or "
-            "--synthetic (and --classes only with .npy files, --val-share only with image files, --size with either)."
+            "prepare takes exactly one source: the path of Tiny ImageNet, of a folder of images per class, of a zip or "
+            "tar archive of these, of .npy or .npz files or of Parquet files; or --train-images and so on; or "
+            "--download; or --synthetic (and --classes, --val-share and --size only with your data)."
         )
     if args.fit and args.size is None:
         raise UserError(f"--fit {args.fit} says how --size scales images; add --size.")
@@ -96,5 +98,7 @@ def _prepare(args: argparse.Namespace, out: Path) -> dict:
     if args.download or args.synthetic:
         return prepare_missing(out, "synthetic" if args.synthetic else "tiny-imagenet")
     if files:
-        return npy.prepare_npy(files, out, args.classes, size=size, fit=fit, strict=args.strict)
+        return npy.prepare_npy(
+            files, out, args.classes, val_share=args.val_share, size=size, fit=fit, strict=args.strict
+        )
     return prepare(args.source, out, args.classes, val_share=args.val_share, size=size, fit=fit, strict=args.strict)

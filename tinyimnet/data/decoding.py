@@ -18,13 +18,14 @@ from tinyimnet.data.images import SCALED, decode, wrong_size
 from tinyimnet.data.source import Files, Source
 from tinyimnet.data.writer import (
     CHUNK,
+    announce,
     finish,
     image_bytes,
     new_folder,
     new_images,
     progress,
     save_array,
-    write_pixels,
+    write_rows,
 )
 from tinyimnet.errors import UserError
 
@@ -73,6 +74,7 @@ def prepare_files(
     """
     if not problems:
         check_classes(origin, len(classes))
+    announce(files.source.form, layout or "Tiny ImageNet")
     with new_folder(out, image_bytes(size) * sum(map(len, images.values()))) as folder:
         for split, of_split in labels.items():
             save_array(folder, f"{split}_labels", np.array(of_split, np.int64))
@@ -101,27 +103,29 @@ def _decode_all(
     Returns:
         The images that cannot be used, whose rows are black, and the images with several frames.
     """
-    jobs, rows = [], PHOTOS if fit else CHUNK
+    places: list[tuple[str, Path, int]] = []  # name of each image, and the file and the offset for its pixels
     for split, names in images.items():
         path, offset = new_images(folder, split, len(names), size)
-        for start in range(0, len(names), rows):
-            jobs.append((names[start : start + rows], path, offset + start * image_bytes(size), size, fit))
+        places += [(name, path, offset + row * image_bytes(size)) for row, name in enumerate(names)]
+    places.sort(key=lambda place: source.position(place[0]))
+    rows = PHOTOS if fit else CHUNK
+    jobs = [(places[start : start + rows], size, fit) for start in range(0, len(places), rows)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     n_workers = min(cores, len(jobs), MAX_WORKERS)
     pool = ProcessPoolExecutor(n_workers, multiprocessing.get_context("spawn"), _start_worker, (source,))
     problems, skipped = Findings(), Findings()
     try:
-        with progress("decoded", sum(map(len, images.values()))) as advance:
+        with progress("decoded", len(places)) as advance:
             # Ctrl-C goes to the whole process group; workers inherit the blocked SIGINT, so only the parent reacts.
             unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
                 futures = [pool.submit(_decode_chunk, *job) for job in jobs]
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
-            for future, (names, *_) in zip(futures, jobs, strict=True):
+            for future, (chunk, *_) in zip(futures, jobs, strict=True):
                 for kind, name, detail in future.result():
                     (skipped if kind == SEVERAL_FRAMES else problems).add(kind, name, detail)
-                advance(len(names))
+                advance(len(chunk))
     except BrokenProcessPool:
         raise UserError(
             "A decoding process was killed, possibly for lack of memory; free some memory and run the command again."
@@ -146,11 +150,11 @@ def _start_worker(source: Source) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _decode_chunk(names: list[str], path: Path, offset: int, size: int, fit: str | None) -> list[tuple[str, str, str]]:
-    """Decode images to `offset` in the file `path`; return (kind, name, detail) of those that are not wholly used."""
-    pixels = np.zeros((len(names), size, size, 3), np.uint8)
+def _decode_chunk(places: list[tuple[str, Path, int]], size: int, fit: str | None) -> list[tuple[str, str, str]]:
+    """Decode images to their places; return (kind, name, detail) of those that are not wholly used."""
+    pixels = np.zeros((len(places), size, size, 3), np.uint8)
     findings = []
-    for row, name in zip(pixels, names, strict=True):
+    for row, (name, _, _) in zip(pixels, places, strict=True):
         try:
             row[:], n_frames = decode(_source.read(name), fit, size)
         except Unusable as fault:
@@ -158,5 +162,5 @@ def _decode_chunk(names: list[str], path: Path, offset: int, size: int, fit: str
         else:
             if n_frames > 1:
                 findings.append((SEVERAL_FRAMES, name, f"{n_frames} frames"))
-    write_pixels(path, offset, pixels)
+    write_rows((path, offset, row) for (_, path, offset), row in zip(places, pixels, strict=True))
     return findings

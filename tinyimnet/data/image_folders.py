@@ -4,29 +4,30 @@ Images may lie at any depth in the folder of their class, as in CLASS/images/. C
 natural order. Every file of the source is used, or is named in the manifest or in the error.
 """
 
-import hashlib
 from pathlib import Path
 
-from tinyimnet.data import other_forms, source
+from tinyimnet.data import other_forms
+from tinyimnet.data.array_roles import SPLIT_WORDS
+from tinyimnet.data.class_names import WORDS, readable_classes
 from tinyimnet.data.dataset import IMAGE_SIZE, LABELLED, check_classes
 from tinyimnet.data.decoding import prepare_files
 from tinyimnet.data.findings import Findings
 from tinyimnet.data.names import is_image, is_other_image, is_utf8, natural_order
-from tinyimnet.data.npy import SPLIT_WORDS
-from tinyimnet.data.source import OUTSIDE, PARTS, VALIDATION, Files
+from tinyimnet.data.source import OUTSIDE, PARTS, VALIDATION, Files, Tree
+from tinyimnet.data.splitting import SINGLE, hold_out, validation_part
 from tinyimnet.data.tiny_imagenet import NO_IMAGE, NOT_UTF8, OTHER_FORMAT, check_case
 from tinyimnet.errors import UserError
 
 MISPLACED = "in no folder of a class"
 UNKNOWN_CLASS = "in a class that train lacks"
 EMPTY_CLASS = "without an image for train"
-SINGLE = "with one image, which train and val cannot share"
 
 Images = dict[str, list[str]]  # files of each part
 
 
 def prepare_image_folders(
-    path: Path,
+    tree: Tree,
+    roots: list[str],
     out: Path,
     *,
     val_share: float | None = None,
@@ -37,7 +38,8 @@ def prepare_image_folders(
     """Prepare a folder with one folder of images per class, or with such folders in train and val.
 
     Args:
-        path: the folder.
+        tree: the folder, or an archive of it.
+        roots: the folder in it that contains `train`; empty if there is none.
         out: the folder to create.
         val_share: share of the images of each class to hold out, for a source without validation images.
         size: width and height of the prepared images in pixels.
@@ -50,12 +52,12 @@ def prepare_image_folders(
     Raises:
         UserError: the source, the share or the destination is invalid.
     """
-    if val_share is not None and not 0 < val_share < 1:
-        raise UserError(f"--val-share {val_share:g} is not between 0 and 1; give a share such as 0.1.")
-    (files, depth), problems = _open(path), Findings()
+    depth = len(roots)  # how many folders are above that of a class
+    files = tree.listing(roots[0], PARTS) if roots else _listing_of_classes(tree)
+    problems = Findings()
     images = _place(files, depth, problems)
     label_of = _labels_of_classes(files, images["train"], depth, problems)
-    images, layout = _split(path, images, depth, label_of, val_share, problems)
+    images, layout = _split(tree.path, images, depth, label_of, val_share, problems)
     for name in images["val"]:
         if _class(name, depth) not in label_of:
             problems.add(UNKNOWN_CLASS, name)
@@ -65,9 +67,9 @@ def prepare_image_folders(
         {split: [label_of.get(_class(name, depth), -1) for name in images[split]] for split in LABELLED},
         out,
         problems,
-        classes=[(name, name) for name in label_of],
+        classes=readable_classes(label_of, files.lines(WORDS)),
         test_files=[name.removeprefix("test/") for name in images["test"]],
-        origin=path,
+        origin=tree.path,
         layout=layout,
         size=size,
         fit=fit,
@@ -75,20 +77,18 @@ def prepare_image_folders(
     )
 
 
-def _open(path: Path) -> tuple[Files, int]:
-    """The files of the source, and how many folders are above that of a class: 1 with train, else 0."""
-    if source.dataset_roots(path):
-        return source.open_folder(path, PARTS), 1
-    files = source.list_folder(path, enter=None)
+def _listing_of_classes(tree: Tree) -> Files:
+    """The files of a source without `train`, which must be those of classes."""
+    files = tree.listing(tree.top, None)
     in_folders = any("/" in name and (is_image(name) or is_other_image(name)) for name in files.names)
     if not in_folders or any(folder.endswith("/train") for folder in files.folders):
-        raise other_forms.refusal(path, [])
+        raise other_forms.refusal(tree.path, files.folders)
     if parts := [folder for folder in files.folders if folder.lower() in SPLIT_WORDS]:
         raise UserError(
-            f"{path} contains no data set: it has {' and '.join(parts)} but no `train` folder; "
+            f"{tree.path} contains no data set: it has {' and '.join(parts)} but no `train` folder; "
             "name its parts train, val and test."
         )
-    return files, 0
+    return files
 
 
 def _class(name: str, depth: int) -> str:
@@ -100,6 +100,8 @@ def _place(files: Files, depth: int, problems: Findings) -> Images:
     images: Images = {part: [] for part in PARTS}
     for name in files.names:
         folders = name.split("/")[:-1]
+        if name == WORDS:
+            continue
         if not is_image(name) and not is_other_image(name):
             files.skipped.add(NO_IMAGE, name)
         elif not folders:
@@ -125,7 +127,7 @@ def _place(files: Files, depth: int, problems: Findings) -> Images:
 def _labels_of_classes(files: Files, train: list[str], depth: int, problems: Findings) -> dict[str, int]:
     """The label of each class with images, in natural order."""
     path, classes = files.source.path, natural_order({_class(name, depth) for name in train})
-    if not depth and len(classes) == 1 and any("/" in folder for folder in files.folders):
+    if not depth and len(classes) == 1 and path.is_dir() and any("/" in folder for folder in files.folders):
         raise UserError(f"{path} has 1 class, {classes[0]}; give {path / classes[0]} if its folders are the classes.")
     check_classes(path, len(classes))
     for folder in files.folders:
@@ -144,34 +146,23 @@ def _split(
     found = [part for part in VALIDATION if images[part]]
     if len(found) > 1:
         raise UserError(f"{path} has validation images in {' and '.join(found)}; keep one of these folders.")
-    if found and share:
-        raise UserError(f"{path} has validation images in {found[0]}; omit --val-share {share:g}.")
-    if share:
-        train, val = _hold_out(train, depth, share, problems)
+    val = found[0] if found else ""
+    tested = any(_class(name, depth) in label_of for name in test)
+    from_part = validation_part(path, val, share, test="test" if tested else "")
+    if from_part == "train":
+        assert share
+        held_out, single = hold_out(train, [_class(name, depth) for name in train], share)
+        for class_name in single:
+            problems.add(SINGLE, class_name)
         return (
-            {"train": train, "val": val, "test": test},
+            {
+                "train": [name for name in train if name not in held_out],
+                "val": [name for name in train if name in held_out],
+                "test": test,
+            },
             f"{'train/' * depth}CLASS/, and --val-share {share:g} of each class as val",
         )
-    if found:
-        return {"train": train, "val": images[found[0]], "test": test}, f"train/CLASS/ and {found[0]}/CLASS/"
-    if any(_class(name, depth) in label_of for name in test):
+    if from_part == "test":
         layout = "train/CLASS/, and test/CLASS/ as val because there is no val"
         return {"train": train, "val": test, "test": []}, layout
-    raise UserError(f"{path} has no validation images; hold out a share of each class with --val-share 0.1.")
-
-
-def _hold_out(train: list[str], depth: int, share: float, problems: Findings) -> tuple[list[str], list[str]]:
-    """Split off `share` of each class, at least one image and never all, by a hash of the names.
-
-    The choice is the same on every machine, and an image that is added later changes it little.
-    """
-    of_class: Images = {}
-    for name in train:
-        of_class.setdefault(_class(name, depth), []).append(name)
-    held_out: set[str] = set()
-    for class_name, names in of_class.items():
-        if len(names) == 1:
-            problems.add(SINGLE, class_name)
-        drawn = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
-        held_out.update(drawn[: min(max(1, round(share * len(names))), len(names) - 1)])
-    return [name for name in train if name not in held_out], [name for name in train if name in held_out]
+    return {"train": train, "val": images[val], "test": test}, f"train/CLASS/ and {val}/CLASS/"

@@ -1,7 +1,6 @@
 """Sources that `prepare` does not read, recognized by their content: each refusal says what it is and the way out."""
 
 import os
-import zipfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,19 +11,20 @@ from tinyimnet.data.names import is_hidden
 from tinyimnet.errors import UserError
 
 FORMS = (
-    "`prepare` reads tiny-imagenet-200.zip, its unpacked folder (train/CLASS/, val/images/, val/val_annotations.txt), "
-    "a folder of images for each class, and images and labels as .npy files"
+    "`prepare` reads Tiny ImageNet and a folder of images for each class, unpacked or as a zip or tar archive, images "
+    "and labels as .npy or .npz files, and Parquet files of images and labels"
 )
 UNPACK = "unpack it and give the folder"
 SAVE = "save its images and labels as .npy files"
+GIVE = "give it"  # a form that is read, where it is not looked for
 SIGNATURES = {  # first bytes: what the file is, and the way out
-    b"\x1f\x8b": ("a gzip archive", UNPACK),
-    b"BZh": ("a bzip2 archive", UNPACK),
-    b"\xfd7zXZ": ("an xz archive", UNPACK),
+    b"\x1f\x8b": ("a gzip archive", GIVE),
+    b"BZh": ("a bzip2 archive", GIVE),
+    b"\xfd7zXZ": ("an xz archive", GIVE),
     b"\x28\xb5\x2f\xfd": ("a zstd archive", UNPACK),
     b"7z\xbc\xaf": ("a 7z archive", UNPACK),
     b"Rar!": ("a rar archive", UNPACK),
-    b"PAR1": ("a Parquet file", SAVE),
+    b"PAR1": ("a Parquet file", GIVE),
     b"ARROW1": ("an Arrow file", SAVE),
     b"\x89HDF": ("an HDF5 file", SAVE),
     b"MATLAB": ("a MATLAB file", SAVE),
@@ -40,53 +40,48 @@ def describe(path: Path) -> tuple[str, str] | None:
     with path.open("rb") as file:
         head = file.read(512)
     if head[257:262] == b"ustar":
-        return "a tar archive", UNPACK
+        return "a tar archive", GIVE
     if head.startswith(b"PK"):
-        return _describe_zip(path)
+        return ("an .npz file" if path.suffix.lower() == ".npz" else "a zip archive"), GIVE
     return next((found for start, found in SIGNATURES.items() if head.startswith(start)), None)
 
 
-def _describe_zip(path: Path) -> tuple[str, str] | None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, NotImplementedError, OSError):
-        return None
-    if names and all(name.endswith(".npy") for name in names):
-        return "an .npz file", "save each of its arrays as an .npy file"
-    return "a zip archive", f"give it: `{command('prepare', path)}`"
-
-
-def not_a_zip(path: Path, error: Exception) -> UserError:
-    """The error for a file that is no zip archive."""
-    if path.stat().st_size and (found := describe(path)):
-        return _is(path, found)
+def not_an_archive(path: Path, error: Exception) -> UserError:
+    """The error for a file that is no archive."""
+    found = describe(path) if path.stat().st_size else None
+    if found and found[1] != GIVE:
+        return UserError(f"{path} is {found[0]}, which is not read; {found[1]}. {FORMS}.")
     return UserError(f"{path} is not a valid zip archive ({error}); download it again.")
 
 
-def refusal(source: Path, trains: list[str]) -> UserError:
-    """The error for a folder or a zip archive that has none or several `train` folders at the expected places."""
-    if trains:
-        return UserError(f"{source} contains several data sets ({shortened(trains)}); give one of them.")
-    if source.is_file():
-        found = _describe_zip(source)
-        if found and "zip archive" not in found[0]:
-            return _is(source, found)
-        return UserError(f"{source} contains no `train` folder at the top or one level below; {FORMS}.")
-    below = list(islice(_walk(source), LOOKED_AT))
-    if deeper := [path.parent for path in below if path.name == "train" and path.is_dir()]:
-        return UserError(f"{source} contains its data set deeper, in {deeper[0]}; give that folder.")
+def several(source: Path, roots: list[str]) -> UserError:
+    """The error for a source with several folders with `train`."""
+    trains = [str(source / root) if source.is_dir() else f"{root}train" for root in roots]
+    return UserError(f"{source} contains several data sets ({shortened(trains)}); give one of them.")
+
+
+def refusal(source: Path, folders: list[str]) -> UserError:
+    """The error for a folder or an archive without images in folders of their classes.
+
+    Args:
+        source: the folder or the archive.
+        folders: the folders in it.
+    """
+    if deeper := [folder.removesuffix("/train") for folder in folders if folder.endswith("/train")]:
+        way_out = "give that folder" if source.is_dir() else "pack that folder alone"
+        where = source / deeper[0] if source.is_dir() else deeper[0]
+        return UserError(f"{source} contains its data set deeper, in {where}; {way_out}.")
+    below = islice(_walk(source), LOOKED_AT) if source.is_dir() else ()
     for path in below:
         if path.is_file() and os.access(path, os.R_OK) and (found := describe(path)):
-            return UserError(f"{source} contains no `train` folder, but {path.name}, {found[0]}; {found[1]}. {FORMS}.")
-    return UserError(f"{source} contains no data set: no folder of images, and no .npy file; {FORMS}.")
+            what, way_out = found
+            if way_out == GIVE:
+                way_out = f"give it: `{command('prepare', path)}`"
+            return UserError(f"{source} contains no data set, but {path.name}, {what}; {way_out}. {FORMS}.")
+    return UserError(f"{source} contains no data set: no folder of images, and no arrays; {FORMS}.")
 
 
 def _walk(source: Path) -> Iterator[Path]:
     for folder, folders, files in os.walk(source):
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         yield from (Path(folder) / name for name in (*folders, *sorted(files)))
-
-
-def _is(path: Path, found: tuple[str, str]) -> UserError:
-    return UserError(f"{path} is {found[0]}, which is not read; {found[1]}. {FORMS}.")

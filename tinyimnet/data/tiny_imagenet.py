@@ -8,13 +8,13 @@ belongs to the layout, or is named in the manifest or in the error.
 import re
 from pathlib import Path
 
+from tinyimnet.data.class_names import WORDS, readable_classes
 from tinyimnet.data.dataset import IMAGE_SIZE
 from tinyimnet.data.decoding import prepare_files
 from tinyimnet.data.findings import Findings
 from tinyimnet.data.names import is_image, is_other_image, is_utf8, natural_order
-from tinyimnet.data.source import OUTSIDE, SPLITS, Files, open_source
+from tinyimnet.data.source import OUTSIDE, SPLITS, Files, Tree
 from tinyimnet.errors import UserError
-from tinyimnet.files import exists
 
 ANNOTATIONS = "val/val_annotations.txt"
 LAYOUT = re.compile(rf"wnids\.txt|words\.txt|{re.escape(ANNOTATIONS)}|train/[^/]+/[^/]+_boxes\.txt")
@@ -27,18 +27,19 @@ NO_IMAGE = "not an image"
 EMPTY_CLASS = "without an image in train"
 
 
-def is_official(root: Path) -> bool:
+def is_official(tree: Tree, root: str) -> bool:
     """Whether a folder with `train` has one of the other parts of the official layout."""
-    return any(exists(root / part) for part in ("wnids.txt", ANNOTATIONS, "val/images"))
+    return any(tree.has(root + part) for part in ("wnids.txt", ANNOTATIONS, "val/images"))
 
 
 def prepare_tiny_imagenet(
-    source: Path, out: Path, *, size: int = IMAGE_SIZE, fit: str | None = None, strict: bool = False
+    tree: Tree, root: str, out: Path, *, size: int = IMAGE_SIZE, fit: str | None = None, strict: bool = False
 ) -> dict:
     """Prepare the official archive or the unpacked official folder.
 
     Args:
-        source: the archive or the folder.
+        tree: the archive or the folder.
+        root: the folder in it that contains `train`.
         out: the folder to create.
         size: width and height of the prepared images in pixels.
         fit: one of images.FITS; None: all images must have that size.
@@ -50,7 +51,7 @@ def prepare_tiny_imagenet(
     Raises:
         UserError: the source or the destination is invalid.
     """
-    files, problems = open_source(source), Findings()
+    files, problems = tree.listing(root, SPLITS), Findings()
     images = _place(files, problems)
     classes = _read_classes(files, images["train"], problems)
     label_of = {class_id: label for label, (class_id, _) in enumerate(classes)}
@@ -63,7 +64,7 @@ def prepare_tiny_imagenet(
         problems,
         classes=classes,
         test_files=[name.rpartition("/")[2] for name in images["test"]],
-        origin=source,
+        origin=tree.path,
         size=size,
         fit=fit,
         strict=strict,
@@ -113,11 +114,7 @@ def _read_classes(files: Files, train: list[str], problems: Findings) -> list[tu
     for class_id in sorted(empty):
         files.skipped.add(EMPTY_CLASS, f"train/{class_id}/")
     check_case(sorted(with_images), problems)
-    readable: dict[str, str] = {}
-    if "words.txt" in files.names:
-        entries = (line.partition("\t") for line in files.source.lines("words.txt"))
-        readable = {class_id: synonyms.split(",")[0].strip() for class_id, _, synonyms in entries}
-    return [(class_id, readable.get(class_id) or class_id) for class_id in sorted(with_images)]
+    return readable_classes(sorted(with_images), files.lines(WORDS))
 
 
 def check_case(classes: list[str], problems: Findings) -> None:

@@ -11,8 +11,10 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from types import FrameType
 
@@ -205,6 +207,20 @@ def write_pixels(path: Path, offset: int, pixels: np.ndarray) -> None:
     with path.open("r+b") as file:
         file.seek(offset)
         file.write(np.ascontiguousarray(pixels).data)
+
+
+def write_rows(images: Iterable[tuple[Path, int, np.ndarray]]) -> None:
+    """Write the pixels of single images, each at an offset in a file."""
+    for path, of_file in groupby(images, key=itemgetter(0)):
+        with path.open("r+b") as file:
+            for _, offset, pixels in of_file:
+                file.seek(offset)
+                file.write(pixels.data)
+
+
+def announce(form: str, found: str) -> None:
+    """Say what was found in a source, before the work on it."""
+    print(f"found {form}: {found}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -17,9 +17,19 @@ def job_name(environ: Mapping[str, str] = os.environ) -> str:
     return f"{array}_{environ['SLURM_ARRAY_TASK_ID']}" if array else environ.get("SLURM_JOB_ID", "")
 
 
-def restarts(environ: Mapping[str, str] = os.environ) -> int:
-    """Number of times Slurm has restarted this job; the variable is unset in the first attempt."""
+def predecessors(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """The jobs that this one continues, oldest first: a job that Slurm does not requeue submits its successor."""
+    return environ.get("PREDECESSORS", "").split()
+
+
+def requeues(environ: Mapping[str, str] = os.environ) -> int:
+    """Number of times Slurm has requeued this job; the variable is unset in the first attempt."""
     return int(environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+def restarts(environ: Mapping[str, str] = os.environ) -> int:
+    """Number of attempts before this one, of this job and of its predecessors."""
+    return requeues(environ) + len(predecessors(environ))
 
 
 def end_of_job(environ: Mapping[str, str] = os.environ) -> float:

@@ -1,8 +1,9 @@
 """Requeue the job of a batch script when its training has ended, or end the job.
 
-python -m tinyimnet.launch.requeue EXIT_CODE [train.py's options]
+python -m tinyimnet.launch.requeue EXIT_CODE [SCRIPT [ARGUMENT ...] --] [train.py's options]
 
-A job is requeued in three cases:
+A job that Slurm does not requeue (--no-requeue) submits SCRIPT as its successor instead. A job is requeued in three
+cases:
 - The scheduler stopped the run and the run saved (this attempt wrote the marker REQUEUE).
 - Slurm preempts the job. In the grace period Slurm sends SIGTERM and waits; a job that exits then counts as completed.
 - A process failed or was lost after the job had made progress.
@@ -16,16 +17,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tinyimnet import config_cli, errors
 from tinyimnet.config import RunConfig
 from tinyimnet.distributed import slurm
 from tinyimnet.errors import UserError
 from tinyimnet.files import read_text
-from tinyimnet.run.folder import newest_step, read_attempts
+from tinyimnet.run.folder import newest_step, read_attempts, record_job
 
 # Seconds to retry scontrol, which itself waits 20 to 40 s for a controller; enough for a restart or failover.
 PATIENCE = 60
@@ -37,7 +38,7 @@ SECOND_CTRL_C = 128 + signal.SIGINT
 
 
 class Verdict(NamedTuple):
-    """The decision about a job: whether it is requeued, its exit code if not, and the reason."""
+    """The decision about a job: whether it has another attempt, its exit code if not, and the reason."""
 
     requeue: bool
     exit_code: int
@@ -45,12 +46,20 @@ class Verdict(NamedTuple):
 
 
 def main(argv: list[str]) -> int:
-    """Requeue this job or end it, and print the reason; returns its exit code."""
-    exit_code, run = int(argv[0]), config_cli.load(argv[1:], prog="python -m tinyimnet.launch.requeue").run
-    verdict = decide(run, exit_code, show_job(slurm.job_name()), os.environ)
-    if verdict.requeue:
-        requeue(slurm.job_name())
-    print(f"job {slurm.job_name()}: {verdict.sentence}", flush=True)
+    """Requeue this job, submit its successor or end it, and print the reason; returns its exit code."""
+    end = argv.index("--") if "--" in argv else 0
+    script, options = argv[1:end], argv[end + 1 :]
+    run = config_cli.load(options, prog="python -m tinyimnet.launch.requeue").run
+    job, record = slurm.job_name(), show_job(slurm.job_name())
+    verdict = decide(run, int(argv[0]), record, os.environ, may_succeed=bool(script))
+    successor = ""
+    if verdict.requeue and record.get("Requeue") == "0":
+        successor = submit_successor(script, os.environ)
+    elif verdict.requeue:
+        requeue(job)
+    print(f"job {job}: {verdict.sentence}{successor and f', which is job {successor}'}", flush=True)
+    if successor:
+        record_job(Path(run.dir), successor)
     return verdict.exit_code
 
 
@@ -60,12 +69,56 @@ def requeue(job: str) -> None:
     Raises:
         UserError: scontrol failed.
     """
-    done = scontrol("requeue", job)
+    done = patiently("scontrol", "requeue", job)
     if done.returncode:
         raise UserError(
             f"scontrol requeue {job} failed ({' '.join(done.stderr.split())}); the run is saved: submit it again to "
             "resume, with sbatch --requeue if the cluster allows it."
         )
+
+
+def submit_successor(script: Sequence[str], environ: Mapping[str, str]) -> str:
+    """Submit this job again, to start after its end, and return the id of the new job.
+
+    Args:
+        script: the batch script of this job, and its arguments.
+        environ: the environment of this job, which the new one inherits.
+
+    Raises:
+        UserError: sbatch failed, or Slurm does not know with which options this job was submitted.
+    """
+    job, element = slurm.job_name(environ), environ.get("SLURM_ARRAY_TASK_ID")
+    command = ["sbatch", *submitted_with(job, script[0]), "--parsable", "--export=ALL", f"--dependency=afterany:{job}"]
+    # Without Slurm's variables of this job, such as its end, which the new one would take for its own.
+    inherited = {name: value for name, value in environ.items() if not re.match("SLURM_(?!CONF$)", name)}
+    inherited["PREDECESSORS"] = " ".join([*slurm.predecessors(environ), job])
+    done = patiently(
+        *command, *([f"--array={element}"] if element else []), *script, env=inherited, cwd=environ["SLURM_SUBMIT_DIR"]
+    )
+    if done.returncode:
+        raise UserError(
+            f"the successor of job {job} was not submitted ({' '.join(done.stderr.split())}); the run is saved: submit "
+            "it again to resume."
+        )
+    number = done.stdout.strip().partition(";")[0]  # ID;CLUSTER in a federation
+    return f"{number}_{element}" if element else number
+
+
+def submitted_with(job: str, script: str) -> list[str]:
+    """The options of sbatch with which a job was submitted; Slurm's record joins them with spaces, without quotes.
+
+    Raises:
+        UserError: the accounting does not have them.
+    """
+    answer = patiently("sacct", "-n", "-P", "-X", "-o", "SubmitLine", "-j", job)
+    words = answer.stdout.split()
+    named = [i for i, word in enumerate(words) if Path(word).name == Path(script).name]
+    if not named:
+        raise UserError(
+            f"the successor of job {job} was not submitted, because sacct does not know how this job was "
+            f"({' '.join(answer.stderr.split()) or 'no SubmitLine'}); the run is saved: submit it again to resume."
+        )
+    return [word for word in words[1 : named[0]] if word not in ("--wait", "-W")]  # it would wait for its own end
 
 
 def decide(
@@ -75,6 +128,7 @@ def decide(
     environ: Mapping[str, str],
     *,
     begun_late: bool = False,
+    may_succeed: bool = False,
 ) -> Verdict:
     """Decide whether this job is requeued.
 
@@ -84,6 +138,7 @@ def decide(
         job: fields that Slurm reports about the job (`show_job`).
         environ: SLURM_RESTART_COUNT and the ids of the job.
         begun_late: the run started in the middle of this attempt, and may not have had time for a step.
+        may_succeed: a job that Slurm does not requeue can submit its successor.
     """
     attempt, begun = slurm.restarts(environ) + 1, attempts_of_job(Path(run.dir), environ)
     # A run that crashes on exit is finished as well. Each attempt removes a DONE of an earlier run when it starts.
@@ -115,7 +170,7 @@ def decide(
             False, 1, f"{why}, but attempt {attempt} completed no step; not requeued, because the next attempt would "
             "end the same way: raise the time limit, or lower run.stop_before_end and sbatch --signal"
         )  # fmt: skip
-    if job.get("Requeue") == "0":
+    if job.get("Requeue") == "0" and not may_succeed:
         return Verdict(
             False, 1, f"{why}; not requeued, because the job was submitted with --no-requeue or the cluster does not "
             "requeue jobs: submit it again to resume"
@@ -125,7 +180,8 @@ def decide(
             False, 1, f"{why}; not requeued after attempt {attempt} (run.max_attempts is {run.max_attempts}): "
             "submit it again to resume"
         )  # fmt: skip
-    return Verdict(True, 0, f"{why}; requeued as attempt {attempt + 1}")
+    again = "continued by" if job.get("Requeue") == "0" else "requeued as"
+    return Verdict(True, 0, f"{why}; {again} attempt {attempt + 1}")
 
 
 def read_marker(run_dir: Path, environ: Mapping[str, str]) -> dict:
@@ -166,16 +222,16 @@ def is_users_error(run_dir: Path, exit_code: int, environ: Mapping[str, str]) ->
 
 
 def attempts_of_job(run_dir: Path, environ: Mapping[str, str]) -> dict[int, int]:
-    """Attempts of this job that started: {restart count: first step}."""
-    job = slurm.job_name(environ)
-    return {each.restart: each.step for each in read_attempts(run_dir) if job and each.job == job}
+    """Attempts of this job and its predecessors that started: {number of attempts before it: first step}."""
+    jobs = {slurm.job_name(environ), *slurm.predecessors(environ)} - {""}
+    return {each.restart: each.step for each in read_attempts(run_dir) if each.job in jobs}
 
 
 def show_job(job: str) -> dict[str, str]:
     """JobState, PreemptTime, Restarts and Requeue of a job; {} outside Slurm or if Slurm does not respond."""
     if not job:
         return {}
-    answer = scontrol("--oneliner", "show", "job", job)
+    answer = patiently("scontrol", "--oneliner", "show", "job", job)
     return dict(re.findall(r"\b(JobState|PreemptTime|Restarts|Requeue)=(\S+)", answer.stdout))
 
 
@@ -186,17 +242,17 @@ def is_preempted(job: Mapping[str, str]) -> bool:
 
 def is_superseded(job: Mapping[str, str], environ: Mapping[str, str]) -> bool:
     """Whether Slurm restarted a job while this attempt still runs, because it considered the node lost."""
-    return int(job.get("Restarts", "0")) > slurm.restarts(environ)
+    return int(job.get("Restarts", "0")) > slurm.requeues(environ)
 
 
-def scontrol(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run scontrol and retry it for PATIENCE seconds, so that a lost response does not end a run of days."""
+def patiently(*command: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a Slurm command and retry it for PATIENCE seconds, so that a lost response does not end a run of days."""
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            done = subprocess.run(["scontrol", *arguments], capture_output=True, encoding="utf-8")
+            done = subprocess.run(command, capture_output=True, encoding="utf-8", **options)
         except OSError as error:  # not installed, as in a container without Slurm's commands
-            return subprocess.CompletedProcess(["scontrol", *arguments], 1, "", f"scontrol: {error.strerror}")
+            return subprocess.CompletedProcess(command, 1, "", f"{command[0]}: {error.strerror}")
         if not done.returncode or REFUSED.search(done.stderr) or time.monotonic() >= deadline:
             return done
         time.sleep(2)

@@ -8,11 +8,12 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tinyimnet.errors import UserError
 from tinyimnet.files import exists, matching, no_such
 from tinyimnet.run import states
+from tinyimnet.run.folder import submitted
 from tinyimnet.run.record import Record, read_object
 
 ANSWER = 60  # timeout of a Slurm command in seconds: a busy controller is slow, a lost one never responds
@@ -90,13 +91,6 @@ def jobs_of(run: Record) -> list[str]:
     """Every Slurm job that trains this run, has trained it or is to train it; the newest submission is the first."""
     jobs = [*submitted(run.job), *(attempt.job for attempt in reversed(run.attempts))]
     return [job for job in dict.fromkeys(jobs) if job and _trains(job, run.path)]
-
-
-def submitted(sent: Mapping[str, Any]) -> list[str]:
-    """Slurm jobs that `tinyimnet submit` sent for a run, newest first; `sent` is the content of job.json."""
-    earlier = sent.get("earlier")
-    newest = [sent.get("job")] if sent.get("cluster") == "slurm" else []
-    return [str(job) for job in [*newest, *(earlier if isinstance(earlier, list) else [])] if job]
 
 
 def is_dedicated(job: str, run: Record, live: Mapping[str, Job]) -> bool:

@@ -1,7 +1,6 @@
 """The folder of a submission, and the ways to start its jobs: sbatch, or processes on this machine."""
 
 import io
-import json
 import os
 import re
 import shutil
@@ -16,11 +15,9 @@ from submitit.core.utils import FailedJobError
 
 from tinyimnet.config import Config
 from tinyimnet.errors import UserError
-from tinyimnet.files import write_atomically
 from tinyimnet.launch.job import TrainJob
-from tinyimnet.launch.runs import call, submitted
-from tinyimnet.run.folder import writable
-from tinyimnet.run.record import read_object
+from tinyimnet.launch.runs import call
+from tinyimnet.run.folder import record_job, writable
 
 POLL = 0.5  # seconds between looks at the processes on this machine
 
@@ -142,16 +139,4 @@ def record(config: Config, cluster: str, job: submitit.Job) -> None:
     """
     run_dir = Path(config.run.dir)
     print(f"{run_dir}: job {job.job_id}", flush=True)
-    earlier: list[str] = []
-    with suppress(UserError):  # damaged
-        earlier = submitted(read_object(run_dir / "job.json"))
-    sent = {
-        "cluster": cluster,
-        "job": job.job_id,
-        "submitted": time.time(),
-        "output": str(job.paths.stdout),
-        "earlier": earlier,
-    }
-    with writable(run_dir):
-        run_dir.mkdir(parents=True, exist_ok=True)
-        write_atomically(run_dir / "job.json", json.dumps(sent).encode())
+    record_job(run_dir, job.job_id, cluster, str(job.paths.stdout))

@@ -231,15 +231,20 @@ def make_executor(cluster: str, profile: Profile, files: list[Path]) -> submitit
     if cluster != "slurm" and profile.nodes > 1:
         raise UserError(f"nodes is {profile.nodes} and must be 1 with --cluster {cluster}.")
     folder = files[0].parent.absolute()
-    executor = submitit.AutoExecutor(folder=folder / "%j", cluster=cluster)
+    # In the batch script: the Python of the container, if slurm/site.env has one.
+    executor = submitit.AutoExecutor(
+        folder=folder / "%j", cluster=cluster, slurm_python='"${container[@]}" "$python_of_task"'
+    )
     tasks = profile.gpus_per_node or profile.tasks_per_node
     code, site_env = folder / "code", shlex.quote(str(ROOT / "slurm" / "site.env"))
     setup = [f"cd {shlex.quote(str(code))}", f"site_env={site_env}",
-             f"python={shlex.quote(sys.executable)} configs=({shlex.join(map(str, files))})",
+             f"python={shlex.quote(sys.executable)} python_of_task=$python configs=({shlex.join(map(str, files))})",
              'verdict() { exec "$python" -m tinyimnet.launch.requeue "$1" '
              '--config "${configs[${SLURM_ARRAY_TASK_ID:-0}]}"; }',
              'fail() { echo "error: $*" >&2; verdict 2; }',
              "source slurm/setup_job.sh",
+             'check_python "$python"',
+             "[[ -z $CONTAINER ]] || python_of_task=python",
              # A trap, because the last line of submitit's script is its srun.
              "trap 'verdict $?' EXIT"]  # fmt: skip
     executor.update_parameters(

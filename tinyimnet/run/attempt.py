@@ -79,7 +79,7 @@ def open_run(run_dir: Path, config: Config, this: Attempt) -> None:
         attempts = [*before, this]
         # A job that obeys STOP is not requeued. If a later attempt of the same job finds STOP, a user created it while
         # the job was queued, and it still has to be obeyed.
-        waited = bool(this.job) and [each.job for each in attempts[-2:]] == [this.job] * 2
+        waited = bool(this.job and before) and before[-1].job in (this.job, *slurm.predecessors())
         lines = "".join(json.dumps(asdict(each)) + "\n" for each in attempts)
         write_atomically(run_dir / "attempts.jsonl", lines)  # first: it makes the folder a run folder
         write_atomically(run_dir / "config.yaml", configuration.dump(config))

@@ -5,6 +5,7 @@ checkpoints/     newest k and best               final.safetensors, curves.png, 
 logs/            one file per rank               LOCK            held by the process that writes here
 profile/         trace.json.gz, operators.txt    written with run.profile
 attempts.jsonl   one line per attempt: start time, nodes, job, first step, device, versions
+job.json         the last submission by `tinyimnet submit`, or the successor that a job submitted
 SAVED            left by the first checkpoint: a run that loses all of them does not silently start over
 STOP             created by a user: save and exit
 REQUEUE          left by a run that its scheduler stopped and that is to be requeued
@@ -13,7 +14,9 @@ ERROR            left by a run that ended with a user error, which a requeue wou
 No torch import: status and requeue start without it.
 """
 
-from collections.abc import Iterator
+import json
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +58,34 @@ class Attempt:
     total_steps: int
     code: str = ""
     environment: dict[str, str] = field(default_factory=dict)
+
+
+def submitted(sent: Mapping[str, Any]) -> list[str]:
+    """Slurm jobs that were submitted for a run, newest first; `sent` is the content of job.json."""
+    earlier = sent.get("earlier")
+    newest = [sent.get("job")] if sent.get("cluster") == "slurm" else []
+    return [str(job) for job in [*newest, *(earlier if isinstance(earlier, list) else [])] if job]
+
+
+def record_job(run_dir: Path, job: str, cluster: str = "slurm", output: str = "") -> None:
+    """Write job.json: a job of `tinyimnet submit`, or a successor, and the earlier ones, which may still be queued.
+
+    Args:
+        run_dir: run folder.
+        job: id of the job.
+        cluster: slurm, local or debug.
+        output: file with the output of the job; "" if it is unknown.
+
+    Raises:
+        UserError: the run folder cannot be written.
+    """
+    earlier: list[str] = []
+    with suppress(OSError, ValueError, AttributeError):  # missing or damaged
+        earlier = submitted(json.loads(read_text(run_dir / "job.json")))
+    sent = {"cluster": cluster, "job": job, "submitted": time.time(), "output": output, "earlier": earlier}
+    with writable(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_atomically(run_dir / "job.json", json.dumps(sent).encode())
 
 
 def read_attempts(run_dir: Path) -> list[Attempt]:

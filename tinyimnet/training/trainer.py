@@ -24,6 +24,7 @@ from tinyimnet.errors import UserError
 from tinyimnet.evaluation.evaluator import Evaluator
 from tinyimnet.evaluation.weights import initial_weights, metadata_of
 from tinyimnet.model.batchnorm import flatten_statistics
+from tinyimnet.model.casting import CastWeights
 from tinyimnet.model.network import build_model, compile_in_place
 from tinyimnet.model.whitening import N_IMAGES, freeze_stem, whitening_filters
 from tinyimnet.run.checkpoint import Saver
@@ -83,10 +84,13 @@ class Trainer:
         self.bare = self._build_network(len(dataset.classes))
         evaluating, normalise = partial(self.alive, "evaluating"), self.batches.normalise
         self.evaluator = Evaluator(accelerator, self.bare, dataset, normalise, train.precision, evaluating)
-        if config.train.compile:
-            compile_in_place(self.bare)
+        network = self.bare.train()
+        if config.train.compile:  # joins the casts with other operations
+            compile_in_place(network)
+        else:
+            network = CastWeights(network)
         optimizer = optim.build_optimizer(self.bare, config.optim)
-        self.model, self.optimizer = accelerator.prepare(self.bare.train(), optimizer)
+        self.model, self.optimizer = accelerator.prepare(network, optimizer)
         if accelerator.num_processes > 1 and train.ordered_reduction:
             self.model.register_comm_hook(reduction.most_gathered(device), reduction.average_gradients)
         statistics = flatten_statistics(self.bare)  # after `prepare`, which moves a network on several CPUs once more
