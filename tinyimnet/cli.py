@@ -31,7 +31,7 @@ COMMANDS = {
     "inspect": "write a PNG grid of images, raw or augmented",
     "summary": "parameters, multiply-accumulates and shapes of a network",
     "evaluate": "accuracy, calibration and confused classes of a run",
-    "predict": "write labels for images as CSV",
+    "predict": "write labels for images as CSV or JSON lines",
     "soft-labels": "save teacher probabilities for distillation",
     "report": "write an HTML page of one run, or of several side by side",
     "seeds": "mean and standard deviation over seeds",

@@ -283,13 +283,17 @@ def test_the_images_of_a_prediction_are_found_the_same_way(tmp_path: Path, capsy
         write(folder, name)
     os.mkfifo(folder / "pipe.JPEG")
     files, images = read_images(folder)
-    assert (files, images.shape) == (["a.Png", "b.JPG"], (2, 64, 64, 3))
-    assert all(name in capsys.readouterr().err for name in ("notes.txt",))
+    assert (files, images.shape) == (["a.Png", "b.JPG", "deeper/c.JPEG"], (3, 64, 64, 3))
     np.testing.assert_array_equal(images[0], images[1])
-    (folder / "c.bmp").touch()
-    (folder / "d.bmp").touch()
-    with pytest.raises(UserError, match=r"2 damaged or not an image \(c.bmp, d.bmp\)"):
-        read_images(folder)
+    for name in ("c.bmp", "d.bmp", "e.heic"):
+        (folder / name).touch()
+    capsys.readouterr()
+    assert read_images(folder)[0] == files
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "2 damaged or not an image (c.bmp, d.bmp)" in message
+    assert all(name in message for name in ("notes.txt", "pipe.JPEG", "e.heic"))
+    with pytest.raises(UserError, match=r"2 damaged or not an image \(c.bmp, d.bmp\).*notes.txt.*omit --strict"):
+        read_images(folder, strict=True)
 
 
 def test_a_name_with_a_line_break_stays_on_one_line(root: Path, tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ import numpy as np
 
 from tinyimnet.data import download, image_folders, npy, source, tiny_imagenet
 from tinyimnet.data.dataset import is_prepared
+from tinyimnet.data.decoding import SEVERAL_FRAMES
 from tinyimnet.data.findings import Findings, Unusable, settle
 from tinyimnet.data.images import decode
-from tinyimnet.data.names import is_image, natural_order
+from tinyimnet.data.names import is_image, is_other_image, natural_order
 from tinyimnet.data.writer import check_vacant
 from tinyimnet.errors import UserError
-from tinyimnet.files import exists
+from tinyimnet.files import as_utf8, exists
 
 ARCHIVE = "tiny-imagenet-200.zip"
 
@@ -68,33 +69,52 @@ def prepare_missing(out: Path, origin: str) -> dict:
     return tiny_imagenet.prepare_tiny_imagenet(download.fetch(out.parent / ARCHIVE), out)
 
 
-def read_images(path: Path, fit: str | None = None) -> tuple[list[str], np.ndarray]:
-    """Names and (N, 64, 64, 3) uint8 pixels of a folder of images (natural order) or of a .npy file.
+def read_images(path: Path, fit: str | None = None, *, strict: bool = False) -> tuple[list[str], np.ndarray]:
+    """Names and (N, 64, 64, 3) uint8 pixels of an image file, of those in a folder at any depth, or of a .npy file.
 
-    The names of other files in the folder go to stderr. `fit` is one of images.FITS; None: image files must have 64x64
-    pixels.
+    The images of a folder are in natural order. What is not used or not wholly goes to stderr, in one message.
+
+    Args:
+        path: the file or folder.
+        fit: one of images.FITS; None: image files must have 64x64 pixels.
+        strict: refuse files that are not used.
 
     Raises:
-        UserError: there are no images, or an image or the array is invalid.
+        UserError: no image can be used, the array is invalid, or a file is refused.
     """
     if path.suffix == ".npy":
         images = np.ascontiguousarray(npy.to_pixels(path, npy.open_images(path)))
         return [str(i) for i in range(len(images))], images
-    if not exists(path) or not path.is_dir():
-        raise UserError(f"--images {path} is neither a folder of images nor a .npy file.")
-    files, problems = source.list_folder(path, enter=()), Findings()
-    names = natural_order(filter(is_image, files.names))
-    if not names:
-        raise UserError(f"--images {path} contains no image file.")
-    pixels = []
-    for name in names:
+    files = _images_at(path)
+    faults, names, pixels = Findings(), [], []
+    for name in natural_order(files.names):
         try:
-            pixels.append(decode(files.source.read(name), fit)[0])
+            image, n_frames = decode(files.source.read(name), fit)
         except Unusable as fault:
-            problems.add(fault.kind, name, fault.detail)
-    for name in filterfalse(is_image, files.names):
-        files.skipped.add(tiny_imagenet.NO_IMAGE, name)
-    settle(path, problems, files.skipped, strict=False)
-    if files.skipped:
-        print(f"--images {path}: not used: {files.skipped}", file=sys.stderr, flush=True)
+            faults.add(fault.kind, name, fault.detail)
+            continue
+        names.append(name)
+        pixels.append(image)
+        if n_frames > 1:
+            files.skipped.add(SEVERAL_FRAMES, name, f"{n_frames} frames")
+    refused = faults if strict or not names else Findings()
+    way_out = "; omit --strict to leave them out" if strict else ""
+    settle(f"--images {path}", refused, files.skipped, strict=strict, way_out=way_out)
+    if not_used := Findings(faults | files.skipped):
+        print(f"--images {path}: not used: {not_used}", file=sys.stderr, flush=True)
     return names, np.stack(pixels)
+
+
+def _images_at(path: Path) -> source.Files:
+    """An image file, or those in a folder at any depth; other files are skipped."""
+    if not exists(path) or not (path.is_dir() or path.is_file()):
+        raise UserError(f"--images {path} is neither an image, a folder of images nor a .npy file.")
+    if path.is_file():
+        return source.Files(source.Source(path.parent), [as_utf8(path.name)])
+    files = source.list_folder(path, enter=None)
+    for name in filterfalse(is_image, files.names):
+        files.skipped.add(tiny_imagenet.OTHER_FORMAT if is_other_image(name) else tiny_imagenet.NO_IMAGE, name)
+    files.names = list(filter(is_image, files.names))
+    if not files.names:
+        raise UserError(f"--images {path} contains no image file.")
+    return files
