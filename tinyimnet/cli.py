@@ -32,6 +32,7 @@ COMMANDS = {
     "summary": "parameters, multiply-accumulates and shapes of a network",
     "evaluate": "accuracy, calibration and confused classes of a run",
     "predict": "write labels for images as CSV or JSON lines",
+    "export": "write a network as one ONNX or torch file",
     "soft-labels": "save teacher probabilities for distillation",
     "report": "write an HTML page of one run, or of several side by side",
     "seeds": "mean and standard deviation over seeds",
