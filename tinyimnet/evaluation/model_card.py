@@ -89,10 +89,10 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
-session = onnxruntime.InferenceSession("model.onnx")
+network = onnxruntime.InferenceSession("model.onnx")
 square = {SQUARE[fit or "crop"]}(Image.open("picture.jpg").convert("RGB"), (64, 64))
-(probabilities,) = session.run(None, {{"images": np.asarray(square)[None]}})
-names = json.loads(session.get_modelmeta().custom_metadata_map["names"])
+(probabilities,) = network.run(None, {{"images": np.asarray(square)[None]}})
+names = json.loads(network.get_modelmeta().custom_metadata_map["names"])
 print(names[probabilities[0].argmax()], probabilities[0].max())
 ```
 """
