@@ -139,7 +139,8 @@ class TrainConfig:
     """Initial weights, length, batch size and precision."""
 
     init_from: str = ""
-    """Run folder or .safetensors file whose EMA weights to start from (fine-tuning); empty: random."""
+    """Run folder or .safetensors file whose EMA weights to start from (fine-tuning), but for other classes with a new
+    classifier; empty: random."""
     epochs: int = 300
     """Passes over the training set."""
     global_batch_size: int = 1024

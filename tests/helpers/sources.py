@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tinyimnet.data import decoding
+from tinyimnet.data import decoding, npy
+from tinyimnet.data.dataset import LABELLED
 
 WNIDS = ["n03", "n01", "n02"]  # as in wnids.txt, unsorted
 NAMES = {"n01": "goldfish", "n02": "n02", "n03": "tailed frog"}  # n02 is not in words.txt
@@ -101,3 +102,16 @@ def arrays_in(folder: Path, size: int = 64, **replaced: np.ndarray) -> dict[str,
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
     return {name: folder / f"{name}.npy" for name in arrays}
+
+
+def with_classes(data: Path, out: Path, ids: list[str]) -> Path:
+    """Prepare the images of a prepared data set with other classes: label i becomes i modulo their number."""
+    out.mkdir()
+    arrays = {}
+    for split in LABELLED:
+        arrays[f"{split}_images"] = data / f"{split}_images.npy"
+        arrays[f"{split}_labels"] = out / f"{split}_labels.npy"
+        np.save(out / f"{split}_labels.npy", np.load(data / f"{split}_labels.npy") % len(ids))
+    (out / "classes.txt").write_text("\n".join(ids), encoding="utf-8")
+    npy.prepare_npy(arrays, out / "data", out / "classes.txt")
+    return out / "data"

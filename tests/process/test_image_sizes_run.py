@@ -14,6 +14,7 @@ from helpers.here import train_here
 from helpers.program import python
 from tinyimnet import cli
 from tinyimnet.errors import UserError
+from tinyimnet.evaluation import analysis, export
 from tinyimnet.evaluation.weights import FINAL, load_trained
 from tinyimnet.files import read_lines
 from tinyimnet.model.network import model_summary
@@ -92,6 +93,24 @@ def test_new_images_of_32_px_and_of_other_sizes_are_predicted(run: Path, cifar: 
     assert predicted(run, "--images", tmp_path)[:-1] == expected
     np.save(tmp_path / "large.npy", np.load(cifar / "x_val.npy").repeat(2, axis=1).repeat(2, axis=2))
     assert len(predicted(run, "--images", tmp_path / "large.npy")) == 20
+
+
+@pytest.mark.parametrize("weights", ["", FINAL])
+def test_its_export_takes_images_of_32_px(weights: str, run: Path, cifar: Path, tmp_path: Path, capsys) -> None:
+    """Compared on validation images of the run, or on noise for a file of weights alone."""
+    source = tmp_path / "alone.safetensors" if weights else run
+    if weights:
+        source.write_bytes((run / weights).read_bytes())
+    assert cli.main(["export", str(source), "--out", str(tmp_path / "model.onnx")]) == 0
+    assert "images (N, 32, 32, 3) uint8 RGB" in capsys.readouterr().out
+    images = np.load(cifar / "x_test.npy")
+    its = export.probabilities((tmp_path / "model.onnx").read_bytes(), "onnx", images)
+    own = analysis.log_probabilities(load_trained(run), images).exp()
+    torch.testing.assert_close(torch.from_numpy(its), own, rtol=1e-4, atol=1e-7)
+
+
+def test_the_example_of_its_card_scales_pictures_to_32_px(run: Path) -> None:
+    assert 'ImageOps.fit(Image.open("picture.jpg").convert("RGB"), (32, 32))' in (run / "MODEL_CARD.md").read_text()
 
 
 def test_data_of_another_size_is_refused(run: Path, cifar: Path, tmp_path: Path) -> None:

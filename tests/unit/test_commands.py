@@ -125,7 +125,7 @@ MISTAKES = {
     "weights without a run": (["evaluate", "WEIGHTS"], "is not in a run folder, whose config.yaml would name its data"),
     "weights without data": (["predict", "WEIGHTS"], "give its prepared data set with --data FOLDER"),
     "unknown option": (["evaluate", "x", "--fast"], "unrecognized arguments: --fast"),
-    "no such images": (["predict", "RUN", "--images", "nowhere"], "--images nowhere is neither"),
+    "no such images": (["predict", "RUN", "--images", "nowhere"], "--images nowhere is neither an image, a folder"),
     "no prepared data": (["inspect", "--data.root=nowhere"], "data.root nowhere holds no prepared data set"),
     "nothing to show": (["inspect", "--data.root=DATA", "--count=0"], "--count is 0"),
     "no place to show it": (
@@ -167,15 +167,6 @@ def test_weights_can_be_used_without_a_run_folder(run: Path, tmp_path: Path) -> 
     assert trained.step == 12
     assert not trained.model.training
     assert trained.model(torch.randn(2, 3, 64, 64)).shape == (2, 200)
-
-
-def test_weights_without_a_fit_take_images_of_64_pixels_alone(tmp_path: Path) -> None:
-    """As all weights did before there was --size; their files lack the keys."""
-    weights = REPO / "results/tiny1m_sprint.safetensors"
-    assert (load_trained(weights).fit, load_trained(weights).image_size) == (None, 64)
-    Image.new("RGB", (100, 80)).save(tmp_path / "a.jpg")
-    with pytest.raises(UserError, match=r"not 64x64 pixels \(a.jpg: 100x80\); correct these, or move them away\.$"):
-        cli.main(["predict", str(weights), "--images", str(tmp_path)])
 
 
 @pytest.mark.parametrize(

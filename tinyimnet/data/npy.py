@@ -136,7 +136,7 @@ def _read_parts(given: Mapping[str, Array], size: int | None) -> dict[str, Part]
     parts: dict[str, Part] = {}
     for name in SPLITS:
         if images := given.get(f"{name}_images"):
-            check_images(images, size, SCALED)
+            check_images(images, size)
             array, n = given.get(f"{name}_labels"), images.shape[0]
             labels = as_labels(array, array.whole()) if array else None
             if labels and len(labels.values) != n:
@@ -176,15 +176,15 @@ def _convert(
 # ---- images -----------------------------------------------------------------------------------------------------
 
 
-def check_images(array: Array, size: int | None, way_out: str) -> None:
-    """Raise a UserError unless these are images of `size` px (None: of any size), with the way out of another size."""
+def check_images(array: Array, size: int | None = None) -> None:
+    """Raise a UserError unless these are images of `size` px (None: of any size)."""
     shape = array.shape
     if (array.dtype != np.uint8 and array.dtype.kind != "f") or len(shape) != 4 or 3 not in shape[1::2] or 0 in shape:
         wanted = "uint8 or float, (N, H, W, 3) or (N, 3, H, W)"
         raise UserError(f"{array} is {array.dtype} {shape} and must be {wanted}.")
     height, width = shape[1:3] if shape[3] == 3 else shape[2:]
     if size and (height, width) != (size, size):
-        raise UserError(f"{array} has images of {width}x{height} pixels, not {size}x{size}; {way_out}.")
+        raise UserError(f"{array} has images of {width}x{height} pixels, not {size}x{size}; {SCALED}.")
 
 
 def image_scale(array: Array) -> int:

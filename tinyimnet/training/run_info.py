@@ -44,6 +44,7 @@ def describe(trainer: Trainer, ranks: list[RankInfo]) -> dict[str, Any]:
         "dataset": as_utf8(Path(trainer.config.data.root).name),
         "dataset_digest": trainer.state.metadata["data"],
         "classes": len(trainer.state.metadata["classes"]),
+        "fit": trainer.state.metadata["fit"],
         "train_images": len(trainer.batches.images),
         "val_images": len(trainer.evaluator.images),
         "steps_per_epoch": trainer.steps_per_epoch,
