@@ -34,7 +34,7 @@ COMMANDS = {
     "predict": "write labels for images as CSV or JSON lines",
     "export": "write a network as one ONNX or torch file",
     "soft-labels": "save teacher probabilities for distillation",
-    "report": "write an HTML page of one run, or of several side by side",
+    "report": "write an HTML page of a run, of several, or of a folder",
     "seeds": "mean and standard deviation over seeds",
     "tensorboard": "write event files for TensorBoard",
     "sync": "upload what W&B is missing of finished or offline runs",

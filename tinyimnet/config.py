@@ -227,6 +227,11 @@ def dump(config: Config) -> str:
     return config_file.write(_plain(asdict(config)))
 
 
+def defaults() -> dict[str, Any]:
+    """The default of each key, such as {"optim.lr": 0.5}, as config.yaml has it."""
+    return flatten(_plain(asdict(Config())))
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """'key: old -> new' for each key of two nested configurations that differs and must not change on resume.
 

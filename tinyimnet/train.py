@@ -99,6 +99,7 @@ def fit(
                     outcome.started(run_dir, trainer)
                     run_info.write(run_dir, trainer, ranks)
                 tracker.start(trainer.step, mode.name)
+            trainer.page.update()  # of a run that resumes
             with memory.out_of_memory_named(config.train, accelerator.num_processes):
                 reason = trainer.fit()
             with writable(run_dir):
@@ -116,4 +117,6 @@ def fit(
         finally:
             watchdog.leave(failed=exit_code != 0)
             saver.close()
+            if is_main and (reason or exit_code):
+                outcome.last_page(run_dir, lock, failed=exit_code != 0)
             tracker.close(exit_code, preempted=bool(reason))  # W&B's word for a run that stopped and can be resumed

@@ -20,6 +20,20 @@ SWITCHES = (
     "--disable-background-networking", "--disable-component-update", "--remote-debugging-pipe",
 )  # fmt: skip
 
+# Parts of the page that cannot be seen: without a size, or outside the window.
+HIDDEN = """[...document.querySelectorAll("svg polyline, figure, figure img, .tiles div, h2, .card")].filter(part => {
+  const box = part.getBoundingClientRect();
+  return box.width < 2 || box.right > document.documentElement.clientWidth + 1 && !part.closest(".scroll");
+}).map(part => part.outerHTML.slice(0, 200))"""
+# Pairs of words in a chart that overlap.
+OVERLAPS = """[...document.querySelectorAll("figure.chart")].flatMap(figure => {
+  const words = [...figure.querySelectorAll("svg text, h3, .at, .legend li")];
+  const boxes = words.map(word => word.getBoundingClientRect());
+  return boxes.flatMap((a, i) => boxes.slice(i + 1).flatMap((b, j) =>
+    a.left < b.right && b.left < a.right && a.top < b.bottom - 1 && b.top < a.bottom - 1
+      ? [words[i].textContent + " / " + words[i + 1 + j].textContent] : []));
+})"""
+
 
 class Browser:
     """One page in Chromium.
@@ -54,6 +68,10 @@ class Browser:
         self.complaints.clear()
         self.loaded = False
         self.call("Page.navigate", url=page.absolute().as_uri())
+        self.wait_for_load()
+
+    def wait_for_load(self) -> None:
+        """Wait until the page has loaded, or loaded again if `loaded` was set to False."""
         while not self.loaded:
             self.receive()
 
@@ -108,6 +126,14 @@ class Browser:
             self.complaints.append(json.dumps(params["args"]))
         elif event == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
             self.complaints.append(params["entry"]["text"])
+
+
+def check_layout(browser: Browser, width: int) -> None:
+    """Assert that nothing is missing, cut off or overlapping."""
+    assert browser.evaluate("innerWidth") == width  # a phone widens the window to what overflows
+    assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert browser.evaluate(HIDDEN) == []
+    assert browser.evaluate(OVERLAPS) == []
 
 
 @contextmanager

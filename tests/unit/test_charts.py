@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.pages import begin, chart, folder, page, titles
-from tinyimnet.report import axes, charts, formats
+from tinyimnet.report import axes, charts, clocks, formats
+from tinyimnet.report.clocks import Clock
 from tinyimnet.run.metrics import METRICS, STEP, by_chart
+from tinyimnet.run.record import read_record
 
 LOGGED = {metric.key: 1.0 for metric in METRICS}
 LONG = st.lists(st.floats(-1e6, 1e6), min_size=41, max_size=200)  # more values than a thinned curve keeps
@@ -82,13 +84,33 @@ def test_the_mark_of_an_attempt_is_where_it_started(tmp_path: Path) -> None:
     run = folder(tmp_path / "run")
     begin(run, 0, 100)  # of 200 steps: in the middle of the plot
     figure, frame = chart(page(run), "Loss"), charts.Chart.frame
-    assert f'class="attempt" d="M{(frame.left + frame.right) // 2} ' in figure
+    assert f'data-step="100" transform="translate({(frame.left + frame.right) // 2} 0)"' in figure
 
 
 def test_numbers_of_attempts_close_to_each_other_are_left_out() -> None:
     marks = [charts.Mark(step, str(step), "") for step in (10, 11, 90)]
     drawn = charts.chart("Loss", [charts.Curve("a", [100], [1.0], 0)], marks)
     assert drawn and [mark.label for mark in drawn.marks] == ["10", "", "90"]
+
+
+@pytest.mark.parametrize(("seconds", "axis"), [(3599.0, "minutes of training"), (3600.0, "hours of training")])
+def test_training_time_is_in_hours_once_a_run_took_one(seconds: float, axis: str) -> None:
+    assert clocks.switch([Clock(10, [100], [60.0]), Clock(10, [200], [seconds])]).axes["time"] == axis
+
+
+@pytest.mark.parametrize(("epoch", "seconds", "axes"), [(0, 5.0, ["step", "time"]), (10, 0.0, ["step", "epoch"])])
+def test_an_axis_that_a_run_does_not_know_is_not_offered(epoch: float, seconds: float, axes: list[str]) -> None:
+    assert [*clocks.switch([Clock(10, [100], [60.0]), Clock(epoch, [100], [seconds])]).axes] == axes
+
+
+def test_the_clock_of_a_run_has_its_training_time(tmp_path: Path) -> None:
+    clock = clocks.of_run(read_record(folder(tmp_path / "run")))  # 100 steps of 20 ms per epoch, evaluations of 1 s
+    assert (clock.epoch, clock.steps, clock.seconds) == (100, [100, 200], [3.0, 6.0])
+
+
+def test_the_clock_of_a_long_run_keeps_its_end(tmp_path: Path) -> None:
+    clock = clocks.of_run(read_record(folder(tmp_path / "run", (1.0,) * 1000)))
+    assert len(clock.steps) <= clocks.TIMES + 1 and clock.steps[-1] == 100_000
 
 
 @given(LONG, st.integers(6, 40))

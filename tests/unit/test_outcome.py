@@ -1,4 +1,4 @@
-"""The end of a run: the page, and what a finished run prints."""
+"""What a finished run prints."""
 
 import json
 import shutil
@@ -13,22 +13,6 @@ from tinyimnet.training import outcome
 @pytest.fixture
 def run(finished_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished_run, tmp_path / "run"))
-
-
-def test_a_page_that_cannot_be_written_is_a_warning(run: Path, monkeypatch, caplog) -> None:
-    def full(path: Path, content: bytes) -> None:
-        raise OSError(28, "No space left on device")
-
-    (run / "report.html").unlink()
-    monkeypatch.setattr(outcome, "write_atomically", full)
-    outcome.write_page(run)
-    assert "report.html is not written: [Errno 28] No space left on device" in caplog.text
-
-
-def test_a_page_of_damaged_results_is_a_warning(run: Path, caplog) -> None:
-    (run / "evaluation" / "results.json").write_text("{")
-    outcome.write_page(run)
-    assert "report.html is not written" in caplog.text and "results.json is damaged" in caplog.text
 
 
 def test_the_result_names_the_chance_level_of_its_classes(run: Path, capsys) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from markupsafe import escape
 
-from helpers.pages import folder, page
+from helpers.pages import begin, chart, folder, page
 from tinyimnet.config import Config, OptimConfig, RunConfig
+from tinyimnet.console import moment
 from tinyimnet.errors import UserError
 from tinyimnet.report import several_runs
 from tinyimnet.run.lock import LEASE
@@ -59,7 +60,91 @@ def test_training_time_counts_steps_and_evaluations(tmp_path: Path) -> None:
 
 def test_an_unknown_key_figure_has_no_tile(tmp_path: Path) -> None:
     text = page(folder(tmp_path / "run"))
-    assert "<dt>EMA top-1</dt><dd>20.00 %</dd><dd>best 20.00 %</dd>" in text and "<dt>MACs</dt>" not in text
+    assert "<dt>EMA top-1 so far</dt><dd>20.00 %</dd><dd>best 20.00 %</dd>" in text and "<dt>MACs</dt>" not in text
+
+
+def test_the_accuracy_of_a_finished_run_is_not_called_so_far(tmp_path: Path) -> None:
+    run = folder(tmp_path / "run")
+    (run / "DONE").write_text("{}")
+    assert "<dt>EMA top-1</dt>" in page(run)
+
+
+INFO = {
+    "dataset": "pets", "classes": 40, "train_images": 3000, "val_images": 500, "world_size": 4, "nodes": ["n1", "n2"],
+    "gpus": ["H200"] * 4, "cpu": "EPYC, 2 threads", "git_commit": "0123456789abcdef", "git_modified": True,
+}  # fmt: skip
+
+
+def facts(run: Path, **info: object) -> dict[str, str]:
+    """Write run_info.json and return the facts in the header of the page."""
+    (run / "run_info.json").write_text(json.dumps(INFO | info))
+    header = page(run).partition('<dl class="facts">')[2].partition("</dl>")[0]
+    return dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", header))
+
+
+def test_the_header_names_data_machine_commit_seed_and_start(tmp_path: Path) -> None:
+    run = folder(tmp_path / "run", config=Config(run=RunConfig(seed=3)))
+    begin(run, 0, 150)
+    assert facts(run) == {
+        "data": "pets, 40 classes (chance is 2.50 %), 3,000 training and 500 validation images",
+        "machine": "4 processes on n1, n2: 4 x H200",
+        "commit": "0123456789ab with uncommitted changes",
+        "seed": "3",
+        "started": f"{moment(0)}, 2 attempts",
+    }
+
+
+def test_the_header_names_the_cpu_of_a_machine_without_gpus(tmp_path: Path) -> None:
+    machine = facts(folder(tmp_path / "run"), gpus=[], world_size=1, nodes=["n1"])["machine"]
+    assert machine == "1 process on n1: EPYC, 2 threads"
+
+
+def test_only_differences_from_the_defaults_are_not_folded(tmp_path: Path) -> None:
+    text = page(folder(tmp_path / "run", config=Config(optim=OptimConfig(lr=0.25))))
+    in_view, _, folded = text.partition('<h2 id="configuration">')[2].partition("<details>")
+    assert f"<td>optim.lr</td><td>0.25</td><td>{OptimConfig().lr}</td>" in in_view
+    assert "optim.momentum" not in in_view and "optim.momentum" in folded
+
+
+@pytest.mark.parametrize(("lock", "reloads"), [(True, True), (False, False)])
+def test_only_the_page_of_a_run_that_trains_reloads(tmp_path: Path, lock: bool, reloads: bool) -> None:
+    run = folder(tmp_path / "run")
+    if lock:
+        (run / "LOCK").touch()
+    assert ('<body data-refresh="60">' in page(run)) == reloads
+
+
+# ---- a baseline ---------------------------------------------------------------------------------------------
+
+
+def test_a_number_is_a_line_in_the_chart_of_the_accuracy_only(tmp_path: Path) -> None:
+    text = page(folder(tmp_path / "run"), "--baseline", 53.34)
+    assert "baseline <b>53.34</b>" in chart(text, "Top-1, validation [%]") and text.count("baseline <b>") == 1
+
+
+def test_a_run_as_baseline_is_a_line_at_its_final_accuracy(tmp_path: Path) -> None:
+    other = folder(tmp_path / "other", (70.0, 60.0))
+    text = page(folder(tmp_path / "run"), "--baseline", other)
+    assert "baseline other <b>60</b>" in chart(text, "Top-1, validation [%]")
+
+
+def test_several_runs_are_compared_with_a_baseline_too(tmp_path: Path) -> None:
+    runs = [folder(tmp_path / name) for name in ("a", "b")]
+    text = page(*runs, "--out", tmp_path / "page.html", "--baseline", 40)
+    assert "baseline <b>40</b>" in chart(text, "EMA top-1, validation [%]") and text.count("baseline <b>") == 1
+
+
+@pytest.mark.parametrize(
+    ("baseline", "sentence"),
+    [
+        ("150", "--baseline is 150 and must be a top-1 accuracy from 0 to 100 percent, or a run folder."),
+        ("nan", "--baseline is nan and must be"),
+        ("elsewhere", "elsewhere does not exist"),
+    ],
+)
+def test_a_baseline_that_is_no_accuracy_is_refused(tmp_path: Path, baseline: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        page(folder(tmp_path / "run"), "--baseline", baseline)
 
 
 @pytest.mark.parametrize(

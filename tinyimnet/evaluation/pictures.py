@@ -16,6 +16,7 @@ from tinyimnet.files import write_atomically
 SIDE = 128  # pixels per image side in a picture, whatever the image's resolution: twice 64
 GAP = 12
 LINE = 16
+WRAP = 3  # lines of a caption, for names such as "German short-haired pointer"
 TEXT, HEADING = ImageFont.load_default(13), ImageFont.load_default(16)
 
 
@@ -24,10 +25,11 @@ def image_grid(images: np.ndarray, titles: list[str], path: Path, columns: int =
 
     Args:
         images: (N, S, S, 3) uint8.
-        titles: N captions of one or two lines; text wider than the image is truncated.
+        titles: N captions; a line wider than the image is wrapped, to at most WRAP lines.
         path: the file.
         columns: images per row.
     """
+    titles = ["\n".join(row for line in title.split("\n") for row in _wrapped(line, SIDE)) for title in titles]
     lines = max(title.count("\n") + 1 for title in titles)
     width, height = SIDE + GAP, SIDE + lines * LINE + GAP
     columns = min(columns, len(images))
@@ -64,6 +66,18 @@ def _place(
         draw.text(position, _cut(line, TEXT, SIDE), fill="black", font=TEXT)
 
 
+def _wrapped(text: str, width: int) -> list[str]:
+    """Break text between words into at most WRAP lines of a width in pixels; what is still too wide is truncated."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and len(lines) < WRAP and TEXT.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return [_cut(line, TEXT, width) for line in lines]
+
+
 def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     """Truncate text to a width in pixels, with an ellipsis."""
     if font.getlength(text) <= width:
@@ -89,13 +103,13 @@ def augmented(batches: TrainBatches, names: Sequence[str], step: int, count: int
         count: maximum number of images; a global batch may have fewer.
 
     Returns:
-        (n, S, S, 3) uint8, and for each image the share of each of its classes, in one or two lines.
+        (n, S, S, 3) uint8, and for each image the name of its class; of a mixture, both names and their shares.
     """
     images, targets = batches.load(batches.draw(step), slice(0, count), step)
     pixels = batches.normalise.inverse(images)
     titles = []
     for target in targets.cpu():
         shares, classes = target.topk(2)
-        parts = [f"{s:.2f} {names[c]}" for s, c in zip(shares, classes, strict=True) if s > 0.02]
-        titles.append("\n".join(parts))
+        mixed = [f"{100 * s:.0f} % {names[c]}" for s, c in zip(shares, classes, strict=True) if s > 0.02]
+        titles.append("\n".join(mixed) if len(mixed) > 1 else names[classes[0]])
     return pixels.round().clamp(0, 255).byte().cpu().numpy(), titles

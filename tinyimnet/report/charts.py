@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from tinyimnet.report.axes import Scale, Tick, placed, ticks
@@ -17,7 +17,17 @@ Point = tuple[str, str]
 
 @dataclass(frozen=True)
 class Curve:
-    """Values over the global step; `low` and `high` are the edges of a band around them, empty for no band."""
+    """Values over the global step.
+
+    Attributes:
+        label: name in the legend.
+        steps: steps of the points.
+        values: values of the points.
+        colour: number for `look`.
+        low: lower edge of a band around the values; empty for no band.
+        high: upper edge of that band.
+        clock: index of its clock on the page.
+    """
 
     label: str
     steps: Sequence[float]
@@ -25,6 +35,7 @@ class Curve:
     colour: int
     low: Sequence[float] = ()
     high: Sequence[float] = ()
+    clock: int = 0
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,7 @@ class Mark:
     label: str  # above the line
     text: str  # tooltip
     look: str = ""  # CSS classes of its run; empty on the page of a single run
+    clock: int = 0  # index of the clock of its run
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,7 @@ class Frame:
     """Size of the SVG and its plot area in user units; a browser scales the SVG to its column, 330 to 640 px."""
 
     width: int = 400
-    height: int = 244
+    height: int = 249
     left: int = 48
     right: int = 390
     top: int = 18
@@ -62,6 +74,7 @@ class Line:
         points: coordinates of the points; in a stacked chart, on top of the lines before it.
         band: outline of the band around the line.
         dotted: whether each point has a dot.
+        clock: index of its clock on the page.
     """
 
     label: str
@@ -72,6 +85,7 @@ class Line:
     points: list[Point]
     band: list[Point]
     dotted: bool
+    clock: int
 
 
 @dataclass(frozen=True)
@@ -80,8 +94,7 @@ class PlacedMark:
 
     x: str
     label: str
-    text: str
-    look: str
+    mark: Mark
 
 
 @dataclass(frozen=True)
@@ -199,7 +212,7 @@ def _at_places(curve: Curve, places: list[int]) -> Curve:
     steps, values, low, high = (
         [row[i] for i in places] if row else [] for row in (curve.steps, curve.values, curve.low, curve.high)
     )
-    return Curve(curve.label, steps, values, curve.colour, low, high)
+    return replace(curve, steps=steps, values=values, low=low, high=high)
 
 
 def _stack(curves: list[Curve]) -> list[Sequence[float]]:
@@ -232,6 +245,7 @@ def _line(place: int, curve: Curve, top: Sequence[float], x: Scale, y: Scale, st
         points=[*zip(across, map(y, top), strict=True)],
         band=upper + lower[::-1],
         dotted=len(across) <= DOTTED and not stacked,
+        clock=curve.clock,
     )
 
 
@@ -242,5 +256,5 @@ def _placed_marks(marks: Sequence[Mark], x: Scale) -> list[PlacedMark]:
         label = mark.label if float(place) >= free else ""
         if label:
             free = float(place) + LABEL_GAP
-        found.append(PlacedMark(place, label, mark.text, mark.look))
+        found.append(PlacedMark(place, label, mark))
     return found

@@ -40,16 +40,25 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file embedded in the page; a `wide` one contains small text and scrolls on a phone."""
+    """A PNG file embedded in the page.
+
+    Attributes:
+        caption: its title.
+        width: in pixels.
+        height: in pixels.
+        base64: the file.
+        look: CSS class: `wide` for small images with text, which scroll in their frame; `plot` for a drawing on white,
+            which dark mode inverts; or empty.
+    """
 
     caption: str
     width: int
     height: int
     base64: str
-    wide: bool
+    look: str
 
 
-def read_picture(file: Path, caption: str, *, wide: bool = False) -> Picture | None:
+def read_picture(file: Path, caption: str, look: str = "") -> Picture | None:
     """Read a PNG file; None if it is missing.
 
     Raises:
@@ -61,4 +70,4 @@ def read_picture(file: Path, caption: str, *, wide: bool = False) -> Picture | N
     if not content.startswith(PNG) or len(content) < 24:
         raise UserError(f"{file} is damaged (not a PNG); delete it.")
     width, height = struct.unpack(">II", content[16:24])
-    return Picture(caption, width, height, base64.b64encode(content).decode(), wide)
+    return Picture(caption, width, height, base64.b64encode(content).decode(), look)

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tinyimnet.console import clock, moment
-from tinyimnet.report import appearance, templating
+from tinyimnet.report import appearance, clocks, templating
+from tinyimnet.report.baseline import Baseline
 from tinyimnet.report.charts import Chart, Curve, Mark, chart, look
+from tinyimnet.report.clocks import Clock
 from tinyimnet.report.formats import result
 from tinyimnet.report.parts import Table
 from tinyimnet.run.metrics import METRICS, RESULTS, STEP, TOP1
@@ -21,14 +23,18 @@ class Seeds:
     name: str
     runs: list[Record]
 
-    def spread(self, key: str, colour: int) -> Curve:
+    def spread(self, key: str, colour: int, clock: int = 0) -> Curve:
         """Mean, minimum and maximum of a metric at the steps that all runs have."""
-        values = [dict(zip(*run.series(key), strict=True)) for run in self.runs]
-        steps = sorted(set(values[0]).intersection(*values[1:]))
-        rows = [[each[step] for each in values] for step in steps]
+        steps, rows = _in_common([dict(zip(*run.series(key), strict=True)) for run in self.runs])
         label = f"{self.name}, mean of {len(self.runs)} seeds"
         means = [statistics.fmean(row) for row in rows]
-        return Curve(label, steps, means, colour, [min(row) for row in rows], [max(row) for row in rows])
+        return Curve(label, steps, means, colour, [min(row) for row in rows], [max(row) for row in rows], clock)
+
+    def clock(self) -> Clock:
+        """The mean training time at the steps that all runs have."""
+        seconds = [dict(zip((line[STEP] for line in run.lines), run.seconds(), strict=True)) for run in self.runs]
+        steps, rows = _in_common(seconds)
+        return Clock(self.runs[0].steps_per_epoch, steps or [0], [statistics.fmean(row) for row in rows] or [0])
 
     def finals(self) -> tuple[str, Table]:
         """Mean and spread of the results of the finished runs, with a title."""
@@ -43,17 +49,19 @@ class Seeds:
         return title, Table(("final metric", "mean", "std", "min", "max"), "lrrrr", rows)
 
 
-def page(runs: Sequence[Record]) -> str:
+def page(runs: Sequence[Record], baseline: Baseline | None = None) -> str:
     """HTML page of two or more runs."""
     named = {_name(run, runs): run for run in runs}
     groups = groups_of_seeds(runs)
+    spreads = [group.spread(TOP1, i, clock=len(runs) + i) for i, group in enumerate(groups)]
     return templating.page(
         "several_runs.html.j2",
         names=list(named),
         overview=_overview(named),
-        spread=chart("EMA top-1, mean and min/max [%]", [group.spread(TOP1, i) for i, group in enumerate(groups)]),
+        spread=chart("EMA top-1, mean and min/max [%]", spreads),
         finals=[group.finals() for group in groups],
-        charts=_charts(named),
+        charts=_charts(named, baseline),
+        switch=clocks.switch([clocks.of_run(run) for run in runs] + [group.clock() for group in groups]),
         differing=_configuration(named, differing=True),
         config=_configuration(named),
         attempts=_attempts(named),
@@ -64,6 +72,12 @@ def groups_of_seeds(runs: Sequence[Record]) -> list[Seeds]:
     """Recipes that were run with two or more seeds."""
     groups = [group for group in by_recipe(runs) if len({run.config.get("run.seed") for run in group}) > 1]
     return [Seeds(common_name([run.name for run in group]), group) for group in groups]
+
+
+def _in_common(values: Sequence[dict[float, float]]) -> tuple[list[float], list[list[float]]]:
+    """The steps that all runs have, ascending, and at each of them the value of every run."""
+    steps = sorted(set(values[0]).intersection(*values[1:]))
+    return steps, [[each[step] for each in values] for step in steps]
 
 
 def _overview(named: dict[str, Record]) -> Table:
@@ -97,22 +111,25 @@ def _cost(run: Record) -> tuple[str, ...]:
     )
 
 
-def _charts(named: dict[str, Record]) -> list[Chart]:
+def _charts(named: dict[str, Record], baseline: Baseline | None) -> list[Chart]:
     """One chart per metric, with one curve per run."""
     marks = [
-        Mark(step, "", f"{name}: attempt {number}, from step {step:,}", look(i))
+        Mark(step, "", f"{name}: attempt {number}, from step {step:,}", look(i), i)
         for i, (name, run) in enumerate(named.items())
         for step, number in run.starts()
     ]
     epochs = {run.steps_per_epoch for run in named.values()}
     epoch = next(iter(epochs)) if len(epochs) == 1 else 0
+    last = max(run.lines[-1][STEP] for run in named.values())
+    line = [baseline.curve(last)] if baseline else []
     drawn = (
         chart(
             metric.title,
-            [Curve(name, *run.series(metric.key), i) for i, (name, run) in enumerate(named.items())],
+            [Curve(name, *run.series(metric.key), i, clock=i) for i, (name, run) in enumerate(named.items())]
+            + (line if metric.key == TOP1 else []),
             marks,
             zero=appearance.from_zero(metric),
-            last=max(run.lines[-1][STEP] for run in named.values()),
+            last=last,
             epoch=epoch,
         )
         for metric in METRICS

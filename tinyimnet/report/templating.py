@@ -17,11 +17,12 @@ from tinyimnet.report import formats
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def page(template: str, **parts: Any) -> str:
+def page(template: str, *, live: bool = False, **parts: Any) -> str:
     """Render a page with inline CSS and JavaScript; all text in `parts` is escaped.
 
     Args:
         template: file name in templates/ of a template that extends page.html.j2.
+        live: whether the page reloads itself.
         parts: variables of the template.
     """
     script = read_text(TEMPLATES / "page.js")
@@ -33,6 +34,8 @@ def page(template: str, **parts: Any) -> str:
             script=Markup(script),
             script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
             now=moment(time.time()),
+            written=round(time.time()),
+            live=live,
             **parts,
         )
     )

@@ -145,8 +145,8 @@ class Record:
         asked = any(os.path.exists(self.path / marker) for marker in ("REQUEUE", "STOP"))
         return states.STOPPED if self.attempts or self.lines or asked else states.NEW
 
-    def state_in_words(self) -> str:
-        """Text to follow the state: who stopped it, the step reached, and how to resume the run."""
+    def state_in_words(self, state: str = "") -> str:
+        """Text to follow the state, that of the folder if not given: who stopped it, the step, how to resume."""
         step, saved = self.step or 0, newest_step(self.path)
         of = f" of {self.total_steps:,}" if self.total_steps else ""
         goes_on = f"rerun the same command to resume from step {saved:,}" if saved else "no checkpoint"
@@ -158,7 +158,7 @@ class Record:
             states.STOPPED: f"{self._stopped_by()}at step {max(step, saved):,}{of}; {goes_on}",
             states.NEW: "not started",
         }
-        return words[self.state()]
+        return words[state or self.state()]
 
     def _stopped_by(self) -> str:
         """The request as the run printed it, with "by " before it; "" for Ctrl-C, which leaves no marker."""

@@ -18,10 +18,11 @@ from tinyimnet.files import read_lines, read_text, write_atomically
 from tinyimnet.model.network import count_parameters
 from tinyimnet.run.folder import Attempt, mark, read_config
 from tinyimnet.run.lock import RunLock
-from tinyimnet.run.record import read_object, with_metrics
-from tinyimnet.run.states import FINISHED, STOPPED
+from tinyimnet.run.record import read_object
+from tinyimnet.run.states import FAILED, FINISHED, STOPPED
 from tinyimnet.tracking.mode import wandb_mode
 from tinyimnet.tracking.tracker import Tracker
+from tinyimnet.training.page import write_page
 from tinyimnet.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,14 @@ def failed(run_dir: Path, lock: RunLock, error: UserError) -> None:
     with suppress(UserError, OSError):
         lock.check()
         mark(run_dir, "ERROR", str(error))
+
+
+def last_page(run_dir: Path, lock: RunLock, *, failed: bool) -> None:
+    """Write the page of a run that stopped or failed and print its path, unless another process owns the folder."""
+    with suppress(UserError, OSError):
+        lock.check()
+        if write_page(run_dir, FAILED if failed else STOPPED):
+            console.print(f"page: {short(run_dir / 'report.html')}")
 
 
 def finish(run_dir: Path, trainer: Trainer) -> dict[str, float | int]:
@@ -109,16 +118,6 @@ def finished(run_dir: Path, tracker: Tracker, results: dict[str, float | int]) -
     write_page(run_dir)
     tracker.alert("Finished", f"EMA top-1 {lines[-1]['val/ema_top1']:.2f} %", level=logging.INFO)
     show(run_dir)
-
-
-def write_page(run_dir: Path) -> None:
-    """Write report.html; the run is finished, so a failure is only reported."""
-    from tinyimnet.report import one_run
-
-    try:
-        write_atomically(run_dir / one_run.PAGE, one_run.page(with_metrics(run_dir)))
-    except (UserError, OSError) as error:
-        logger.warning("%s is not written: %s", one_run.PAGE, error)
 
 
 def show(run_dir: Path) -> None:

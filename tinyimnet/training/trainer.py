@@ -32,6 +32,7 @@ from tinyimnet.run.metrics import TOP1
 from tinyimnet.tracking.tracker import Tracker
 from tinyimnet.training import optim
 from tinyimnet.training.ema import Ema
+from tinyimnet.training.page import LivePage
 from tinyimnet.training.profile import Profile
 from tinyimnet.training.state import TrainState
 from tinyimnet.training.step import TrainStep
@@ -105,6 +106,7 @@ class Trainer:
         self.clock, self.save_seconds = StepClock(device), 0.0
         profiled = config.run.profile if accelerator.is_main_process else 0
         self.profile = Profile(profiled, saver.folder.parent / "profile", self.clock)
+        self.page = LivePage(saver.folder.parent, enabled=accelerator.is_main_process)
         self.train_step = TrainStep(
             config, accelerator, self.model, self.state, self.batches, self.micro_batches, self.clock
         )
@@ -189,7 +191,8 @@ class Trainer:
         if evaluate_now or self.step % self.config.run.save_every == 0:
             self.save(best=best)
         if evaluate_now:
-            self.clock.restart()  # exclude the evaluation and its checkpoint
+            self.page.update()
+            self.clock.restart()  # exclude the evaluation, its checkpoint and the page
 
     def alive(self, doing: str) -> None:
         """Note that the loop is not stuck."""
