@@ -21,7 +21,6 @@ from tinyimnet import config_cli, errors
 from tinyimnet.console import print_table
 from tinyimnet.data import loading
 from tinyimnet.data.batches import TrainBatches
-from tinyimnet.data.dataset import IMAGE_SIZE
 from tinyimnet.distributed import rendezvous
 from tinyimnet.evaluation.weights import load_trained
 
@@ -55,7 +54,7 @@ def main(argv: list[str]) -> int:
         ("gradient noise per image", f"{noise:.3g}"),
         ("B_simple", f"{noise / signal:,.0f} images"),
     ]
-    print_table(f"{argv[0]}, {large:,} images of {IMAGE_SIZE} px", rows)
+    print_table(f"{argv[0]}, {large:,} images of {source.image_size} px", rows)
     return 0
 
 

@@ -1,22 +1,29 @@
 #!/usr/bin/env python3
-"""Save the figures and evaluations of a finished run as a small JSON file, and print its row for the README.
+"""Save the figures and evaluations of a finished run as a small JSON file with a model card, and print its README row.
 
-python results/collect.py runs/tiny1m_sprint          # writes results/tiny1m_sprint.json
+python results/collect.py runs/tiny1m_sprint          # writes results/tiny1m_sprint.json and tiny1m_sprint.md
+python results/collect.py results/tiny1m_sprint.json  # writes the card again
 """
 
 import json
 import statistics
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tinyimnet import errors
+from tinyimnet.config import flatten
+from tinyimnet.config_cli import load
+from tinyimnet.data.dataset import IMAGE_SIZE
+from tinyimnet.evaluation import model_card
 from tinyimnet.files import write_atomically
 from tinyimnet.run.metrics import STEP, TOP1
 from tinyimnet.run.record import Record, with_metrics
 
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 REFERENCE = 53.34  # top-1 in percent, published with 999,838 parameters
 INFO = [
     "parameters",
@@ -33,15 +40,19 @@ KEPT = ("val/top1", "val/ema_top1", "val/ema_top5", "val/ema_loss")
 
 
 def main(argv: list[str]) -> int:
-    """Write the JSON file and print the row for the README."""
+    """Write the JSON file and the card, and print the row for the README."""
     if len(argv) != 1:
         raise errors.UserError("give exactly one run folder: python results/collect.py runs/tiny1m_sprint")
-    run = with_metrics(Path(argv[0]))
-    if not run.results:
-        raise errors.UserError(f"{run.path} is not finished; rerun its training command.")
-    kept = collect(run)
-    out = Path(__file__).parent / f"{run.name}.json"
-    write_atomically(out, json.dumps(kept, indent=1) + "\n")
+    given, here = Path(argv[0]), Path(__file__).parent
+    if given.suffix == ".json":
+        kept = json.loads(given.read_text(encoding="utf-8"))
+    else:
+        run = with_metrics(given)
+        if not run.results:
+            raise errors.UserError(f"{run.path} is not finished; rerun its training command.")
+        kept = collect(run)
+        write_atomically(here / f"{run.name}.json", json.dumps(kept, indent=1) + "\n")
+    write_atomically(here / f"{kept['run']}.md", card(kept))
     print(row(kept))
     return 0
 
@@ -84,6 +95,40 @@ def collect(run: Record) -> dict[str, Any]:
         },
         "evaluations": evaluations,
     }
+
+
+def card(kept: dict[str, Any]) -> str:
+    """The model card of weights in results/, as Markdown; MODEL_CARD.md of a run has the whole recipe."""
+    name, last = kept["run"], kept["evaluations"][-1]
+    recipe = flatten(asdict(load([f"--config={CONFIGS / name}.yaml"])))
+    return f"""# {name}: a CNN with {kept["parameters"]:,} parameters for Tiny ImageNet
+
+[{name}.safetensors]({name}.safetensors) classifies 64 x 64 images into the 200 classes of Tiny ImageNet. It has
+{kept["parameters"]:,} parameters and needs {kept["macs"] / 1e6:.1f} million multiply-accumulates per image.
+It was trained {model_card.origin(recipe)}.
+
+## Results
+
+Measured on [{kept["val_images"]:,} validation images](val_images.txt) that were not used for training:
+
+| weights | top-1 | top-5 |
+|---|---|---|
+| {name}.safetensors, EMA weights | {kept["ema_top1"]:.2f} % | {last["ema_top5"]:.2f} % |
+| the same with flip averaging | {kept["ema_top1_flip"]:.2f} % | |
+| raw weights (not kept) | {kept["top1"]:.2f} % | |
+
+## Data and recipe
+
+{kept["train_images"]:,} training images, {kept["epochs"]} epochs with
+[configs/{name}.yaml](../configs/{name}.yaml) and `--train.precision {kept["precision"]}`, seed {kept["seed"]}:
+{kept["minutes"]:.0f} minutes on an {kept["cpu"]}, torch {kept["versions"]["torch"]}, commit {kept["git_commit"]}.
+
+## How to use
+
+`tinyimnet predict results/{name}.safetensors --images FOLDER --out labels.csv` classifies a folder of images.
+
+{model_card.elsewhere(f"results/{name}.safetensors", IMAGE_SIZE)}
+{model_card.limits(200, IMAGE_SIZE)}"""
 
 
 def step_seconds(run: Record) -> dict[float, float]:

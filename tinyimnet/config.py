@@ -85,7 +85,7 @@ class AugmentConfig:
     """Augmentation of a training batch, on the device."""
 
     crop_padding: int = 4
-    """Pixels of reflection padding before the random 64x64 crop; 0: no crop."""
+    """Pixels of reflection padding before the random crop; 0: no crop."""
     flip: bool = True
     """Flip each image horizontally in every other epoch."""
     mixup_probability: float = 0.0
@@ -103,9 +103,9 @@ class AugmentConfig:
     soft_label_weight: float = 0.5
     """Share of each target that comes from data.soft_labels, if set."""
     start_resolution: int = 64
-    """Resolution in pixels of the first step; 64: no progressive resizing."""
+    """Pixels of an image of 64 px in the first step, in proportion for other sizes; 64: no progressive resizing."""
     full_resolution_from: float = 0.8
-    """Fraction of the steps at which the resolution, raised by 8 px at a time, reaches 64 px."""
+    """Fraction of the steps at which the resolution, raised by an eighth of the full one at a time, is full."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,8 @@ class TrainConfig:
     """Initial weights, length, batch size and precision."""
 
     init_from: str = ""
-    """Run folder or .safetensors file whose EMA weights to start from (fine-tuning); empty: random."""
+    """Run folder or .safetensors file whose EMA weights to start from (fine-tuning), but for other classes with a new
+    classifier; empty: random."""
     epochs: int = 300
     """Passes over the training set."""
     global_batch_size: int = 1024

@@ -31,7 +31,8 @@ def check(config: Config) -> None:
         ("model.head_width", 0 <= model.head_width <= 100_000, "between 0 and 100,000"),
         ("model.drop_path", 0 <= model.drop_path < 1, "at least 0 and below 1"),
         ("model.max_parameters", 1 <= model.max_parameters <= 100_000_000, "between 1 and 100,000,000"),
-        ("augment.crop_padding", 0 <= augment.crop_padding <= 32, "between 0 and 32 px"),
+        # The smallest images have 32 px, and a reflection reaches to the edge of an image at most.
+        ("augment.crop_padding", 0 <= augment.crop_padding < 32, "between 0 and 31 px"),
         ("augment.mixup_probability", 0 <= augment.mixup_probability <= 1, share),
         ("augment.cutmix_probability", 0 <= augment.cutmix_probability <= 1 - augment.mixup_probability,
          f"between 0 and 1 - augment.mixup_probability ({1 - augment.mixup_probability:g})"),

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tinyimnet.data import decoding
+from tinyimnet.data import decoding, npy
+from tinyimnet.data.dataset import LABELLED
 
 WNIDS = ["n03", "n01", "n02"]  # as in wnids.txt, unsorted
 NAMES = {"n01": "goldfish", "n02": "n02", "n03": "tailed frog"}  # n02 is not in words.txt
@@ -87,17 +88,30 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-200])
 
 
-def arrays_in(folder: Path, **replaced: np.ndarray) -> dict[str, Path]:
+def arrays_in(folder: Path, size: int = 64, **replaced: np.ndarray) -> dict[str, Path]:
     """Write 8 train, 4 val and 2 test images of four classes as course files."""
     rng = np.random.default_rng(0)
     arrays = {
-        "train_images": rng.integers(0, 256, (8, 64, 64, 3), np.uint8),
+        "train_images": rng.integers(0, 256, (8, size, size, 3), np.uint8),
         "train_labels": np.arange(8) % 4,
-        "val_images": rng.integers(0, 256, (4, 64, 64, 3), np.uint8),
+        "val_images": rng.integers(0, 256, (4, size, size, 3), np.uint8),
         "val_labels": np.arange(4)[::-1].copy(),
-        "test_images": rng.integers(0, 256, (2, 64, 64, 3), np.uint8),
+        "test_images": rng.integers(0, 256, (2, size, size, 3), np.uint8),
     } | replaced
     folder.mkdir(exist_ok=True)
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
     return {name: folder / f"{name}.npy" for name in arrays}
+
+
+def with_classes(data: Path, out: Path, ids: list[str]) -> Path:
+    """Prepare the images of a prepared data set with other classes: label i becomes i modulo their number."""
+    out.mkdir()
+    arrays = {}
+    for split in LABELLED:
+        arrays[f"{split}_images"] = data / f"{split}_images.npy"
+        arrays[f"{split}_labels"] = out / f"{split}_labels.npy"
+        np.save(out / f"{split}_labels.npy", np.load(data / f"{split}_labels.npy") % len(ids))
+    (out / "classes.txt").write_text("\n".join(ids), encoding="utf-8")
+    npy.prepare_npy(arrays, out / "data", out / "classes.txt")
+    return out / "data"

@@ -44,7 +44,7 @@ def predicted(run: Path, *options: str) -> dict[str, str]:
 
 def test_pictures_are_prepared_trained_on_and_predicted(pictures: Path, tmp_path: Path) -> None:
     data, new = tmp_path / "data", tmp_path / "new"
-    options = ("--val-share", "0.1", "--resize", "--fit", "pad")
+    options = ("--val-share", "0.1", "--size", "64", "--fit", "pad")
     result = python("-m", "tinyimnet", "prepare", str(pictures), "--out", str(data), *options)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == [

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from helpers.program import small_run
+from helpers.sources import with_classes
 from helpers.trainings import Death, run_to_end
 from tinyimnet.evaluation.weights import FINAL
 from tinyimnet.files import read_lines
@@ -45,3 +46,20 @@ def test_after_a_save_a_killed_run_resumes_without_that_file(file: Path, tiny_da
     assert run_to_end(killed, log) == [0]
     ends = [load_file(tmp_path / name / FINAL) for name in ("whole", "killed")]
     torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=0)
+
+
+def test_a_network_learns_other_classes_on_two_processes_and_after_a_kill(
+    file: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    data, log = with_classes(tiny_data, tmp_path / "other", [f"c{i}" for i in range(10)]), tmp_path / "log"
+    keys = {"train__init_from": file, "augment__start_resolution": 48, "run__seed": 5, "train__device_batch_size": 16}
+    alone, pair = (small_run(data, tmp_path / name, **keys) for name in ("alone", "pair"))
+    assert run_to_end(alone, log, timeout=120) == [0]
+    assert run_to_end(pair, log, processes=2, death=Death("step", 9), timeout=120) != [0, 0]
+    assert run_to_end(pair, log, processes=2, timeout=120) == [0, 0]
+    assert log.read_text().count("(200 there, 10 here); the classifier starts anew") == 2
+    losses = [[line["train/loss"] for line in read_lines(tmp_path / n / "metrics.jsonl")] for n in ("alone", "pair")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    weights = [load_file(path) for path in (file, tmp_path / "pair" / FINAL)]
+    assert weights[1]["classifier.2.weight"].shape == (10, 16)
+    assert not torch.equal(weights[0]["stage1.0.branch.0.weight"], weights[1]["stage1.0.branch.0.weight"])

@@ -14,6 +14,7 @@ OUTPUTS = {
     "evaluate, another table": ("evaluate {run} --out {out}", "per_class.csv"),
     "report": ("report {run} --out {out}/a.html", "a.html"),
     "inspect": ("inspect --data.root={data} --out {out}/a.png", "a.png"),
+    "export": ("export {run} --format torch --out {out}/a.pt2", "a.pt2"),
     "soft-labels": ("soft-labels {run} --out {out}/a.safetensors", "a.safetensors"),
 }
 

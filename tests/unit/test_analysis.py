@@ -20,7 +20,7 @@ SURE = np.array([0.9, 0.8, 0.6, 0.7, 0.9, 0.6, 0.5, 0.9])
 
 def write(out: Path) -> Path:
     trained = Trained(
-        nn.Identity(), Path("final.safetensors"), 7, ("n0", "n1", "n2"), NAMES, (0.5,) * 3, (0.2,) * 3, "fp32"
+        nn.Identity(), Path("final.safetensors"), 7, ("n0", "n1", "n2"), NAMES, (0.5,) * 3, (0.2,) * 3, "fp32", {}
     )
     probabilities = np.repeat((1 - SURE)[:, None] / 2, 3, axis=1)
     probabilities[np.arange(8), PREDICTED] = SURE

@@ -14,8 +14,8 @@ from tinyimnet.data.batches import TrainBatches, draw
 K = 200
 
 
-def images(n: int = 12) -> torch.Tensor:
-    return torch.randint(0, 256, (n, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+def images(n: int = 12, size: int = 64) -> torch.Tensor:
+    return torch.randint(0, 256, (n, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def reflect(position: int) -> int:
@@ -39,21 +39,30 @@ def test_crop_matches_numpys_reflection_padding() -> None:
     assert np.array_equal(result[0].numpy(), padded[7:71, 2:66])
 
 
-def test_normalised_images_have_zero_mean_and_unit_variance_per_channel() -> None:
-    source = images(20)
+@pytest.mark.parametrize("size", [32, 96])
+def test_the_widest_padding_suits_images_of_any_size(size: int) -> None:
+    source = images(1, size)
+    padded = np.pad(source[0].numpy(), ((31, 31), (31, 31), (0, 0)), mode="reflect")
+    result = augment.crop_flip(source, *(torch.tensor([value]) for value in (0, 31, -31, 0)))
+    assert np.array_equal(result[0].numpy(), padded[62 : 62 + size, :size])
+
+
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_normalised_images_have_zero_mean_and_unit_variance_per_channel(size: int) -> None:
+    source = images(20, size)
     pixels = source.float() / 255
     mean, std = pixels.mean((0, 1, 2)), pixels.std((0, 1, 2))
     normalise = augment.Normalise(tuple(mean.tolist()), tuple(std.tolist()), torch.device("cpu"))
     result = normalise(source)
-    assert result.shape == (20, 3, 64, 64)
+    assert result.shape == (20, 3, size, size)
     assert result.is_contiguous(memory_format=torch.channels_last)
     expected = (pixels.permute(0, 3, 1, 2) - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
 
 
-def mixed_batch(config: AugmentConfig, *, n: int = 64, seed: int = 1, step: int = 0):
+def mixed_batch(config: AugmentConfig, *, n: int = 64, seed: int = 1, step: int = 0, size: int = 64):
     """Return a batch in which all pixels of sample i have the value i, so that a mixed pixel shows its sources."""
-    flat = torch.arange(n, dtype=torch.uint8)[:, None, None, None].expand(n, 64, 64, 3).contiguous()
+    flat = torch.arange(n, dtype=torch.uint8)[:, None, None, None].expand(n, size, size, 3).contiguous()
     batches = TrainBatches(
         flat, torch.arange(n), K, mean=(0.0,) * 3, std=(1 / 255,) * 3, config=config,
         seed=seed, epochs=1, global_batch_size=n,
@@ -74,9 +83,9 @@ def test_targets_sum_to_one_for_any_mixing(seed: int, mixup: float, alpha: float
     assert (targets >= 0).all()
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_cutmix_label_shares_are_the_shares_of_the_pixels(seed: int) -> None:
-    drawn, pixels, targets = mixed_batch(AugmentConfig(cutmix_probability=1.0), seed=seed)
+@pytest.mark.parametrize(("seed", "size"), [(0, 64), (1, 64), (2, 64), (0, 32), (0, 128)])
+def test_cutmix_label_shares_are_the_shares_of_the_pixels(seed: int, size: int) -> None:
+    drawn, pixels, targets = mixed_batch(AugmentConfig(cutmix_probability=1.0), seed=seed, size=size)
     for row in range(64):
         own, partner = drawn.views[row, 0], drawn.views[drawn.partners[row], 0]
         if own == partner:
@@ -98,22 +107,32 @@ def test_mixup_label_shares_are_the_weights_of_the_pixels() -> None:
 
 def test_each_kind_of_mixing_takes_its_share_of_the_images() -> None:
     config = AugmentConfig(mixup_probability=0.3, cutmix_probability=0.5)
-    drawn = draw(config, np.arange(20_000), np.zeros(20_000, int), seed=0, step=0, mix=True)
+    drawn = draw(config, np.arange(20_000), np.zeros(20_000, int), seed=0, step=0, mix=True, size=64)
     boxed = drawn.boxes.any(1)
     assert (drawn.blend < 1).mean() == pytest.approx(0.3, abs=0.02)
     assert boxed.mean() == pytest.approx(0.5, abs=0.02)
     assert not (boxed & (drawn.blend < 1)).any()
 
 
-def test_boxes_cover_opposite_edges_of_the_images_equally_often() -> None:
+@pytest.mark.parametrize("size", [64, 96])
+def test_boxes_cover_opposite_edges_of_the_images_equally_often(size: int) -> None:
     """Five standard errors of the difference; a centre drawn from the integers 0 to 63 is off by eight."""
     n = 200_000
     config = AugmentConfig(cutmix_probability=1.0)
-    y0, y1, x0, x1 = draw(config, np.arange(n), np.zeros(n, int), seed=0, step=0, mix=True).boxes.T
+    y0, y1, x0, x1 = draw(config, np.arange(n), np.zeros(n, int), seed=0, step=0, mix=True, size=size).boxes.T
     for start, end in ((y0, y1), (x0, x1)):
-        first, last = ((start == 0) & (end > 0)).mean(), ((end == 64) & (start < 64)).mean()
+        first, last = ((start == 0) & (end > 0)).mean(), ((end == size) & (start < size)).mean()
         assert abs(first - last) < 5 * (2 * first / n) ** 0.5
         assert (end - start).mean() > 0
+
+
+def test_boxes_cover_the_same_share_of_images_of_any_size() -> None:
+    n, config = 2000, AugmentConfig(cutmix_probability=1.0)
+    shares = [
+        draw(config, np.arange(n), np.zeros(n, int), seed=0, step=0, mix=True, size=size).own_share().mean()
+        for size in (32, 64, 128)
+    ]
+    assert shares == pytest.approx([shares[1]] * 3, abs=0.01)
 
 
 def test_mixing_stops_for_the_last_part_of_the_training() -> None:
@@ -143,7 +162,7 @@ def test_resize_matches_pillows_bicubic_and_is_a_no_op_at_full_size() -> None:
 
 
 def test_a_mixing_weight_stays_within_0_and_1_at_a_lower_resolution() -> None:
-    weight = augment.weight_map(torch.ones(1), torch.tensor([[16], [48], [16], [48]]), 40)
+    weight = augment.weight_map(torch.ones(1), torch.tensor([[16], [48], [16], [48]]), 64, 40)
     assert weight.shape == (1, 1, 40, 40)
     assert (weight.min().item(), weight.max().item()) == (0, 1)
 

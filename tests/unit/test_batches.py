@@ -14,10 +14,12 @@ from tinyimnet.errors import UserError
 MIXING = AugmentConfig(mixup_probability=0.4, cutmix_probability=0.4, label_smoothing=0.1)
 
 
-def train_batches(n: int = 96, global_batch_size: int = 32, config: AugmentConfig = MIXING) -> batches.TrainBatches:
+def train_batches(
+    n: int = 96, global_batch_size: int = 32, config: AugmentConfig = MIXING, size: int = 64
+) -> batches.TrainBatches:
     generator = torch.Generator().manual_seed(0)
     return batches.TrainBatches(
-        torch.randint(0, 256, (n, 64, 64, 3), dtype=torch.uint8, generator=generator),
+        torch.randint(0, 256, (n, size, size, 3), dtype=torch.uint8, generator=generator),
         torch.randint(0, 200, (n,), generator=generator),
         200,
         mean=(0.5, 0.5, 0.5),
@@ -61,8 +63,8 @@ def test_a_batch_depends_on_nothing_that_ran_before() -> None:
 
 def test_steps_and_seeds_differ() -> None:
     samples, mirror = np.arange(32), np.zeros(32, int)
-    first, second = (batches.draw(MIXING, samples, mirror, seed=3, step=step, mix=True) for step in (0, 1))
-    reseeded = batches.draw(MIXING, samples, mirror, seed=4, step=0, mix=True)
+    first, second = (batches.draw(MIXING, samples, mirror, seed=3, step=step, mix=True, size=64) for step in (0, 1))
+    reseeded = batches.draw(MIXING, samples, mirror, seed=4, step=0, mix=True, size=64)
     assert not np.array_equal(first.views, second.views)
     assert not np.array_equal(first.views, reseeded.views)
 
@@ -132,6 +134,12 @@ def test_resolution_grows_in_steps_of_8_and_is_full_for_the_last_part() -> None:
     assert step_resolutions(40, 0.0, 2).tolist() == step_resolutions(64, 0.8, 2).tolist() == [64, 64]
 
 
+@pytest.mark.parametrize(("size", "expected"), [(32, [16, 20, 24, 28, 32]), (84, [42, 52, 63, 73, 84])])
+def test_images_of_another_size_follow_the_schedule_in_proportion(size: int, expected: list[int]) -> None:
+    assert step_resolutions(32, 0.8, 5, size).tolist() == expected
+    assert step_resolutions(64, 0.8, 2, size).tolist() == [size, size]
+
+
 def test_work_left_counts_pixels_and_not_steps() -> None:
     sizes = step_resolutions(32, 0.5, 8)
     assert sizes.tolist() == [32, 40, 48, 56, 64, 64, 64, 64]
@@ -139,11 +147,12 @@ def test_work_left_counts_pixels_and_not_steps() -> None:
     assert work_left(sizes, 0, 8) == 0
 
 
-def test_a_batch_has_the_resolution_of_its_step() -> None:
-    source = train_batches(config=AugmentConfig(start_resolution=32, full_resolution_from=0.5))
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_a_batch_has_the_resolution_of_its_step(size: int) -> None:
+    source = train_batches(config=AugmentConfig(start_resolution=32, full_resolution_from=0.5), size=size)
     shapes = [source.load(source.draw(step), slice(0, 4), step)[0].shape[-1] for step in range(6)]
-    assert shapes == [32, 40, 48, 64, 64, 64] == [source.resolution(step) for step in range(6)]
-    assert source.resolution(6) == 64  # after the last step, as `inspect --step` may request
+    assert shapes == [n * size // 8 for n in (4, 5, 6, 8, 8, 8)] == [source.resolution(step) for step in range(6)]
+    assert source.resolution(6) == size  # after the last step, as `inspect --step` may request
 
 
 @pytest.mark.parametrize("count", [96, 48, 20])
@@ -155,3 +164,8 @@ def test_plain_images_of_any_resolution_and_spacing(start_resolution: int, count
     assert plain.shape == (len(range(0, 96, spacing)), 3, resolution, resolution)
     expected = source.normalise(augment.resize(source.images[::spacing].contiguous(), resolution))
     assert torch.equal(plain, expected)
+
+
+def test_plain_images_of_another_size_have_half_the_way_to_their_own() -> None:
+    source = train_batches(config=AugmentConfig(start_resolution=32), size=96)
+    assert source.plain(96).shape[2:] == (72, 72)

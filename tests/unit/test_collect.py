@@ -86,3 +86,11 @@ def test_weights_in_results_belong_to_their_run_and_can_be_used(file: Path) -> N
     trained, summary = load_trained(file), json.loads(file.with_suffix(".json").read_text())
     assert count_parameters(trained.model) == summary["parameters"]
     assert trained.model(torch.zeros(1, 3, 64, 64)).shape == (1, len(trained.classes)) == (1, 200)
+
+
+@pytest.mark.parametrize("file", sorted((REPO / "results").glob("*.json")), ids=lambda file: file.stem)
+def test_the_cards_in_results_are_those_that_the_program_writes(file: Path) -> None:
+    summary = json.loads(file.read_text(encoding="utf-8"))
+    card = file.with_suffix(".md").read_text(encoding="utf-8")
+    assert card == collect.card(summary)
+    assert f"| {file.stem}.safetensors, EMA weights | {summary['ema_top1']:.2f} %" in card

@@ -125,7 +125,7 @@ MISTAKES = {
     "weights without a run": (["evaluate", "WEIGHTS"], "is not in a run folder, whose config.yaml would name its data"),
     "weights without data": (["predict", "WEIGHTS"], "give its prepared data set with --data FOLDER"),
     "unknown option": (["evaluate", "x", "--fast"], "unrecognized arguments: --fast"),
-    "no such images": (["predict", "RUN", "--images", "nowhere"], "--images nowhere is neither"),
+    "no such images": (["predict", "RUN", "--images", "nowhere"], "--images nowhere is neither an image, a folder"),
     "no prepared data": (["inspect", "--data.root=nowhere"], "data.root nowhere holds no prepared data set"),
     "nothing to show": (["inspect", "--data.root=DATA", "--count=0"], "--count is 0"),
     "no place to show it": (
@@ -169,15 +169,6 @@ def test_weights_can_be_used_without_a_run_folder(run: Path, tmp_path: Path) -> 
     assert trained.model(torch.randn(2, 3, 64, 64)).shape == (2, 200)
 
 
-def test_weights_without_a_fit_take_images_of_64_pixels_alone(tmp_path: Path) -> None:
-    """As all weights did before there was --resize; their files lack the key."""
-    weights = REPO / "results/tiny1m_sprint.safetensors"
-    assert load_trained(weights).fit is None
-    Image.new("RGB", (100, 80)).save(tmp_path / "a.jpg")
-    with pytest.raises(UserError, match=r"not 64x64 pixels \(a.jpg: 100x80\); correct these, or move them away\.$"):
-        cli.main(["predict", str(weights), "--images", str(tmp_path)])
-
-
 @pytest.mark.parametrize(
     "argv",
     [
@@ -185,9 +176,8 @@ def test_weights_without_a_fit_take_images_of_64_pixels_alone(tmp_path: Path) ->
         ["a.zip", "--download"],
         ["a.zip", "--val-images", "x.npy"],
         ["--synthetic", "--classes", "c.txt"],
-        ["--download", "--resize"],
+        ["--download", "--size", "32"],
         ["--synthetic", "--val-share", "0.1"],
-        ["--val-images", "x.npy", "--resize"],
     ],
 )
 def test_prepare_asks_for_exactly_one_source(argv: list[str]) -> None:
@@ -195,21 +185,35 @@ def test_prepare_asks_for_exactly_one_source(argv: list[str]) -> None:
         cli.main(["prepare", *argv])
 
 
-def test_fit_alone_asks_for_resize() -> None:
-    with pytest.raises(UserError, match="^--fit pad says how --resize scales images; add --resize"):
+def test_fit_alone_asks_for_a_size() -> None:
+    with pytest.raises(UserError, match="^--fit pad says how --size scales images; add --size"):
         cli.main(["prepare", "folder", "--fit", "pad"])
 
 
+@pytest.mark.parametrize("size", ["0", "31", "129"])
+def test_a_size_out_of_range_is_refused(size: str) -> None:
+    with pytest.raises(UserError, match=f"^--size {size} is not between 32 and 128 pixels; give such a number"):
+        cli.main(["prepare", "folder", "--size", size])
+
+
 @pytest.mark.parametrize(("options", "fit"), [([], "crop"), (["--fit", "stretch"], "stretch")])
-def test_resize_crops_unless_told_otherwise(
+def test_size_crops_unless_told_otherwise(
     options: list[str], fit: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], decoded_in_this_process: None
 ) -> None:
     for name in ("a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg"):
         (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (100, 80), "red").save(tmp_path / "source" / name)
     out = ["--out", str(tmp_path / "out"), "--val-share", "0.5"]
-    cli.main(["prepare", str(tmp_path / "source"), *out, "--resize", *options])
-    assert f"scaled to 64x64 pixels (--fit {fit}: " in capsys.readouterr().out
+    cli.main(["prepare", str(tmp_path / "source"), *out, "--size", "48", *options])
+    assert f"scaled to 48x48 pixels (--fit {fit}: " in capsys.readouterr().out
+
+
+def test_named_arrays_are_scaled_too(tmp_path: Path) -> None:
+    files = arrays_in(tmp_path / "npy", 32)
+    named = [option for role, file in files.items() for option in (f"--{role.replace('_', '-')}", str(file))]
+    cli.main(["prepare", *named, "--out", str(tmp_path / "out"), "--size", "48", "--fit", "pad"])
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert (manifest["image_size"], manifest["fit"]) == (48, "pad")
 
 
 def test_the_classes_option_applies_to_a_folder_of_arrays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

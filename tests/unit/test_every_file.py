@@ -281,15 +281,16 @@ def test_the_images_of_a_prediction_are_found_the_same_way(tmp_path: Path, capsy
     folder = tmp_path / "images"
     for name in ("b.JPG", "a.Png", "notes.txt", "deeper/c.JPEG"):
         write(folder, name)
+    for name in ("c.bmp", "d.bmp", "e.heic"):
+        (folder / name).touch()
     os.mkfifo(folder / "pipe.JPEG")
     files, images = read_images(folder)
-    assert (files, images.shape) == (["a.Png", "b.JPG"], (2, 64, 64, 3))
-    assert all(name in capsys.readouterr().err for name in ("notes.txt",))
+    assert (files, images.shape) == (["a.Png", "b.JPG", "deeper/c.JPEG"], (3, 64, 64, 3))
     np.testing.assert_array_equal(images[0], images[1])
-    (folder / "c.bmp").touch()
-    (folder / "d.bmp").touch()
-    with pytest.raises(UserError, match=r"2 damaged or not an image \(c.bmp, d.bmp\)"):
-        read_images(folder)
+    assert (message := capsys.readouterr().err).count("\n") == 1
+    assert all(part in message for part in ("2 damaged or not an image (c.bmp, d.bmp)", "notes", "pipe.JPEG", "e.heic"))
+    with pytest.raises(UserError, match=r"2 damaged or not an image \(c.bmp, d.bmp\).*notes.txt.*omit --strict"):
+        read_images(folder, strict=True)
 
 
 def test_a_name_with_a_line_break_stays_on_one_line(root: Path, tmp_path: Path) -> None:

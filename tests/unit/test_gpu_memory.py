@@ -17,9 +17,11 @@ from tinyimnet.training import memory
 ALONE = Rendezvous(environ={})
 
 
-def tiny_imagenet() -> Dataset:
+def tiny_imagenet(size: int = 64) -> Dataset:
     """The shapes of Tiny ImageNet, without its memory."""
-    images = {split: np.broadcast_to(np.uint8(0), (n, 64, 64, 3)) for split, n in (("train", 100_000), ("val", 10_000))}
+    images = {
+        split: np.broadcast_to(np.uint8(0), (n, size, size, 3)) for split, n in (("train", 100_000), ("val", 10_000))
+    }
     labels = {split: np.zeros(len(of), np.int64) for split, of in images.items()}
     classes = tuple(map(str, range(200)))
     return Dataset(Path(), classes, classes, images, labels, (), (0.5,) * 3, (0.5,) * 3, "")
@@ -47,6 +49,12 @@ def test_a_lower_resolution_and_no_drop_path_save_less() -> None:
     saved = memory.saved_per_image(whole, 64, "bf16")
     assert memory.saved_per_image(small, 64, "bf16") < saved
     assert memory.saved_per_image(whole, 32, "bf16") < 0.26 * saved
+
+
+def test_an_image_needs_memory_in_proportion_to_its_pixels() -> None:
+    small, whole, large = (memory.footprint(settings(), tiny_imagenet(size)).per_image for size in (32, 64, 96))
+    assert whole / small == pytest.approx(4, rel=0.02)
+    assert large / whole == pytest.approx(9 / 4, rel=0.02)
 
 
 def test_an_estimate_draws_no_random_numbers() -> None:

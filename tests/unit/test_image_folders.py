@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.sources import arrays_in, image, left_behind, official, pack
+from helpers.sources import image, left_behind, official, pack
 from tinyimnet.data.dataset import open_dataset
 from tinyimnet.data.prepare import prepare
 from tinyimnet.errors import UserError
@@ -167,7 +167,7 @@ def test_a_larger_share_contains_a_smaller_one(tmp_path: Path) -> None:
 
 def test_other_sizes_are_refused_with_the_option_that_scales_them(tmp_path: Path) -> None:
     write(write(tmp_path / "source", *TEN), "cat/wide.png", size=(100, 80))
-    with pytest.raises(UserError, match=r"1 not 64x64 pixels \(cat/wide.png: 100x80\).*--resize scales images"):
+    with pytest.raises(UserError, match=r"1 not 64x64 pixels \(cat/wide.png: 100x80\).*--size N .*scales images"):
         prepare(tmp_path / "source", tmp_path / "out", val_share=0.1)
     assert left_behind(tmp_path / "out") == []
 
@@ -176,7 +176,7 @@ def test_other_refusals_do_not_name_that_option(tmp_path: Path) -> None:
     (write(tmp_path / "source", *TEN) / "cat/empty.png").touch()
     with pytest.raises(UserError, match="damaged") as raised:
         prepare(tmp_path / "source", tmp_path / "out", val_share=0.1)
-    assert "--resize" not in str(raised.value)
+    assert "--size" not in str(raised.value)
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
@@ -192,8 +192,9 @@ def test_the_prepared_data_know_how_images_were_fitted(fit: str, tmp_path: Path)
 def test_images_of_the_official_layout_are_scaled_too(tmp_path: Path) -> None:
     root = official(tmp_path)
     (root / "train/n01/images/wide.JPEG").write_bytes(image(1, size=(128, 64)))
-    manifest = prepare(pack(root), tmp_path / "out", fit="pad")
+    manifest = prepare(pack(root), tmp_path / "out", size=48, fit="pad")
     assert (manifest["counts"]["train"], manifest["fit"], manifest["layout"]) == (13, "pad", "")
+    assert manifest["image_size"] == 48
     assert (open_dataset(tmp_path / "out").images["train"] == 0).all((2, 3)).any(1).sum() == 1
 
 
@@ -260,9 +261,6 @@ def test_what_cannot_be_a_data_set_is_one_sentence(case: str, tmp_path: Path) ->
 
 
 def test_options_for_plain_folders_do_not_fit_other_sources(tmp_path: Path) -> None:
-    arrays_in(tmp_path / "npy")
-    with pytest.raises(UserError, match=r"--resize is for image files, and .*npy has \.npy files"):
-        prepare(tmp_path / "npy", tmp_path / "out", fit="crop")
     for source in (root := official(tmp_path), pack(root)):
         with pytest.raises(UserError, match=r"--val-share 0\.1 is for data without val, and .* has val/images; omit"):
             prepare(source, tmp_path / "out", val_share=0.1)

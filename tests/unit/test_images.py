@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from tinyimnet.data.findings import Unusable
-from tinyimnet.data.images import DAMAGED, FITS, TOO_LARGE, WRONG_SIZE, WRONG_TYPE, decode
+from tinyimnet.data.images import DAMAGED, FITS, TOO_LARGE, WRONG_TYPE, decode, fitted, wrong_size
 
 RAMP = np.arange(64, dtype=np.uint8)[:, None].repeat(64, axis=1) * 4
 COLOURS = np.stack([RAMP, RAMP.T, 255 - RAMP], axis=2)  # not symmetric: an orientation shows
@@ -103,7 +103,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "empty": (b"", DAMAGED),
     "text": (b"hello", DAMAGED),
     "an image format that is not read": (saved(COLOURS, "PPM"), DAMAGED),
-    "another size": (saved(COLOURS[:32], "PNG"), WRONG_SIZE),
+    "another size": (saved(COLOURS[:32], "PNG"), wrong_size(64)),
     "a huge size": (png(np.zeros((1, 8), np.uint8), 1, 0)[:16] + struct.pack(">II", 9**9, 9**9) + b"\0" * 99, DAMAGED),
     "more pixels than Pillow reads": (
         b"\x89PNG\r\n\x1a\n"
@@ -143,7 +143,7 @@ def test_a_truncated_image_is_refused_or_complete(file_format: str) -> None:
 
 # ---- other sizes ------------------------------------------------------------------------------------------------
 
-SQUARE, FILTER = (64, 64), Image.Resampling.BICUBIC
+SQUARES, FILTER = (64, 96), Image.Resampling.BICUBIC
 SIZES = [(64, 64), (63, 65), (200, 100), (101, 300), (20, 10), (1, 1), (383, 64), (64, 1)]  # without a first reduction
 
 
@@ -151,17 +151,21 @@ def noise(size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8))
 
 
-def by_pillow(picture: Image.Image, fit: str) -> Image.Image:
+def by_pillow(picture: Image.Image, fit: str, size: int = 64) -> Image.Image:
+    square = size, size
     if fit == "crop":
-        return ImageOps.fit(picture, SQUARE, FILTER)
-    return ImageOps.pad(picture, SQUARE, FILTER, "black") if fit == "pad" else picture.resize(SQUARE, FILTER)
+        return ImageOps.fit(picture, square, FILTER)
+    return ImageOps.pad(picture, square, FILTER, "black") if fit == "pad" else picture.resize(square, FILTER)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("fit", FITS)
-def test_an_image_of_another_size_is_fitted_as_pillow_does(fit: str, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("square", SQUARES)
+def test_an_image_of_another_size_is_fitted_as_pillow_does(square: int, fit: str, size: tuple[int, int]) -> None:
     picture = noise(size)
-    np.testing.assert_array_equal(decode(saved(picture, "PNG"), fit)[0], by_pillow(picture, fit))
+    expected = by_pillow(picture, fit, square)
+    np.testing.assert_array_equal(decode(saved(picture, "PNG"), fit, square)[0], expected)
+    np.testing.assert_array_equal(fitted(np.asarray(picture)[None], fit, square)[0], expected)
 
 
 @pytest.mark.parametrize("fit", FITS)

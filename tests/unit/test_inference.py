@@ -43,6 +43,13 @@ def test_the_network_sees_images_of_the_smaller_resolution(model) -> None:
     torch.testing.assert_close(log_probabilities(model, resolution=40), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_images_of_another_size_are_seen_as_they_are(model) -> None:
+    images = resize(IMAGES, 48)
+    pieces = batched_log_probabilities(model, images, range(N), NORMALISE, precision="fp32")
+    expected = model.eval()(NORMALISE(images)).log_softmax(1)
+    torch.testing.assert_close(torch.cat([piece for _, piece in pieces]), expected, atol=1e-5, rtol=1e-5)
+
+
 @given(n=st.integers(0, 1000), world_size=st.integers(1, 64))
 def test_ranks_take_each_row_once(n: int, world_size: int) -> None:
     rows = [row for rank in range(world_size) for row in rows_of_rank(n, rank, world_size)]

@@ -1,17 +1,20 @@
 """train.init_from: a run that starts with the weights of a finished one."""
 
-from dataclasses import replace
+import shlex
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers.program import small_run
+from helpers.program import REPO
+from helpers.sources import with_classes
 from tinyimnet import config_cli, train
 from tinyimnet.data.dataset import open_dataset
 from tinyimnet.errors import UserError
-from tinyimnet.evaluation.weights import FINAL, load_trained, metadata_of, save_weights
+from tinyimnet.evaluation.weights import FINAL, initial_weights
+from tinyimnet.model.network import build_model, resolve_width
 
 # Six steps whose learning rate is too small to change a weight: a run and its EMA end with the initial weights.
 STILL = {"run__seed": 5, "train__epochs": 1, "optim__lr": 1e-30, "optim__warmup_epochs": 0}
@@ -49,18 +52,9 @@ def _damaged(file: Path, tiny_data: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
 
 
-def _for_other_classes(file: Path, tiny_data: Path) -> None:
-    dataset = open_dataset(tiny_data, verify=False)
-    model = load_trained(file).model
-    backwards = replace(dataset, classes=dataset.classes[::-1])
-    settings = config_cli.load(small_run(tiny_data, file.parent))
-    save_weights(file, model, 12, metadata_of(settings, backwards))
-
-
 MISTAKES = {
     r"cannot be used: .*begin.safetensors does not exist": _missing,
     r"cannot be used: .*begin.safetensors is damaged": _damaged,
-    r".*begin.safetensors does not have the classes of data.root in the same order": _for_other_classes,
 }
 
 
@@ -78,3 +72,46 @@ def test_the_error_for_a_different_network_names_a_weight_that_differs(file: Pat
     sentence = r"^train.init_from .* is a different network \(classifier.2.weight: \(200, 16\), here \(200, 24\)\)"
     with pytest.raises(UserError, match=sentence):
         train.main(arguments(train__init_from=file, model__widths="[16,24]"))
+
+
+CLASSES = {
+    "fewer": [f"c{i}" for i in range(10)],
+    "others": [f"c{i}" for i in range(200)],
+    "the same in another order": None,
+}
+
+
+@pytest.mark.parametrize("ids", CLASSES.values(), ids=CLASSES)
+def test_for_other_classes_the_body_is_kept_and_the_classifier_is_new(
+    ids: list[str] | None, file: Path, tiny_data: Path, arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = ids or list(open_dataset(tiny_data).classes[::-1])
+    data = with_classes(tiny_data, tmp_path / "other", ids)
+    options = arguments(data__root=data, train__init_from=file, augment__start_resolution=32, **STILL)
+    assert train.main(options) == 0
+    assert f"(200 there, {len(ids)} here); the classifier starts anew\n" in capsys.readouterr().out
+    fresh = build_model(config_cli.load(options).model, len(ids), seed=5).state_dict()
+    begun, ends = learned(file), learned(tmp_path / "run" / FINAL)
+    assert ends.keys() == begun.keys()
+    for name, tensor in ends.items():
+        expected = fresh[name] if name.startswith("classifier.") else begun[name]
+        torch.testing.assert_close(tensor, expected, rtol=1e-6, atol=0)
+
+
+def test_for_the_same_classes_nothing_is_said(file: Path, arguments, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(arguments(train__init_from=file, **STILL)) == 0
+    assert "classifier" not in capsys.readouterr().out
+
+
+def test_the_error_gives_the_options_that_fit_where_the_width_is_automatic() -> None:
+    """With fewer classes the budget leaves room for a wider network."""
+
+    def initial(*options: str) -> dict[str, torch.Tensor]:
+        config = config_cli.load(["--config=configs/tiny1m_cpu.yaml", *options]).model
+        metadata = {"classes": CLASSES["fewer"], "model": asdict(resolve_width(config, 10))}
+        return initial_weights(REPO / "results/tiny1m_cpu.safetensors", build_model(config, 10), metadata)
+
+    with pytest.raises(UserError, match="; add --model.width=0.96875 --model.head_width=144.$") as raised:
+        initial()
+    advice = str(raised.value).partition("; add ")[2].removesuffix(".")
+    assert initial(*shlex.split(advice))["classifier.2.weight"].shape == (10, 144)

@@ -76,10 +76,15 @@ def test_stages_halve_the_resolution_and_the_summary_counts_everything(kind: Mod
     assert rows["stem"].macs == 64 * 64 * 16 * 3 * 9
 
 
-@pytest.mark.parametrize("size", range(16, 65, 8))
+@pytest.mark.parametrize("size", [*range(8, 65, 4), 73, 84, 128])
 def test_every_training_resolution_fits_through_every_stage(size: int) -> None:
     model = build_model(replace(SMALL, widths=(8, 8, 8, 8), depths=(1, 1, 1, 1), stem_stride=2), 10)
     assert model(torch.randn(2, 3, size, size)).shape == (2, 10)
+
+
+def test_the_summary_is_for_an_image_of_the_given_size() -> None:
+    stem = model_summary(build_model(SMALL, 10), 96)[0]
+    assert (stem.shape, stem.macs) == ((16, 96, 96), 96 * 96 * 16 * 3 * 9)
 
 
 def test_a_strided_stem_halves_the_resolution() -> None:

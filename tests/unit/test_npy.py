@@ -1,5 +1,6 @@
 """Course files of arrays: every common form gives the same prepared data, and errors name the file."""
 
+import json
 import os
 import pickle
 from collections.abc import Callable
@@ -7,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from helpers.sources import arrays_in, left_behind, truncate
 from tinyimnet.data import npy
 from tinyimnet.data.array_roles import ROLES, guess_arrays
 from tinyimnet.data.dataset import open_dataset
+from tinyimnet.data.images import decode
 from tinyimnet.data.prepare import prepare
 from tinyimnet.errors import UserError
 
@@ -48,6 +51,34 @@ def test_every_form_of_array_gives_the_same_files(tmp_path: Path, form: str) -> 
     npy.prepare_npy(files, tmp_path / "out", None)
     for name, array in expected.items():
         np.testing.assert_array_equal(np.load(tmp_path / "out" / name), array)
+
+
+@pytest.mark.parametrize("size", [32, 96, 128])
+def test_images_that_have_the_size_are_kept_bit_for_bit(tmp_path: Path, size: int) -> None:
+    files = arrays_in(tmp_path / "npy", size)
+    assert npy.prepare_npy(files, tmp_path / "out", None, size=size, fit="crop")["image_size"] == size
+    for path in files.values():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_data_without_a_recorded_size_has_64_px(tmp_path: Path) -> None:
+    """As all data that were prepared before there was a choice."""
+    manifest = npy.prepare_npy(arrays_in(tmp_path / "npy"), tmp_path / "out", None)
+    del manifest["image_size"]
+    (tmp_path / "out/manifest.json").write_text(json.dumps(manifest))
+    assert open_dataset(tmp_path / "out").image_size == 64
+
+
+@pytest.mark.parametrize("convert", [lambda a: a, lambda a: floats(nchw(a))], ids=["NHWC uint8", "NCHW float"])
+def test_images_of_another_size_are_scaled_like_files(tmp_path: Path, convert: Callable) -> None:
+    wide = np.random.default_rng(0).integers(0, 256, (8, 40, 50, 3), np.uint8)
+    files = arrays_in(tmp_path / "npy", 32, train_images=convert(wide))
+    assert npy.prepare_npy(files, tmp_path / "out", None, size=32, fit="pad")["fit"] == "pad"
+    expected = []
+    for image in wide:
+        Image.fromarray(image).save(tmp_path / "image.png")
+        expected.append(decode((tmp_path / "image.png").read_bytes(), "pad", 32)[0])
+    np.testing.assert_array_equal(open_dataset(tmp_path / "out").images["train"], expected)
 
 
 def test_classes_are_numbered_without_a_file(tmp_path: Path) -> None:
@@ -88,7 +119,13 @@ WRONG_ARRAYS: dict[str, tuple[str, np.ndarray, str]] = {
     ),
     "NaN": ("val_images", with_value(np.zeros((4, 64, 64, 3)), np.nan), "val_images.* floats from nan"),
     "flat images": ("train_images", np.zeros((8, 12288), np.uint8), r"train_images.* is uint8 \(8, 12288\)"),
-    "small images": ("test_images", np.zeros((2, 32, 32, 3), np.uint8), "test_images.*32, 32"),
+    "small images": (
+        "test_images",
+        np.zeros((2, 32, 32, 3), np.uint8),
+        r"test_images.* has images of 32x32 pixels, not 64x64; --size N \(32 to 128\)",
+    ),
+    "images without width": ("train_images", np.zeros((8, 64, 0, 3), np.uint8), r"train_images.* \(8, 64, 0, 3\)"),
+    "gray images": ("train_images", np.zeros((8, 64, 64), np.uint8), r"train_images.* is uint8 \(8, 64, 64\)"),
     "integer images": ("train_images", np.zeros((8, 64, 64, 3), np.int32), "train_images.* is int32"),
     "no rows": ("val_images", np.zeros((0, 64, 64, 3), np.uint8), "val_images.* is empty"),
     "scalar": ("val_labels", np.array(3), "val_labels.* is empty"),

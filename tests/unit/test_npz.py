@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from helpers.sources import arrays_in, left_behind
+from tinyimnet import cli
 from tinyimnet.data import arrays as arrays_module
 from tinyimnet.data.arrays import Array
 from tinyimnet.data.dataset import open_dataset
@@ -85,6 +86,24 @@ def test_every_block_is_read_once_and_in_order(rows: int, arrays, tmp_path: Path
         blocks = list(array.blocks())
         assert max(map(len, blocks)) == min(rows, 8)
         np.testing.assert_array_equal(np.concatenate(blocks), arrays["train_images"])
+
+
+def test_blocks_of_large_images_have_fewer_rows(arrays, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(arrays_module, "BLOCK", 3 * arrays["train_images"][0].nbytes)
+    np.savez(tmp_path / "x.npz", **arrays)
+    for array in (Array(tmp_path / "x.npz", "train_images"), Array(tmp_path / "npy/train_images.npy")):
+        assert list(map(len, array.blocks())) == [3, 3, 2]
+
+
+def test_images_of_32_px_are_kept_and_a_share_of_them_validates(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 3, 32, 32), np.uint8)
+    np.savez(tmp_path / "cifar.npz", images=images, labels=np.arange(40) % 2)
+    options = ["--out", str(tmp_path / "out"), "--size", "32", "--val-share", "0.1"]
+    assert cli.main(["prepare", str(tmp_path / "cifar.npz"), *options]) == 0
+    dataset = open_dataset(tmp_path / "out")
+    assert np.bincount(dataset.labels["val"]).tolist() == [2, 2]
+    prepared = {image.tobytes() for split in ("train", "val") for image in dataset.images[split]}
+    assert prepared == {image.tobytes() for image in images.transpose(0, 2, 3, 1)}
 
 
 def test_test_images_validate_if_nothing_else_does(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:

@@ -26,9 +26,9 @@ def test_every_folder_with_code_is_a_package_of_the_wheel() -> None:
 def test_the_exact_versions_are_inside_the_ranges() -> None:
     exact = {r.name.lower(): next(iter(r.specifier)).version for r in map(Requirement, lines("constraints.txt"))}
     development = re.search(r"^dev = \[(.*?)^\]", PYPROJECT, re.M | re.S)
-    others = re.findall(r"^(?:dashboard|parquet|tensorboard) = \[\"(.*)\"\]$", PYPROJECT, re.M)
-    assert development and len(others) == 3
-    extras = [*ast.literal_eval(f"[{development[1]}]"), *others]
+    others = re.findall(r"^(?:dashboard|parquet|tensorboard|onnx) = \[(.*)\]$", PYPROJECT, re.M)
+    assert development and len(others) == 4
+    extras = [each for listed in (development[1], *others) for each in ast.literal_eval(f"[{listed}]")]
     for requirement in map(Requirement, [*lines("requirements.txt"), *extras]):
         if requirement.name != "tinyimnet":
             assert exact[requirement.name.lower()] in requirement.specifier, requirement

@@ -102,9 +102,10 @@ def test_test_rows_without_labels_are_test_images(tmp_path: Path) -> None:
 def test_images_of_other_sizes_are_scaled(tmp_path: Path) -> None:
     wide = pyarrow.array([{"bytes": image(seed, size=(100, 80)), "path": "x.jpg"} for seed in range(12)], STRUCT)
     file = save(tmp_path / "x.parquet", table(range(12), [i % 3 for i in range(12)], image=wide))
-    with pytest.raises(UserError, match=r"12 not 64x64 pixels \(x.parquet:\d+: 100x80.*--resize"):
+    with pytest.raises(UserError, match=r"12 not 64x64 pixels \(x.parquet:\d+: 100x80.*--size"):
         prepare(file, tmp_path / "out", val_share=0.25)
-    assert prepare(file, tmp_path / "out", val_share=0.25, fit="crop")["fit"] == "crop"
+    manifest = prepare(file, tmp_path / "out", val_share=0.25, size=32, fit="crop")
+    assert (manifest["image_size"], manifest["fit"]) == (32, "crop")
 
 
 def test_names_come_from_an_option_or_a_file_if_the_schema_has_none(tmp_path: Path) -> None:

@@ -122,6 +122,7 @@ DATA: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda root: array(root, "val_images.npy", np.zeros((200, 32, 32, 3), np.uint8)),
         r"images are uint8 \(200, 32, 32, 3\) and must be uint8 \(N, 64, 64, 3\)",
     ),
+    "a size out of range": (lambda root: manifest(root, image_size=8), "image_size is 8 and must be 32 to 128"),
     "fewer labels": (lambda root: array(root, "val_labels.npy", LABELS[:9]), "labels are int64 .* for each of the 200"),
     "float labels": (lambda root: array(root, "val_labels.npy", LABELS / 2), "labels are float64"),
     "label too large": (

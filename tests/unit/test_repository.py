@@ -135,6 +135,11 @@ def test_only_the_source_of_parquet_files_imports_pyarrow() -> None:
     assert users == {"tinyimnet.data.parquet"}
 
 
+def test_only_the_export_imports_onnx() -> None:
+    users = {named(path) for path in CODE if any(name.startswith("onnx") for name in imported(path))}
+    assert users == {"tinyimnet.evaluation.export"}
+
+
 def test_the_training_does_not_import_launch() -> None:
     assert not {name for name in all_imported("tinyimnet.train", set()) if name.startswith("tinyimnet.launch")}
 

@@ -110,7 +110,7 @@ def test_a_folder_that_is_not_prepared_is_named(tmp_path: Path) -> None:
 
 
 def test_the_space_is_checked_before_writing(prepared: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(unpack, "PNG_BYTES", 10**18)
+    monkeypatch.setattr(unpack, "BLOCK", 10**18)
     with pytest.raises(UserError, match=r"out needs [0-9,]+ MB and its disk has [0-9,]+ MB free"):
         unpacked(prepared, tmp_path / "out")
 

@@ -59,7 +59,7 @@ COMMANDS = {
     "evaluate": "evaluate {0}/run --data {0}/data --out {0}/out",
     "evaluate weights": "evaluate {0}/run/final.safetensors --data {0}/data --out {0}/out",
     "evaluate a checkpoint": "evaluate {0}/unfinished --out {0}/out",
-    "predict a folder": "predict {0}/run --images {0}/tiny-imagenet-200/val/images --out {0}/out.csv",
+    "predict a folder": "predict {0}/run --images {0}/tiny-imagenet-200/val/images --strict --out {0}/out.csv",
     "predict an array": "predict {0}/run --images {0}/arrays/test_images.npy --out {0}/out.csv",
     "inspect": "inspect --data.root={0}/data --out {0}/out.png",
     "summary": "summary --data.root={0}/data",

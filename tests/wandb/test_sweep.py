@@ -43,7 +43,7 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = np.stack([labels & 1, labels >> 1 & 1, labels >> 2], axis=1).astype(np.uint8)[:, None, None] * 255
     with writer.new_folder(root, bytes_needed=10**7) as folder:
         for split in ("train", "val", "test"):
-            shape = (len(labels), *writer.IMAGE_SHAPE)
+            shape = (len(labels), 64, 64, 3)
             writer.save_array(folder, f"{split}_images", np.broadcast_to(images, shape).copy())
             if split != "test":
                 writer.save_array(folder, f"{split}_labels", labels)

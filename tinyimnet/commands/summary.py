@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tinyimnet import config_cli
 from tinyimnet.console import print_table
-from tinyimnet.data.dataset import is_prepared, open_dataset
+from tinyimnet.data.dataset import IMAGE_SIZE, is_prepared, open_dataset
 from tinyimnet.model.network import build_model, count_parameters, model_summary, resolve_width
 
 
@@ -23,13 +23,16 @@ def main(args: argparse.Namespace) -> int:
     """Print the table and the share of the parameter budget."""
     config = config_cli.load(args.options, prog="tinyimnet summary")
     root = Path(config.data.root)
-    n_classes = len(open_dataset(root, verify=False).classes) if is_prepared(root) else 200
+    n_classes, size = 200, IMAGE_SIZE
+    if is_prepared(root):
+        dataset = open_dataset(root, verify=False)
+        n_classes, size = len(dataset.classes), dataset.image_size
     resolved = resolve_width(config.model, n_classes)
     model = build_model(resolved, n_classes)
-    stages = model_summary(model)
+    stages = model_summary(model, size)
     total, limit = count_parameters(model), config.model.max_parameters
     rows = [(s.name, f"{s.parameters:,}", f"{s.macs / 1e6:.2f}", " x ".join(map(str, s.shape))) for s in stages]
-    rows.append(("total", f"{total:,}", f"{sum(s.macs for s in stages) / 1e6:.2f}", f"{n_classes} classes"))
+    rows.append(("total", f"{total:,}", f"{sum(s.macs for s in stages) / 1e6:.2f}", f"{n_classes} classes, {size} px"))
     title = f"{resolved.block}, width x {float(resolved.width):.4g}: {total / limit:.2%} of {limit:,} parameters"
     print_table(title, rows, ("stage", "parameters", "MMACs", "output"))
     return 0

@@ -25,13 +25,18 @@ def dataset_of(trained: Trained, run: Path, root: Path | None) -> Dataset:
     """The data set in `root`, default: that of the run.
 
     Raises:
-        UserError: it does not have the classes of the network.
+        UserError: it does not have the classes of the network, or its images have another size.
     """
     root = root or Path(data_config_of(run)["root"])
     dataset = open_dataset(root)
     if dataset.classes != trained.classes:
         raise UserError(
             f"{root} does not have the classes that {trained.origin} was trained on; give the right folder with --data."
+        )
+    if dataset.image_size != trained.image_size:
+        raise UserError(
+            f"{root} has images of {dataset.image_size} px, and {trained.origin} was trained on those of "
+            f"{trained.image_size} px; give data of that size with --data (`prepare --size {trained.image_size}`)."
         )
     return dataset
 

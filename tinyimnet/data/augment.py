@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinyimnet.data.dataset import IMAGE_SIZE
+from tinyimnet.data.dataset import SIZES
 
 
 def crop_flip(images: Tensor, index: Tensor, down: Tensor, right: Tensor, flip: Tensor) -> Tensor:
@@ -68,8 +68,8 @@ class Normalise:
     """
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device):
-        self.mean = (torch.tensor(mean) * 255).repeat(IMAGE_SIZE).to(device)
-        self.scale = (1 / (torch.tensor(std) * 255)).repeat(IMAGE_SIZE).to(device)
+        self.mean = (torch.tensor(mean) * 255).repeat(SIZES[-1]).to(device)
+        self.scale = (1 / (torch.tensor(std) * 255)).repeat(SIZES[-1]).to(device)
 
     def __call__(self, images: Tensor) -> Tensor:
         batch, height, width, channels = images.shape
@@ -82,20 +82,21 @@ class Normalise:
         return images.permute(0, 2, 3, 1) / self.scale[:3] + self.mean[:3]
 
 
-def weight_map(blend: Tensor, boxes: Tensor, resolution: int) -> Tensor:
+def weight_map(blend: Tensor, boxes: Tensor, size: int, resolution: int) -> Tensor:
     """Weight of each row's own image at each pixel, (B, 1, R, R) float32.
 
     Args:
         blend: (B,) float32 weight outside the box (Mixup).
-        boxes: (4, B) int32 y0, y1, x0, x1 in a 64x64 image; the weight inside is 0 (CutMix).
-        resolution: R in pixels; below 64 the box borders are shrunk with the same filter as the images.
+        boxes: (4, B) int32 y0, y1, x0, x1 in a full image; the weight inside is 0 (CutMix).
+        size: width and height of a full image in pixels.
+        resolution: R in pixels; below `size` the box borders are shrunk with the same filter as the images.
     """
-    along = torch.arange(IMAGE_SIZE, dtype=torch.int32, device=boxes.device)
+    along = torch.arange(size, dtype=torch.int32, device=boxes.device)
     y0, y1, x0, x1 = boxes[:, :, None]
     in_rows, in_columns = (along >= y0) & (along < y1), (along >= x0) & (along < x1)
     in_box = in_rows[:, :, None] & in_columns[:, None, :]
     weight = torch.where(in_box, 0.0, blend[:, None, None])[:, None]
-    return weight if resolution == IMAGE_SIZE else _shrink(weight, resolution).clamp(0, 1)  # bicubic overshoots
+    return weight if resolution == size else _shrink(weight, resolution).clamp(0, 1)  # bicubic overshoots
 
 
 def mix(images: Tensor, partners: Tensor, weight: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tinyimnet.config import AugmentConfig, Config
 from tinyimnet.data import augment
-from tinyimnet.data.dataset import IMAGE_SIZE, Dataset
+from tinyimnet.data.dataset import Dataset
 from tinyimnet.data.resolution import step_resolutions, work_left
 from tinyimnet.errors import UserError
 
@@ -101,12 +101,14 @@ class Draw:
         partners: (B,) int64: the row of this batch that is mixed into each row.
         blend: (B,) float32: Mixup weight of each row's own image; 1 without Mixup.
         boxes: (B, 4) int64: CutMix box y0, y1, x0, x1 (ends excluded); empty without CutMix.
+        size: width and height of an image in pixels.
     """
 
     views: np.ndarray
     partners: np.ndarray
     blend: np.ndarray
     boxes: np.ndarray
+    size: int
 
     @property
     def mixed(self) -> bool:
@@ -116,7 +118,7 @@ class Draw:
     def own_share(self) -> np.ndarray:
         """Share of each row's pixels that comes from its own image, (B,) float32; also the weight of its label."""
         y0, y1, x0, x1 = self.boxes.T
-        box_share = (y1 - y0) * (x1 - x0) / IMAGE_SIZE**2
+        box_share = (y1 - y0) * (x1 - x0) / self.size**2
         return (self.blend * (1 - box_share)).astype(np.float32)
 
     def packed(self, rows: slice) -> np.ndarray:
@@ -143,8 +145,19 @@ def unpacked(packed: Tensor, *, mixed: bool) -> tuple[Tensor, Tensor, Tensor | N
     return views.view(4, 2 * size), share.view(torch.float32), blend.view(torch.float32), boxes.view(4, size)
 
 
-def draw(config: AugmentConfig, samples: np.ndarray, flip: np.ndarray, seed: int, step: int, *, mix: bool) -> Draw:
-    """Draw the augmentation of the global batch `samples` in step `step`; `flip` is 1 for each sample to flip.
+def draw(
+    config: AugmentConfig,
+    samples: np.ndarray,
+    flip: np.ndarray,
+    seed: int,
+    step: int,
+    *,
+    mix: bool,
+    size: int,
+) -> Draw:
+    """Draw the augmentation of the global batch `samples`, images of `size` px, in step `step`.
+
+    `flip` is 1 for each sample to flip; without `mix` no images are mixed.
 
     Mixup: Zhang et al., arXiv 1710.09412. CutMix: Yun et al., arXiv 1905.04899; the label weight follows the area of
     the box after clipping at the border, not the drawn lambda. Both act per image, not per batch.
@@ -157,20 +170,20 @@ def draw(config: AugmentConfig, samples: np.ndarray, flip: np.ndarray, seed: int
     mixup = kind < config.mixup_probability
     cutmix = ~mixup & (kind < config.mixup_probability + config.cutmix_probability)
     blend = np.where(mixup, rng.beta(config.mixup_alpha, config.mixup_alpha, n), 1).astype(np.float32)
-    side = np.sqrt(1 - rng.beta(config.cutmix_alpha, config.cutmix_alpha, n)) * IMAGE_SIZE * cutmix
-    centre = rng.uniform(0, IMAGE_SIZE, (n, 2))  # integers 0 to 63 would shift all boxes up and left by half a pixel
-    start = np.clip((centre - side[:, None] / 2).round(), 0, IMAGE_SIZE).astype(np.int64)
-    end = np.clip((centre + side[:, None] / 2).round(), 0, IMAGE_SIZE).astype(np.int64)
+    side = np.sqrt(1 - rng.beta(config.cutmix_alpha, config.cutmix_alpha, n)) * size * cutmix
+    centre = rng.uniform(0, size, (n, 2))  # integers below `size` would shift all boxes up and left by half a pixel
+    start = np.clip((centre - side[:, None] / 2).round(), 0, size).astype(np.int64)
+    end = np.clip((centre + side[:, None] / 2).round(), 0, size).astype(np.int64)
     boxes = np.stack([start[:, 0], end[:, 0], start[:, 1], end[:, 1]], axis=1) * cutmix[:, None]
     views = np.column_stack([samples, offsets, flip * int(config.flip)]).astype(np.int64)
-    return Draw(views, partners, blend, boxes)
+    return Draw(views, partners, blend, boxes, size)
 
 
 class TrainBatches:
     """The training set on the device, served as augmented batches.
 
     Args:
-        images: (N, 64, 64, 3) uint8, on the device (on a CPU: the memory map, shared by all processes).
+        images: (N, S, S, 3) uint8, on the device (on a CPU: the memory map, shared by all processes).
         labels: (N,) int64, on the device.
         n_classes: K.
         mean: channel means in [0, 1].
@@ -205,11 +218,13 @@ class TrainBatches:
                 f"train.global_batch_size is {global_batch_size}, more than the {len(images)} training images."
             )
         self.images, self.labels, self.n_classes = images, labels, n_classes
+        self.image_size = images.shape[1]
         self.soft_labels = soft_labels
         self.normalise = augment.Normalise(mean, std, images.device)
         self.config, self.seed = config, seed
         self.total_steps = epochs * self.steps_per_epoch
-        self.resolutions = step_resolutions(config.start_resolution, config.full_resolution_from, self.total_steps)
+        schedule = config.start_resolution, config.full_resolution_from
+        self.resolutions = step_resolutions(*schedule, self.total_steps, self.image_size)
         self.global_batch_size = global_batch_size
         # Draws the next step during this one: a batch of 1,024 takes 0.3 ms, which the device would wait for.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="draw")
@@ -244,18 +259,18 @@ class TrainBatches:
         samples = step_samples(self.seed, step, n_samples, self.global_batch_size)
         flip = flipped(self.seed, step // self.steps_per_epoch, samples, n_samples)
         mix = step < self.config.mix_until * self.total_steps
-        return draw(self.config, samples, flip, self.seed, step, mix=mix)
+        return draw(self.config, samples, flip, self.seed, step, mix=mix, size=self.image_size)
 
     def resolution(self, step: int) -> int:
         """Resolution of `step` in pixels; full resolution after the last step."""
-        return int(self.resolutions[step]) if step < self.total_steps else IMAGE_SIZE
+        return int(self.resolutions[step]) if step < self.total_steps else self.image_size
 
     def work_left(self, since: int, step: int) -> float:
         """Work from `step` to the end, as a multiple of the work from `since` to `step`."""
         return work_left(self.resolutions, since, step)
 
     def load(self, drawn: Draw, rows: slice, step: int) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, S, S) float32 in channels_last and soft targets (B, K) float32 for `rows` of a draw."""
+        """Images (B, 3, R, R) float32 in channels_last and soft targets (B, K) float32 for `rows` of a draw."""
         packed = to_device(drawn.packed(rows), self.images.device)
         return self.augmented(packed, self.resolution(step), mixed=drawn.mixed)
 
@@ -267,7 +282,7 @@ class TrainBatches:
         images = self.normalise(cropped)
         if blend is not None and boxes is not None:
             own, partners = images.split(size)
-            images = augment.mix(own, partners, augment.weight_map(blend, boxes, resolution))
+            images = augment.mix(own, partners, augment.weight_map(blend, boxes, self.image_size, resolution))
         return images, self._targets(views[0, :size], views[0, -size:], share)
 
     def _targets(self, samples: Tensor, partner_samples: Tensor, share: Tensor) -> Tensor:
@@ -282,10 +297,10 @@ class TrainBatches:
     def plain(self, count: int) -> Tensor:
         """About `count` normalised images without augmentation, evenly spaced in the training set.
 
-        Their resolution is halfway between that of the first step and 64 px.
+        Their resolution is halfway between that of the first step and the full one.
         """
         images = self.images[:: max(1, len(self.images) // count)]
-        return self.normalise(augment.resize(images, (self.resolution(0) + IMAGE_SIZE) // 2))
+        return self.normalise(augment.resize(images, (self.resolution(0) + self.image_size) // 2))
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:

@@ -1,10 +1,10 @@
 """The prepared data set: memory-mapped uint8 arrays, decoded once, and a manifest with their checksums.
 
     <root>/manifest.json                       classes, counts, channel statistics, sha256 of each array, origin
-    <root>/{train,val,test}_images.npy         (N, 64, 64, 3) uint8
+    <root>/{train,val,test}_images.npy         (N, S, S, 3) uint8
     <root>/{train,val}_labels.npy              (N,) int64
 
-`writer.py` writes this format; everything else reads it.
+S is 64 for Tiny ImageNet. `writer.py` writes this format; everything else reads it.
 """
 
 import hashlib
@@ -20,7 +20,8 @@ from tinyimnet.console import command
 from tinyimnet.errors import UserError
 from tinyimnet.files import exists, read_text, reading, sha256
 
-IMAGE_SIZE = 64
+IMAGE_SIZE = 64  # px: of Tiny ImageNet, and where a manifest or a file of weights has no size
+SIZES = range(32, 129)  # that images can have, in px
 LABELLED = ("train", "val")
 FORMAT = 1
 
@@ -33,14 +34,14 @@ class Dataset:
         root: the prepared folder.
         classes: class ids (WordNet ids) in label order.
         names: human-readable name of each class.
-        images: per split, (N, 64, 64, 3) uint8, mapped copy-on-write.
+        images: per split, (N, S, S, 3) uint8, mapped copy-on-write.
         labels: per labelled split, (N,) int64.
         test_files: file name of each test image, in row order.
         mean: channel means of the training images, in [0, 1].
         std: channel standard deviations, in [0, 1].
         digest: sha256 over the labelled arrays and the soft labels, in hex; identifies the images and their order.
         soft_labels: (N, K) float16 teacher probabilities for the training images, or None.
-        fit: how images of other sizes were scaled, one of images.FITS, or None if all had 64x64 pixels.
+        fit: how images of other sizes were scaled, one of images.FITS, or None if all had this size.
     """
 
     root: Path
@@ -54,6 +55,11 @@ class Dataset:
     digest: str
     soft_labels: np.ndarray | None = None
     fit: str | None = None
+
+    @property
+    def image_size(self) -> int:
+        """Width and height S of the images in pixels."""
+        return self.images["train"].shape[1]
 
 
 def is_prepared(root: Path) -> bool:
@@ -80,7 +86,7 @@ def open_dataset(root: Path, *, verify: bool = True) -> Dataset:
     for split in LABELLED:
         if split not in images or split not in labels:
             raise UserError(f"{root}/manifest.json lists no {split} images with labels; prepare the folder again.")
-        check_split(f"{root} ({split})", images[split], labels[split], len(classes))
+        check_split(f"{root} ({split})", images[split], labels[split], len(classes), manifest["image_size"])
         digest.update(
             f"{manifest['sha256'][f'{split}_images.npy']} {manifest['sha256'][f'{split}_labels.npy']}\n".encode()
         )
@@ -118,12 +124,12 @@ def tuning_split(dataset: Dataset) -> Dataset:
     )
 
 
-def check_split(where: str, images: np.ndarray, labels: np.ndarray, n_classes: int) -> None:
-    """Raise a UserError unless images are (N, 64, 64, 3) uint8 with N labels in range(n_classes)."""
+def check_split(where: str, images: np.ndarray, labels: np.ndarray, n_classes: int, size: int) -> None:
+    """Raise a UserError unless images are (N, size, size, 3) uint8 with N labels in range(n_classes)."""
     if not len(images):
         raise UserError(f"{where} has no images; prepare the folder again.")
-    if images.dtype != np.uint8 or images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3):
-        raise UserError(f"{where}: images are {images.dtype} {images.shape} and must be uint8 (N, 64, 64, 3).")
+    if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
+        raise UserError(f"{where}: images are {images.dtype} {images.shape} and must be uint8 (N, {size}, {size}, 3).")
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(
             f"{where}: labels are {labels.dtype} {labels.shape} and must be one integer "
@@ -161,6 +167,8 @@ def _read_manifest(root: Path) -> dict:
         if not len(manifest["mean"]) == len(manifest["std"]) == 3 or not min(manifest["std"]) > 0:
             raise ValueError("mean and std must be three numbers each, with std above 0")
         manifest["sha256"].items(), manifest["test_files"]  # likewise
+        if manifest.setdefault("image_size", IMAGE_SIZE) not in SIZES:
+            raise ValueError(f"image_size is {manifest['image_size']} and must be {SIZES[0]} to {SIZES[-1]}")
         return manifest
     except FileNotFoundError:
         raise not_prepared(root) from None

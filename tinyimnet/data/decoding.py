@@ -12,16 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyimnet.data.dataset import check_classes
+from tinyimnet.data.dataset import IMAGE_SIZE, check_classes
 from tinyimnet.data.findings import Findings, Unusable, settle
-from tinyimnet.data.images import WRONG_SIZE, decode
+from tinyimnet.data.images import SCALED, decode, wrong_size
 from tinyimnet.data.source import Files, Source
 from tinyimnet.data.writer import (
     CHUNK,
-    IMAGE_BYTES,
-    IMAGE_SHAPE,
     announce,
     finish,
+    image_bytes,
     new_folder,
     new_images,
     progress,
@@ -47,6 +46,7 @@ def prepare_files(
     test_files: list[str],
     origin: Path,
     layout: str = "",
+    size: int = IMAGE_SIZE,
     fit: str | None = None,
     strict: bool,
 ) -> dict:
@@ -62,7 +62,8 @@ def prepare_files(
         test_files: file name of each test image.
         origin: the source as the user gave it.
         layout: what was found in it.
-        fit: one of images.FITS, or None.
+        size: width and height of the prepared images in pixels.
+        fit: one of images.FITS; None: all images must have that size.
         strict: refuse a source with files that are skipped.
 
     Returns:
@@ -74,14 +75,14 @@ def prepare_files(
     if not problems:
         check_classes(origin, len(classes))
     announce(files.source.form, layout or "Tiny ImageNet")
-    with new_folder(out, IMAGE_BYTES * sum(map(len, images.values()))) as folder:
+    with new_folder(out, image_bytes(size) * sum(map(len, images.values()))) as folder:
         for split, of_split in labels.items():
             save_array(folder, f"{split}_labels", np.array(of_split, np.int64))
         unusable, partly_used = _decode_all(
-            files.source, {s: names for s, names in images.items() if names}, folder, fit
+            files.source, {s: names for s, names in images.items() if names}, folder, size, fit
         )
         files.skipped.update(partly_used)
-        way_out = "; --resize scales images to 64x64 pixels" if WRONG_SIZE in unusable else ""
+        way_out = f"; {SCALED}" if wrong_size(size) in unusable else ""
         settle(origin, Findings(problems | unusable), files.skipped, strict=strict, way_out=way_out)
         return finish(
             folder,
@@ -95,7 +96,7 @@ def prepare_files(
 
 
 def _decode_all(
-    source: Source, images: dict[str, list[str]], folder: Path, fit: str | None
+    source: Source, images: dict[str, list[str]], folder: Path, size: int, fit: str | None
 ) -> tuple[Findings, Findings]:
     """Decode each split into <split>_images.npy; the workers write to it, so no pixels pass between processes.
 
@@ -104,11 +105,11 @@ def _decode_all(
     """
     places: list[tuple[str, Path, int]] = []  # name of each image, and the file and the offset for its pixels
     for split, names in images.items():
-        path, offset = new_images(folder, split, len(names))
-        places += [(name, path, offset + row * IMAGE_BYTES) for row, name in enumerate(names)]
+        path, offset = new_images(folder, split, len(names), size)
+        places += [(name, path, offset + row * image_bytes(size)) for row, name in enumerate(names)]
     places.sort(key=lambda place: source.position(place[0]))
-    size = PHOTOS if fit else CHUNK
-    jobs = [(places[start : start + size], fit) for start in range(0, len(places), size)]
+    rows = PHOTOS if fit else CHUNK
+    jobs = [(places[start : start + rows], size, fit) for start in range(0, len(places), rows)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     n_workers = min(cores, len(jobs), MAX_WORKERS)
     pool = ProcessPoolExecutor(n_workers, multiprocessing.get_context("spawn"), _start_worker, (source,))
@@ -121,7 +122,7 @@ def _decode_all(
                 futures = [pool.submit(_decode_chunk, *job) for job in jobs]
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
-            for future, (chunk, _) in zip(futures, jobs, strict=True):
+            for future, (chunk, *_) in zip(futures, jobs, strict=True):
                 for kind, name, detail in future.result():
                     (skipped if kind == SEVERAL_FRAMES else problems).add(kind, name, detail)
                 advance(len(chunk))
@@ -149,13 +150,13 @@ def _start_worker(source: Source) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _decode_chunk(places: list[tuple[str, Path, int]], fit: str | None) -> list[tuple[str, str, str]]:
+def _decode_chunk(places: list[tuple[str, Path, int]], size: int, fit: str | None) -> list[tuple[str, str, str]]:
     """Decode images to their places; return (kind, name, detail) of those that are not wholly used."""
-    pixels = np.zeros((len(places), *IMAGE_SHAPE), np.uint8)
+    pixels = np.zeros((len(places), size, size, 3), np.uint8)
     findings = []
     for row, (name, _, _) in zip(pixels, places, strict=True):
         try:
-            row[:], n_frames = decode(_source.read(name), fit)
+            row[:], n_frames = decode(_source.read(name), fit, size)
         except Unusable as fault:
             findings.append((fault.kind, name, fault.detail))
         else:

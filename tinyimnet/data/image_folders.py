@@ -9,7 +9,7 @@ from pathlib import Path
 from tinyimnet.data import other_forms
 from tinyimnet.data.array_roles import SPLIT_WORDS
 from tinyimnet.data.class_names import WORDS, readable_classes
-from tinyimnet.data.dataset import LABELLED, check_classes
+from tinyimnet.data.dataset import IMAGE_SIZE, LABELLED, check_classes
 from tinyimnet.data.decoding import prepare_files
 from tinyimnet.data.findings import Findings
 from tinyimnet.data.names import is_image, is_other_image, is_utf8, natural_order
@@ -31,6 +31,7 @@ def prepare_image_folders(
     out: Path,
     *,
     val_share: float | None = None,
+    size: int = IMAGE_SIZE,
     fit: str | None = None,
     strict: bool = False,
 ) -> dict:
@@ -41,7 +42,8 @@ def prepare_image_folders(
         roots: the folder in it that contains `train`; empty if there is none.
         out: the folder to create.
         val_share: share of the images of each class to hold out, for a source without validation images.
-        fit: one of images.FITS; None: all images must have 64x64 pixels.
+        size: width and height of the prepared images in pixels.
+        fit: one of images.FITS; None: all images must have that size.
         strict: refuse a source with files that are skipped.
 
     Returns:
@@ -69,6 +71,7 @@ def prepare_image_folders(
         test_files=[name.removeprefix("test/") for name in images["test"]],
         origin=tree.path,
         layout=layout,
+        size=size,
         fit=fit,
         strict=strict,
     )

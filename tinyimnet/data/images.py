@@ -1,4 +1,4 @@
-"""Decode one image file of any common format to (64, 64, 3) uint8, or say what is wrong with it."""
+"""Decode one image file of any common format to RGB pixels, or say what is wrong with it."""
 
 import io
 from functools import partial
@@ -6,13 +6,13 @@ from functools import partial
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
-from tinyimnet.data.dataset import IMAGE_SIZE
+from tinyimnet.data.dataset import IMAGE_SIZE, SIZES
 from tinyimnet.data.findings import Unusable
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr"}  # 8 bits or fewer, with a fixed range
 DAMAGED = "damaged or not an image"
-WRONG_SIZE = f"not {IMAGE_SIZE}x{IMAGE_SIZE} pixels"
+SCALED = f"--size N ({SIZES[0]} to {SIZES[-1]}) scales images to NxN pixels and keeps those of that size as they are"
 TOO_LARGE = "of more than 178 million pixels"  # Pillow's limit, against files that would fill the memory
 WRONG_TYPE = "of a pixel type that has no exact 8-bit form"
 FITS = {  # how an image of another shape becomes a square
@@ -23,37 +23,50 @@ FITS = {  # how an image of another shape becomes a square
 REDUCING_GAP = 3  # Pillow's documentation: from 3 on, the result hardly differs from that without a gap
 
 
-def decode(content: bytes, fit: str | None = None) -> tuple[np.ndarray, int]:
+def decode(content: bytes, fit: str | None = None, size: int = IMAGE_SIZE) -> tuple[np.ndarray, int]:
     """Decode the first frame of an image, upright and without transparency.
 
     The EXIF orientation is applied, transparent pixels are blended with white, and 16-bit gray is scaled to 8 bits.
 
     Args:
         content: the bytes of the file.
-        fit: one of FITS, to scale the upright image; None: it must have 64x64 pixels.
+        fit: one of FITS, to scale the upright image; None: it must have the right size.
+        size: width and height of the result in pixels.
 
     Returns:
-        (64, 64, 3) uint8, and the number of frames of the file.
+        (size, size, 3) uint8, and the number of frames of the file.
 
     Raises:
         Unusable: the image is damaged, or has another size or a pixel type without an exact 8-bit form.
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            if not fit and image.size != (IMAGE_SIZE, IMAGE_SIZE):
-                raise Unusable(WRONG_SIZE, "{}x{}".format(*image.size))
+            if not fit and image.size != (size, size):
+                raise Unusable(wrong_size(size), "{}x{}".format(*image.size))
             assert isinstance(image, ImageFile.ImageFile)
             _check_pixel_type(image)
             n_frames = getattr(image, "n_frames", 1)
             image.load()
             rgb = _to_rgb(_upright(image))
-            return np.asarray(_fitted(rgb, fit) if fit else rgb), n_frames
+            return np.asarray(_fitted(rgb, fit, size) if fit else rgb), n_frames
     except Unusable:
         raise
     except Image.DecompressionBombError:
         raise Unusable(TOO_LARGE) from None
     except Exception:  # on a damaged file Pillow raises OSError, SyntaxError, ValueError ...
         raise Unusable(DAMAGED) from None
+
+
+def wrong_size(size: int) -> str:
+    """The kind of fault of an image that has not `size` px."""
+    return f"not {size}x{size} pixels"
+
+
+def fitted(pixels: np.ndarray, fit: str, size: int) -> np.ndarray:
+    """Scale images (n, H, W, 3) uint8 to (n, size, size, 3) as one of FITS says; those of that size are returned."""
+    if pixels.shape[1:3] == (size, size):
+        return pixels
+    return np.stack([np.asarray(_fitted(Image.fromarray(image), fit, size)) for image in pixels])
 
 
 def _check_pixel_type(image: ImageFile.ImageFile) -> None:
@@ -86,16 +99,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")  # a copy of a photo takes as long as decoding it
 
 
-def _fitted(image: Image.Image, fit: str) -> Image.Image:
-    """Scale an RGB image to 64x64 pixels; the filter covers all pixels that a smaller one stands for."""
-    (width, height), square = image.size, (IMAGE_SIZE, IMAGE_SIZE)
+def _fitted(image: Image.Image, fit: str, size: int) -> Image.Image:
+    """Scale an RGB image to a square of `size` px; the filter covers all pixels that a smaller one stands for."""
+    (width, height), square = image.size, (size, size)
     resize = partial(image.resize, resample=Image.Resampling.BICUBIC, reducing_gap=REDUCING_GAP)
     if fit == "crop":
         side = min(width, height)
         left, top = (width - side) / 2, (height - side) / 2
         return resize(square, box=(left, top, left + side, top + side))
     if fit == "pad":
-        scale = IMAGE_SIZE / max(width, height)
+        scale = size / max(width, height)
         whole = resize((max(1, round(width * scale)), max(1, round(height * scale))))
         return ImageOps.pad(whole, square, color="black")
     return resize(square)

@@ -1,4 +1,4 @@
-"""Prepare .npy and .npz files as courses distribute them: images NHWC or NCHW, uint8 or float; labels of any form."""
+"""Prepare .npy and .npz files as courses distribute them: images NHWC or NCHW of any size, and labels of any form."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ import numpy as np
 
 from tinyimnet.data.arrays import Array, arrays_of
 from tinyimnet.data.class_names import listed_ids, readable_classes, words_in
-from tinyimnet.data.dataset import LABELLED, check_classes
+from tinyimnet.data.dataset import IMAGE_SIZE, LABELLED, check_classes
 from tinyimnet.data.findings import Findings, settle
+from tinyimnet.data.images import SCALED, fitted
 from tinyimnet.data.labels import Labels, as_labels, numbered
 from tinyimnet.data.splitting import Rows, split_rows
 from tinyimnet.data.writer import (
-    IMAGE_BYTES,
-    IMAGE_SHAPE,
     SPLITS,
     announce,
     finish,
+    image_bytes,
     new_folder,
     new_images,
     progress,
@@ -34,7 +34,7 @@ class Part:
     """The images of train, val or test in the source.
 
     Attributes:
-        images: (N, 64, 64, 3) or (N, 3, 64, 64), uint8 or float.
+        images: (N, H, W, 3) or (N, 3, H, W), uint8 or float.
         scale: what makes their values 8-bit ones.
         labels: of each image, or None.
         label_array: where they come from.
@@ -62,19 +62,23 @@ def prepare_npy(
     classes: Path | None,
     *,
     val_share: float | None = None,
+    size: int = IMAGE_SIZE,
+    fit: str | None = None,
     skipped: Findings | None = None,
     strict: bool = False,
 ) -> dict:
     """Prepare a data set from arrays.
 
     Args:
-        arrays: one for each of ROLES and TEST_LABELS, at least those of train. Images are (N, 64, 64, 3) or
-            (N, 3, 64, 64), uint8 or floats in [0, 1] or [0, 255]. Labels are integers or strings (N,) or (N, 1), or
+        arrays: one for each of ROLES and TEST_LABELS, at least those of train. Images are (N, H, W, 3) or
+            (N, 3, H, W), uint8 or floats in [0, 1] or [0, 255]. Labels are integers or strings (N,) or (N, 1), or
             one-hot (N, K).
         out: the folder to create.
         classes: text file with one class id per line in label order; None: classes.txt beside the labels, or else what
             the labels tell, and then each class must have a training image.
         val_share: share of the images of each class to hold out, without arrays of val.
+        size: width and height of the prepared images in pixels.
+        fit: one of images.FITS; None: all images must have that size.
         skipped: files beside the arrays.
         strict: refuse files that are skipped, and classes without a training image.
 
@@ -85,7 +89,7 @@ def prepare_npy(
         UserError: an array does not match this description.
     """
     given = {role: array if isinstance(array, Array) else _only_array(array) for role, array in arrays.items()}
-    parts = _read_parts(given)
+    parts = _read_parts(given, None if fit else size)
     of_train = given["train_labels"]
     folder, source = of_train.path.parent, of_train.path if of_train.member else of_train.path.parent
     labels = {name: part.labels for name, part in parts.items() if part.labels}
@@ -98,17 +102,18 @@ def prepare_npy(
     layout = "; ".join([*(f"{name}: {part}" for name, part in parts.items()), *([how] if how else [])])
     announce("arrays", layout)
     counts = {split: int(of.sum()) for targets in rows.values() for split, of in targets.items()}
-    with new_folder(out, IMAGE_BYTES * sum(counts.values())) as partial:
+    with new_folder(out, image_bytes(size) * sum(counts.values())) as partial:
         for name, targets in rows.items():
             for split in targets.keys() & {*LABELLED}:
                 save_array(partial, f"{split}_labels", numbers[name][targets[split]])
-        _convert(partial, parts, rows, counts)
+        _convert(partial, parts, rows, counts, size, fit)
         return finish(
             partial,
             classes=readable_classes(ids, words_in(folder)),
             test_files=[f"test_{i}" for i in range(counts.get("test", 0))],
             origin=", ".join(dict.fromkeys(str(array.path) for array in given.values())),
             layout=layout,
+            fit=fit,
             skipped=skipped,
         )
 
@@ -121,8 +126,8 @@ def _only_array(path: Path) -> Array:
     return found[0]
 
 
-def _read_parts(given: Mapping[str, Array]) -> dict[str, Part]:
-    """The parts of the source, whose arrays fit each other."""
+def _read_parts(given: Mapping[str, Array], size: int | None) -> dict[str, Part]:
+    """The parts of the source, whose arrays fit each other, with images of `size` px (None: of any size)."""
     for split in LABELLED:
         missing = [role for role in (f"{split}_images", f"{split}_labels") if role not in given]
         if missing and (split == "train" or len(missing) == 1):
@@ -131,6 +136,7 @@ def _read_parts(given: Mapping[str, Array]) -> dict[str, Part]:
     parts: dict[str, Part] = {}
     for name in SPLITS:
         if images := given.get(f"{name}_images"):
+            check_images(images, size)
             array, n = given.get(f"{name}_labels"), images.shape[0]
             labels = as_labels(array, array.whole()) if array else None
             if labels and len(labels.values) != n:
@@ -147,14 +153,17 @@ def _read_parts(given: Mapping[str, Array]) -> dict[str, Part]:
     return parts
 
 
-def _convert(folder: Path, parts: dict[str, Part], rows: Rows, counts: dict[str, int]) -> None:
+def _convert(
+    folder: Path, parts: dict[str, Part], rows: Rows, counts: dict[str, int], size: int, fit: str | None
+) -> None:
     """Write the images of each split, block by block."""
-    files = {split: new_images(folder, split, n) for split, n in counts.items()}
+    files = {split: new_images(folder, split, n, size) for split, n in counts.items()}
     with progress("converted", sum(counts.values())) as advance:
         for name, targets in rows.items():
             start = 0
             for block in parts[name].images.blocks():
                 pixels = to_pixels(block, parts[name].scale)
+                pixels = fitted(pixels, fit, size) if fit else pixels
                 for split, of_split in targets.items():
                     chosen = pixels[of_split[start : start + len(pixels)]]
                     path, offset = files[split]
@@ -167,18 +176,23 @@ def _convert(folder: Path, parts: dict[str, Part], rows: Rows, counts: dict[str,
 # ---- images -----------------------------------------------------------------------------------------------------
 
 
+def check_images(array: Array, size: int | None = None) -> None:
+    """Raise a UserError unless these are images of `size` px (None: of any size)."""
+    shape = array.shape
+    if (array.dtype != np.uint8 and array.dtype.kind != "f") or len(shape) != 4 or 3 not in shape[1::2] or 0 in shape:
+        wanted = "uint8 or float, (N, H, W, 3) or (N, 3, H, W)"
+        raise UserError(f"{array} is {array.dtype} {shape} and must be {wanted}.")
+    height, width = shape[1:3] if shape[3] == 3 else shape[2:]
+    if size and (height, width) != (size, size):
+        raise UserError(f"{array} has images of {width}x{height} pixels, not {size}x{size}; {SCALED}.")
+
+
 def image_scale(array: Array) -> int:
     """What makes its values 8-bit ones: 255 for floats up to 1, 1 for floats up to 255 and for uint8.
 
     Raises:
-        UserError: these are no images, or floats in neither range.
+        UserError: these are floats in neither range.
     """
-    if (array.dtype != np.uint8 and array.dtype.kind != "f") or array.shape[1:] not in (
-        IMAGE_SHAPE,
-        (3, *IMAGE_SHAPE[:2]),
-    ):
-        wanted = "uint8 or float, (N, 64, 64, 3) or (N, 3, 64, 64)"
-        raise UserError(f"{array} is {array.dtype} {array.shape} and must be {wanted}.")
     if array.dtype == np.uint8:
         return 1
     low, high = np.array([(block.min(), block.max()) for block in array.blocks()], float).T
@@ -191,7 +205,7 @@ def image_scale(array: Array) -> int:
 
 
 def to_pixels(images: np.ndarray, scale: int) -> np.ndarray:
-    """Convert images from any accepted layout and dtype to (n, 64, 64, 3) uint8; see `image_scale`."""
+    """Convert images from any accepted layout and dtype to (n, H, W, 3) uint8; see `image_scale`."""
     if images.dtype != np.uint8:
         images = np.rint(images * scale).astype(np.uint8)
-    return images if images.shape[1:] == IMAGE_SHAPE else images.transpose(0, 2, 3, 1)
+    return images if images.shape[3] == 3 else images.transpose(0, 2, 3, 1)

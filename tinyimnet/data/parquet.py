@@ -13,7 +13,7 @@ import numpy as np
 
 from tinyimnet.data.array_roles import SPLIT_WORDS, meanings
 from tinyimnet.data.class_names import WORDS, class_file, listed_ids, readable_classes, words_in
-from tinyimnet.data.dataset import LABELLED
+from tinyimnet.data.dataset import IMAGE_SIZE, LABELLED
 from tinyimnet.data.decoding import prepare_files
 from tinyimnet.data.findings import Findings, Unusable, shortened
 from tinyimnet.data.folders import beside
@@ -81,6 +81,7 @@ def prepare_parquet(
     classes: Path | None = None,
     *,
     val_share: float | None = None,
+    size: int = IMAGE_SIZE,
     fit: str | None = None,
     strict: bool = False,
 ) -> dict:
@@ -92,7 +93,8 @@ def prepare_parquet(
         out: the folder to create.
         classes: text file with one class id per line in label order; None: the names in the schema, or classes.txt.
         val_share: share of the images of each class to hold out, without a file of val.
-        fit: one of images.FITS; None: all images must have 64x64 pixels.
+        size: width and height of the prepared images in pixels.
+        fit: one of images.FITS; None: all images must have that size.
         strict: refuse files that are skipped, and classes without a training image.
 
     Returns:
@@ -123,6 +125,7 @@ def prepare_parquet(
         test_files=[f"test_{i}" for i in range(len(images.get("test", ())))],
         origin=source,
         layout=f"{counts}; {how}" if how else counts,
+        size=size,
         fit=fit,
         strict=strict,
     )

@@ -12,17 +12,18 @@ import numpy as np
 from tinyimnet.data import download, image_folders, npy, other_forms, parquet, tiny_imagenet
 from tinyimnet.data.archives import open_archive
 from tinyimnet.data.array_roles import guess_arrays
-from tinyimnet.data.arrays import Array, find_arrays, open_array
+from tinyimnet.data.arrays import Array, find_arrays
 from tinyimnet.data.class_names import WORDS, class_file
-from tinyimnet.data.dataset import is_prepared
+from tinyimnet.data.dataset import IMAGE_SIZE, is_prepared
+from tinyimnet.data.decoding import SEVERAL_FRAMES
 from tinyimnet.data.findings import Findings, Unusable, settle
 from tinyimnet.data.folders import Folder, beside
-from tinyimnet.data.images import decode
-from tinyimnet.data.names import is_image, natural_order
-from tinyimnet.data.source import Tree
+from tinyimnet.data.images import decode, fitted
+from tinyimnet.data.names import is_image, is_other_image, natural_order
+from tinyimnet.data.source import Files, Tree
 from tinyimnet.data.writer import check_vacant
 from tinyimnet.errors import UserError
-from tinyimnet.files import exists
+from tinyimnet.files import as_utf8, exists
 
 ARCHIVE = "tiny-imagenet-200.zip"
 
@@ -33,6 +34,7 @@ def prepare(
     classes: Path | None = None,
     *,
     val_share: float | None = None,
+    size: int = IMAGE_SIZE,
     fit: str | None = None,
     strict: bool = False,
 ) -> dict:
@@ -44,21 +46,24 @@ def prepare(
         out: the folder to create.
         classes: text file with one class id per line in label order, only for arrays and Parquet files.
         val_share: share of the images of each class to hold out, only for a source without validation images.
-        fit: one of images.FITS, only for image files; None: these must have 64x64 pixels.
+        size: width and height of the prepared images in pixels.
+        fit: one of images.FITS; None: all images must have that size.
         strict: refuse a source with files that are skipped.
     """
     if is_prepared(path):
         raise UserError(f"{path} is already prepared; train on it with --data.root={path}.")
     in_folders = path.is_dir() and Folder(path).roots()
-    if not in_folders and (found := find_arrays(path)):
-        if fit:
-            raise UserError(f"--resize is for image files, and {path} has {found[0].path.suffix} files; omit it.")
+    if not in_folders and find_arrays(path):
         arrays = guess_arrays(path)
         used = [*(array.path for array in arrays.values()), class_file(classes, path), path / WORDS]
         skipped = beside(path, used) if path.is_dir() else None
-        return npy.prepare_npy(arrays, out, classes, val_share=val_share, skipped=skipped, strict=strict)
+        return npy.prepare_npy(
+            arrays, out, classes, val_share=val_share, size=size, fit=fit, skipped=skipped, strict=strict
+        )
     if not in_folders and (files := parquet.find_tables(path)):
-        return parquet.prepare_parquet(path, files, out, classes, val_share=val_share, fit=fit, strict=strict)
+        return parquet.prepare_parquet(
+            path, files, out, classes, val_share=val_share, size=size, fit=fit, strict=strict
+        )
     if classes:
         raise UserError(f"--classes {classes} is only for arrays and Parquet files, and {path} has none; omit it.")
     tree = _open_tree(path)
@@ -66,10 +71,12 @@ def prepare(
     if len(roots) > 1:
         raise other_forms.several(path, roots)
     if not any(tiny_imagenet.is_official(tree, root) for root in roots):
-        return image_folders.prepare_image_folders(tree, roots, out, val_share=val_share, fit=fit, strict=strict)
+        return image_folders.prepare_image_folders(
+            tree, roots, out, val_share=val_share, size=size, fit=fit, strict=strict
+        )
     if val_share is not None:
         raise UserError(f"--val-share {val_share:g} is for data without val, and {path} has val/images; omit it.")
-    return tiny_imagenet.prepare_tiny_imagenet(tree, roots[0], out, fit=fit, strict=strict)
+    return tiny_imagenet.prepare_tiny_imagenet(tree, roots[0], out, size=size, fit=fit, strict=strict)
 
 
 def _open_tree(path: Path) -> Tree:
@@ -94,34 +101,58 @@ def prepare_missing(out: Path, origin: str) -> dict:
     return prepare(download.fetch(out.parent / ARCHIVE), out)
 
 
-def read_images(path: Path, fit: str | None = None) -> tuple[list[str], np.ndarray]:
-    """Names and (N, 64, 64, 3) uint8 pixels of a folder of images (natural order) or of a .npy file.
+def read_images(
+    path: Path, fit: str = "crop", size: int = IMAGE_SIZE, *, strict: bool = False
+) -> tuple[list[str], np.ndarray]:
+    """Names and (N, size, size, 3) uint8 pixels of an image file, of those in a folder at any depth, or of a .npy file.
 
-    The names of other files in the folder go to stderr. `fit` is one of images.FITS; None: image files must have 64x64
-    pixels.
+    The images of a folder are in natural order. What is not used or not wholly goes to stderr, in one message.
+
+    Args:
+        path: the file or folder.
+        fit: one of images.FITS, for images of another size.
+        size: width and height in pixels.
+        strict: refuse files that are not used.
 
     Raises:
-        UserError: there are no images, or an image or the array is invalid.
+        UserError: no image can be used, the array is invalid, or a file is refused.
     """
     if path.suffix == ".npy":
-        scale = npy.image_scale(Array(path))
-        images = np.ascontiguousarray(npy.to_pixels(open_array(path), scale))
+        array = Array(path)
+        npy.check_images(array)
+        scale = npy.image_scale(array)
+        images = np.concatenate([fitted(npy.to_pixels(block, scale), fit, size) for block in array.blocks()])
         return [str(i) for i in range(len(images))], images
-    if not exists(path) or not path.is_dir():
-        raise UserError(f"--images {path} is neither a folder of images nor a .npy file.")
-    files, problems = Folder(path).listing("", enter=()), Findings()
-    names = natural_order(filter(is_image, files.names))
-    if not names:
-        raise UserError(f"--images {path} contains no image file.")
-    pixels = []
-    for name in names:
+    files = _images_at(path)
+    faults, names, pixels = Findings(), [], []
+    for name in natural_order(files.names):
         try:
-            pixels.append(decode(files.source.read(name), fit)[0])
+            image, n_frames = decode(files.source.read(name), fit, size)
         except Unusable as fault:
-            problems.add(fault.kind, name, fault.detail)
-    for name in filterfalse(is_image, files.names):
-        files.skipped.add(tiny_imagenet.NO_IMAGE, name)
-    settle(path, problems, files.skipped, strict=False)
-    if files.skipped:
-        print(f"--images {path}: not used: {files.skipped}", file=sys.stderr, flush=True)
+            faults.add(fault.kind, name, fault.detail)
+            continue
+        names.append(name)
+        pixels.append(image)
+        if n_frames > 1:
+            files.skipped.add(SEVERAL_FRAMES, name, f"{n_frames} frames")
+    refused = faults if strict or not names else Findings()
+    way_out = "; omit --strict to leave them out" if strict else ""
+    settle(f"--images {path}", refused, files.skipped, strict=strict, way_out=way_out)
+    if not_used := Findings(faults | files.skipped):
+        print(f"--images {path}: not used: {not_used}", file=sys.stderr, flush=True)
     return names, np.stack(pixels)
+
+
+def _images_at(path: Path) -> Files:
+    """An image file, or those in a folder at any depth; other files are skipped."""
+    if not exists(path) or not (path.is_dir() or path.is_file()):
+        raise UserError(f"--images {path} is neither an image, a folder of images nor a .npy file.")
+    if path.is_file():
+        return Files(Folder(path.parent), [as_utf8(path.name)])
+    files = Folder(path).listing("", enter=None)
+    for name in filterfalse(is_image, files.names):
+        files.skipped.add(tiny_imagenet.OTHER_FORMAT if is_other_image(name) else tiny_imagenet.NO_IMAGE, name)
+    files.names = list(filter(is_image, files.names))
+    if not files.names:
+        raise UserError(f"--images {path} contains no image file.")
+    return files

@@ -8,11 +8,18 @@ import numpy as np
 from tinyimnet.data.dataset import IMAGE_SIZE
 
 
-def step_resolutions(start_resolution: int, full_resolution_from: float, total_steps: int) -> np.ndarray:
-    """Training resolution of each step in pixels, (total_steps,) int64; it grows in increments of 8 px up to 64."""
+def step_resolutions(
+    start_resolution: int, full_resolution_from: float, total_steps: int, size: int = IMAGE_SIZE
+) -> np.ndarray:
+    """Training resolution of each step in pixels, (total_steps,) int64; it grows by eighths of `size` up to `size`.
+
+    The schedule is that of images of 64 px, in proportion: a start at 32 px is one at 48 px for images of 96 px. So a
+    recipe suits images of any size, with as many resolutions to compile.
+    """
     progress = np.arange(total_steps) / max(1, total_steps)
     grown = np.where(progress < full_resolution_from, progress / (full_resolution_from or 1), 1)
-    return ((start_resolution + (IMAGE_SIZE - start_resolution) * grown) // 8 * 8).astype(np.int64)
+    of_64_px = ((start_resolution + (IMAGE_SIZE - start_resolution) * grown) // 8 * 8).astype(np.int64)
+    return of_64_px * size // IMAGE_SIZE
 
 
 def work_left(resolutions: np.ndarray, since: int, step: int) -> float:

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from tinyimnet.data.class_names import WORDS, readable_classes
+from tinyimnet.data.dataset import IMAGE_SIZE
 from tinyimnet.data.decoding import prepare_files
 from tinyimnet.data.findings import Findings
 from tinyimnet.data.names import is_image, is_other_image, is_utf8, natural_order
@@ -31,14 +32,17 @@ def is_official(tree: Tree, root: str) -> bool:
     return any(tree.has(root + part) for part in ("wnids.txt", ANNOTATIONS, "val/images"))
 
 
-def prepare_tiny_imagenet(tree: Tree, root: str, out: Path, *, fit: str | None = None, strict: bool = False) -> dict:
+def prepare_tiny_imagenet(
+    tree: Tree, root: str, out: Path, *, size: int = IMAGE_SIZE, fit: str | None = None, strict: bool = False
+) -> dict:
     """Prepare the official archive or the unpacked official folder.
 
     Args:
         tree: the archive or the folder.
         root: the folder in it that contains `train`.
         out: the folder to create.
-        fit: one of images.FITS; None: all images must have 64x64 pixels.
+        size: width and height of the prepared images in pixels.
+        fit: one of images.FITS; None: all images must have that size.
         strict: refuse a source with files that are skipped.
 
     Returns:
@@ -61,6 +65,7 @@ def prepare_tiny_imagenet(tree: Tree, root: str, out: Path, *, fit: str | None =
         classes=classes,
         test_files=[name.rpartition("/")[2] for name in images["test"]],
         origin=tree.path,
+        size=size,
         fit=fit,
         strict=strict,
     )

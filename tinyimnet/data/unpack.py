@@ -7,11 +7,11 @@ from PIL import Image
 
 from tinyimnet.data.dataset import Dataset, is_prepared, open_dataset
 from tinyimnet.data.names import is_file_name
-from tinyimnet.data.writer import SPLITS, new_folder, progress
+from tinyimnet.data.writer import SPLITS, image_bytes, new_folder, progress
 from tinyimnet.errors import UserError
 from tinyimnet.files import from_utf8
 
-PNG_BYTES = 16384  # of disk for one image at most: noise makes 12.4 KB, which fill four blocks of 4 KB
+BLOCK = 4096  # bytes: noise of 64 px, 12.3 KB in memory, makes 12.4 KB as PNG, which fill four blocks
 
 
 def unpack(root: Path, out: Path) -> dict[str, int]:
@@ -30,7 +30,7 @@ def unpack(root: Path, out: Path) -> dict[str, int]:
         raise UserError(f"--out {out} holds a prepared data set; choose another folder.")
     files = {split: _files(dataset, split) for split in SPLITS if split in dataset.images}
     n = sum(map(len, files.values()))
-    with new_folder(out, PNG_BYTES * n) as folder, progress("unpacked", n) as advance:
+    with new_folder(out, n * (image_bytes(dataset.image_size) + BLOCK)) as folder, progress("unpacked", n) as advance:
         for split, of_split in files.items():
             for parent in {file.parent for file in of_split}:
                 (folder / parent).mkdir(parents=True)

@@ -21,14 +21,12 @@ from types import FrameType
 import numpy as np
 
 from tinyimnet import files
-from tinyimnet.data.dataset import FORMAT, IMAGE_SIZE, is_prepared
+from tinyimnet.data.dataset import FORMAT, is_prepared
 from tinyimnet.errors import UserError
 from tinyimnet.files import as_utf8, fsync, fsync_folder, sha256, write_atomically
 
 DAY = 86400  # seconds
-CHUNK = 500  # images per chunk: 6 MB decoded, about 70 ms of work
-IMAGE_SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 3)
-IMAGE_BYTES = 3 * IMAGE_SIZE**2
+CHUNK = 500  # images per chunk: of 64 px, 6 MB decoded and about 70 ms of work
 SPLITS = ("train", "val", "test")
 
 
@@ -131,10 +129,11 @@ def finish(
         skipped: files of the source that are not used, by kind.
     """
     arrays = sorted(folder.glob("*.npy"))
+    shape = np.load(folder / "train_images.npy", mmap_mode="r").shape
     mean, std = _channel_statistics(folder / "train_images.npy")
     manifest = {
         "format": FORMAT,
-        "image_size": IMAGE_SIZE,
+        "image_size": shape[1],
         "counts": {split: _rows(path) for split in SPLITS if (path := folder / f"{split}_images.npy") in arrays},
         "classes": [{"id": class_id, "name": name} for class_id, name in classes],
         "test_files": test_files,
@@ -192,10 +191,15 @@ def _channel_statistics(path: Path) -> tuple[list[float], list[float]]:
     return (mean / 255).tolist(), (np.sqrt(squares / pixels - mean**2) / 255).tolist()
 
 
-def new_images(folder: Path, split: str, n: int) -> tuple[Path, int]:
-    """Create <split>_images.npy with n black images; return its path and the offset of its pixels."""
+def image_bytes(size: int) -> int:
+    """Bytes of an image of `size` px in an array."""
+    return 3 * size**2
+
+
+def new_images(folder: Path, split: str, n: int, size: int) -> tuple[Path, int]:
+    """Create <split>_images.npy with n black images of `size` px; return its path and the offset of its pixels."""
     path = folder / f"{split}_images.npy"
-    return path, np.lib.format.open_memmap(path, "w+", np.uint8, (n, *IMAGE_SHAPE)).offset
+    return path, np.lib.format.open_memmap(path, "w+", np.uint8, (n, size, size, 3)).offset
 
 
 def write_pixels(path: Path, offset: int, pixels: np.ndarray) -> None:

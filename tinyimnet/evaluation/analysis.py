@@ -44,7 +44,7 @@ def log_probabilities(trained: Trained, images: np.ndarray, *, flip: bool = Fals
 
     Args:
         trained: the network.
-        images: (N, 64, 64, 3) uint8, RGB.
+        images: (N, S, S, 3) uint8, RGB.
         flip: average the probabilities with those of the mirrored image.
     """
     device = next(trained.model.parameters()).device
@@ -75,7 +75,7 @@ def write(
     Args:
         out: the folder, such as RUN/evaluation.
         trained: the network; its class names and origin are recorded.
-        images: (N, 64, 64, 3) uint8.
+        images: (N, S, S, 3) uint8.
         labels: (N,) int64.
         log_probabilities: (N, K) float32, on the CPU.
         split: the split that the images are from.

@@ -27,7 +27,7 @@ class Evaluator:
         after_batch: called after each batch.
 
     Attributes:
-        images: (N, 64, 64, 3) uint8.
+        images: (N, S, S, 3) uint8.
         labels: (N,) int64.
     """
 

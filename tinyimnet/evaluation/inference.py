@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyimnet.data.augment import Normalise, resize
-from tinyimnet.data.dataset import IMAGE_SIZE
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -30,26 +29,26 @@ def batched_log_probabilities(
     *,
     precision: str,
     flip: bool = False,
-    resolution: int = IMAGE_SIZE,
+    resolution: int | None = None,
     batch_size: int = 500,
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield slices of `rows` and the log-probabilities (b, K) float32 of their images, one batch at a time.
 
     Args:
         model: a bare network; this call puts it into eval mode.
-        images: (N, 64, 64, 3) uint8, on any device; batches are moved to the network's device.
+        images: (N, S, S, 3) uint8, on any device; batches are moved to the network's device.
         rows: consecutive rows of `images`.
         normalise: normalisation of the training set, on the network's device.
         precision: train.precision.
         flip: average the probabilities with those of the mirrored image.
-        resolution: input resolution in pixels.
+        resolution: input resolution in pixels; None: that of the images.
         batch_size: images per forward pass.
     """
     model.eval()
     device = next(model.parameters()).device
     for start in range(rows.start, rows.stop, batch_size):
         batch = slice(start, min(start + batch_size, rows.stop))
-        x = normalise(resize(images[batch].to(device), resolution))
+        x = normalise(resize(images[batch].to(device), resolution or images.shape[1]))
         with autocast(device, precision):
             views = [model(x), model(x.flip(3))] if flip else [model(x)]
         log_probabilities = torch.stack([F.log_softmax(view.float(), dim=1) for view in views])

@@ -11,6 +11,7 @@ from tinyimnet.config import NO_RECIPE, Config, flatten
 from tinyimnet.console import counted
 
 CARD = "MODEL_CARD.md"
+SQUARE = {"crop": "ImageOps.fit", "pad": "ImageOps.pad", "stretch": "Image.Image.resize"}  # as images.FITS
 
 
 def model_card(config: dict[str, Any], info: dict[str, Any], results: dict[str, Any]) -> str:
@@ -23,13 +24,13 @@ def model_card(config: dict[str, Any], info: dict[str, Any], results: dict[str, 
     """
     recipe, default = flatten(config), flatten(asdict(Config()))
     rows = [_row(key, value, default[key]) for key, value in recipe.items() if not key.startswith(NO_RECIPE)]
-    devices = ", ".join(sorted(set(info["gpus"]))) or "CPU"
+    size, devices = info["image_size"], ", ".join(sorted(set(info["gpus"]))) or "CPU"
     step, percent = f"{results['steps']:,}", {key: f"{value:.2f} %" for key, value in results.items() if "top" in key}
     code = f"{info['git_commit'] or 'unknown'}{' with uncommitted changes' if info['git_modified'] else ''}"
     judges = "training images held out by data.tune_split" if recipe["data.tune_split"] else "validation images"
     return f"""# A CNN with {info["parameters"]:,} parameters for {info["dataset"]}
 
-A convolutional network for {info["classes"]} classes of 64 x 64 images, trained {_origin(recipe)}.
+A convolutional network for {info["classes"]} classes of {size} x {size} images, trained {origin(recipe)}.
 It has {info["parameters"]:,} parameters and needs {info["macs"] / 1e6:.1f} million multiply-accumulates per image.
 
 ## Results
@@ -62,6 +63,7 @@ trained = load_trained(Path("final.safetensors"))  # .model in eval mode, .class
 
 `tinyimnet predict final.safetensors --images FOLDER --out labels.csv` classifies a folder of images.
 
+{elsewhere("final.safetensors", size, info.get("fit"))}
 ## Recipe
 
 {counted(results["epochs"], "epoch")}, {step} steps of {recipe["train.global_batch_size"]} images.
@@ -74,9 +76,33 @@ Settings that differ from their defaults are in bold.
 The last attempt used {info["world_size"]} process(es) on {len(info["nodes"])} node(s) ({devices}) and
 torch {info["versions"]["torch"]}.
 
-## Limits
+{limits(info["classes"], size)}"""
 
-This model is meant for comparing training methods. It was trained on 64 x 64 images of its {info["classes"]} classes
+
+def elsewhere(weights: str, size: int, fit: str | None = None) -> str:
+    """How to use a weights file without this program, on pictures scaled to `size` px as `fit` says (default: crop)."""
+    return f"""`tinyimnet export {weights} --out model.onnx` writes a file that needs neither this program nor torch:
+
+```python
+import json
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+network = onnxruntime.InferenceSession("model.onnx")
+square = {SQUARE[fit or "crop"]}(Image.open("picture.jpg").convert("RGB"), ({size}, {size}))
+(probabilities,) = network.run(None, {{"images": np.asarray(square)[None]}})
+names = json.loads(network.get_modelmeta().custom_metadata_map["names"])
+print(names[probabilities[0].argmax()], probabilities[0].max())
+```
+"""
+
+
+def limits(n_classes: int, size: int) -> str:
+    """What a network is not meant for."""
+    return f"""## Limits
+
+This model is meant for comparing training methods. It was trained on {size} x {size} images of its {n_classes} classes
 only, and assigns every other image to one of them.
 """
 
@@ -87,7 +113,8 @@ def _best(results: dict[str, Any]) -> str:
     return row.format(**results) if "best_step" in results else ""
 
 
-def _origin(recipe: dict[str, Any]) -> str:
+def origin(recipe: dict[str, Any]) -> str:
+    """From which weights and on which targets a network was trained; `recipe` is a flat configuration."""
     begun, soft_labels = Path(recipe["train.init_from"]).name, Path(recipe["data.soft_labels"]).name
     targets = f"with their labels and with soft labels of other networks ({soft_labels})"
     besides = targets if soft_labels else "and no other data"

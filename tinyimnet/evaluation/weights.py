@@ -1,6 +1,7 @@
 """Trained weights with the metadata to rebuild and use the network, from .safetensors files or checkpoints."""
 
 import json
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from tinyimnet.config import Config, ModelConfig
-from tinyimnet.data.dataset import Dataset
+from tinyimnet.console import console
+from tinyimnet.data.dataset import IMAGE_SIZE, Dataset
 from tinyimnet.errors import UserError
 from tinyimnet.files import check_readable, exists, no_such, write_atomically
 from tinyimnet.model.batchnorm import float_buffers, unflatten
@@ -19,6 +21,7 @@ from tinyimnet.run import checkpoint
 
 FINAL = "final.safetensors"
 BEST = "best.safetensors"
+NO_SHAPE = ("drop_path", "max_parameters", "whiten_stem")  # keys of a network that change no shape
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,9 @@ class Trained:
         names: readable class names.
         mean, std: normalisation of the input, in [0, 1].
         precision: train.precision.
+        architecture: its ModelConfig as a dictionary, with the resolved width.
         fit: how images of other sizes were scaled, one of images.FITS, or None.
+        image_size: width and height in px of the images that the network was trained on.
     """
 
     model: nn.Module
@@ -44,7 +49,9 @@ class Trained:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     precision: str
+    architecture: dict[str, Any]
     fit: str | None = None
+    image_size: int = IMAGE_SIZE
 
 
 def metadata_of(config: Config, dataset: Dataset) -> dict:
@@ -58,6 +65,7 @@ def metadata_of(config: Config, dataset: Dataset) -> dict:
         "mean": dataset.mean,
         "std": dataset.std,
         "fit": dataset.fit,
+        "image_size": dataset.image_size,
         "data": dataset.digest,
     }
 
@@ -108,30 +116,48 @@ def load_trained(run: Path) -> Trained:
 def initial_weights(run: Path, model: nn.Module, metadata: dict) -> dict[str, Tensor]:
     """Load the weights that `model` starts from (train.init_from), using `load_trained`.
 
+    For other classes, or the same in another order, `model` keeps its own classifier; one line says so.
+
     Args:
         run: a run folder or a .safetensors file.
         model: the network to initialise.
         metadata: the metadata of its run (`metadata_of`).
 
     Raises:
-        UserError: no weights were found, or they are for a different network or different classes.
+        UserError: no weights were found, or they are for a different network.
     """
     try:
         found = load_trained(run)
     except UserError as error:
         raise UserError(f"train.init_from cannot be used: {error}") from None
-    if list(found.classes) != list(metadata["classes"]):
-        raise UserError(
-            f"train.init_from {run} does not have the classes of data.root in the same order; start without it."
-        )
     weights, own = found.model.state_dict(), model.state_dict()
+    if other_classes := list(found.classes) != list(metadata["classes"]):
+        weights |= {name: tensor for name, tensor in own.items() if name.startswith("classifier.")}
     shapes, own_shapes = ({name: tuple(t.shape) for name, t in each.items()} for each in (weights, own))
     if unlike := sorted(name for name, _ in shapes.items() ^ own_shapes.items()):
         raise UserError(
             f"train.init_from {run} is a different network ({unlike[0]}: {shapes.get(unlike[0], 'none')}, here "
-            f"{own_shapes.get(unlike[0], 'none')}); set the model keys to those of its run."
+            f"{own_shapes.get(unlike[0], 'none')}); add {_options(found.architecture, metadata['model'])}."
+        )
+    if other_classes:
+        there, here = len(found.classes), len(metadata["classes"])
+        console.print(
+            f"train.init_from {run} does not have the classes of data.root in the same order ({there} there, {here} "
+            "here); the classifier starts anew"
         )
     return weights
+
+
+def _options(wanted: dict[str, Any], own: dict[str, Any]) -> str:
+    """The options that give a network the shapes of another, as for a shell.
+
+    The width is always among them: `auto` would spend what other options leave of the budget.
+    """
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in wanted.items()}
+    same = {key for key in own if key != "width" and json.dumps(own[key]) == json.dumps(wanted.get(key))}
+    return " ".join(
+        shlex.quote(f"--model.{key}={text}") for key, text in texts.items() if key not in {*same, *NO_SHAPE}
+    )
 
 
 def _from_checkpoint(origin: Path, state: dict[str, Any]) -> Trained:
@@ -173,5 +199,7 @@ def as_trained(model: nn.Module, origin: Path, step: int, metadata: dict) -> Tra
         mean=tuple(metadata["mean"]),
         std=tuple(metadata["std"]),
         precision=metadata["precision"],
-        fit=metadata.get("fit"),  # absent from older files
+        architecture=metadata["model"],
+        fit=metadata.get("fit"),  # absent from older files, as the size is
+        image_size=metadata.get("image_size", IMAGE_SIZE),
     )

@@ -225,7 +225,7 @@ def count_parameters(module: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class StageSummary:
-    """One row of the summary: name, parameters, multiply-accumulates for one 64x64 image, output shape."""
+    """One row of the summary: name, parameters, multiply-accumulates for one image, output shape."""
 
     name: str
     parameters: int
@@ -233,8 +233,8 @@ class StageSummary:
     shape: tuple[int, ...]
 
 
-def model_summary(model: Network) -> list[StageSummary]:
-    """Parameters, multiply-accumulates and output shape of each stage, for one 64x64 image."""
+def model_summary(model: Network, size: int = IMAGE_SIZE) -> list[StageSummary]:
+    """Parameters, multiply-accumulates and output shape of each stage, for one image of `size` px."""
     shapes: dict[str, tuple[int, ...]] = {}
     hooks = [
         part.register_forward_hook(lambda _m, _x, y, name=name: shapes.__setitem__(name, tuple(y.shape[1:])))
@@ -244,7 +244,7 @@ def model_summary(model: Network) -> list[StageSummary]:
     counter = FlopCounterMode(display=False)
     device = next(model.parameters()).device
     with counter, torch.no_grad():
-        model.eval()(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=device))
+        model.eval()(torch.zeros(1, 3, size, size, device=device))
     model.train(training)
     for hook in hooks:
         hook.remove()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tinyimnet.config import Config, TrainConfig
 from tinyimnet.console import console
 from tinyimnet.data.batches import micro_batches
-from tinyimnet.data.dataset import Dataset
+from tinyimnet.data.dataset import IMAGE_SIZE, Dataset
 from tinyimnet.data.resolution import step_resolutions
 from tinyimnet.distributed.rendezvous import Rendezvous
 from tinyimnet.errors import UserError
@@ -21,7 +21,7 @@ from tinyimnet.model.network import build_model, count_parameters
 # An image adds 0.96 to 1.07 times the bytes that autograd saves for it to the peak of a step (CPU allocations of
 # networks that save 1.4 to 123 MB an image; tests/process/test_memory.py).
 TEMPORARY = 1.1
-BATCH = 200_000  # bytes per image: 49 kB in fp32, its partner, the mixed image, uint8
+BATCH = 200_000  # bytes per image of 64 px: 49 kB in fp32, its partner, the mixed image, uint8
 COPIES = 10  # of the weights in fp32: EMA, evaluation, gradients, their sums over ranks, two moments
 LIBRARIES = 1 << 30  # bytes: workspaces of cuDNN and cuBLAS, buffers of NCCL (an estimate)
 
@@ -65,15 +65,16 @@ def footprint(config: Config, dataset: Dataset) -> Footprint:
     """Estimate the memory of a run on `dataset`; the forward passes on the CPU take 0.1 to 0.3 s."""
     network = build_model(config.model, len(dataset.classes))
     steps = config.train.epochs * (len(dataset.labels["train"]) // config.train.global_batch_size)
-    augment = config.augment
-    resolution = int(step_resolutions(augment.start_resolution, augment.full_resolution_from, max(1, steps))[-1])
+    schedule = config.augment.start_resolution, config.augment.full_resolution_from
+    resolution = int(step_resolutions(*schedule, max(1, steps), dataset.image_size)[-1])
     arrays = [*(of[split] for of in (dataset.images, dataset.labels) for split in ("train", "val"))]
     resident = sum(array.nbytes for array in arrays)
     if dataset.soft_labels is not None:
         resident += dataset.soft_labels.nbytes
     return Footprint(
         fixed=resident + 4 * COPIES * count_parameters(network) + LIBRARIES,
-        per_image=int(TEMPORARY * saved_per_image(network, resolution, config.train.precision)) + BATCH,
+        per_image=int(TEMPORARY * saved_per_image(network, resolution, config.train.precision))
+        + BATCH * dataset.image_size**2 // IMAGE_SIZE**2,
     )
 
 

@@ -34,10 +34,10 @@ def started(run_dir: Path, trainer: Trainer) -> None:
     config, accelerator = trainer.config, trainer.accelerator
     split = (accelerator.num_processes, len(trainer.micro_batches), trainer.state.micro_batch_size)
     device = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else "CPU"
-    mode = wandb_mode(config.tracking)
+    size, mode = trainer.batches.image_size, wandb_mode(config.tracking)
     wandb = mode if mode.name == "disabled" else f"project {config.tracking.project}, {mode}"
     console.print(
-        f"{counted(config.train.epochs, 'epoch')} of {len(trainer.batches.images):,} images, "
+        f"{counted(config.train.epochs, 'epoch')} of {len(trainer.batches.images):,} images of {size} px, "
         f"{count_parameters(trainer.bare):,} parameters, {config.train.precision} on {device}\n"
         f"batch {config.train.global_batch_size} = {' x '.join(map(str, split))} (processes x micro-batches x images)\n"
         f"run folder: {short(run_dir)}; W&B: {wandb}"

@@ -33,15 +33,18 @@ def describe(trainer: Trainer, ranks: list[RankInfo]) -> dict[str, Any]:
         ranks: what each rank reported to the preflight (preflight.check).
     """
     commit, modified = git_state()
+    size = trainer.batches.image_size
     return {
         "parameters": count_parameters(trainer.bare),
-        # For one 64x64 image. Counted on the EMA copy: a network that torch.compile meets during operation counting is
+        "image_size": size,
+        # For one image. Counted on the EMA copy: a network that torch.compile meets during operation counting is
         # not compiled again in this process (pytorch issue 190286).
-        "macs": sum(stage.macs for stage in model_summary(cast(Network, trainer.ema.module))),
+        "macs": sum(stage.macs for stage in model_summary(cast(Network, trainer.ema.module), size)),
         # Not "data": W&B shows this value beside the configuration, which has a section of that name.
         "dataset": as_utf8(Path(trainer.config.data.root).name),
         "dataset_digest": trainer.state.metadata["data"],
         "classes": len(trainer.state.metadata["classes"]),
+        "fit": trainer.state.metadata["fit"],
         "train_images": len(trainer.batches.images),
         "val_images": len(trainer.evaluator.images),
         "steps_per_epoch": trainer.steps_per_epoch,

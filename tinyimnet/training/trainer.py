@@ -16,7 +16,7 @@ from torch import nn
 from tinyimnet.config import Config
 from tinyimnet.console import Progress
 from tinyimnet.data import batches
-from tinyimnet.data.dataset import IMAGE_SIZE, Dataset
+from tinyimnet.data.dataset import Dataset
 from tinyimnet.distributed import reduction
 from tinyimnet.distributed.preemption import StopRequest
 from tinyimnet.distributed.process_group import from_main
@@ -240,10 +240,10 @@ class Trainer:
         """Metrics of the raw and the averaged weights on the validation set.
 
         They are measured at the resolution of the last step: a network trained only at 32 to 56 px loses 10 points at
-        64 px (trial 10 in docs/experiments.md). At the end of the run they are measured at 64 px.
+        64 px (trial 10 in docs/experiments.md). At the end of the run they are measured at full resolution.
         """
         last = self.step == self.total_steps
-        resolution = IMAGE_SIZE if last else self.batches.resolution(self.step - 1)
+        resolution = self.batches.image_size if last else self.batches.resolution(self.step - 1)
         raw = self.evaluator.measure(self.bare, "val/", resolution=resolution)
         return raw | self.evaluator.measure(self.ema.module, "val/ema_", resolution=resolution)
 
