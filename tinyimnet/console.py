@@ -94,6 +94,8 @@ class Progress:
         if not self.enabled:
             return
         values = f"loss {metrics['train/loss']:.3f}, {metrics['perf/images_per_s']:,.0f} images/s"
+        if "perf/mfu" in metrics:
+            values += f", MFU {metrics['perf/mfu']:.1f} %"
         eta = self._eta(step)
         self.bar.update(self.task, completed=step, epoch=self._epoch(step), values=values, eta=eta, refresh=True)
         evaluated = "val/top1" in metrics

@@ -56,8 +56,8 @@ class Browser:
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
-    def open(self, page: Path, *, width: int, height: int = 900, dark: bool = False) -> None:
-        """Open a file in a window of this size in CSS pixels; a width of at most 600 emulates a phone."""
+    def open(self, page: Path | str, *, width: int, height: int = 900, dark: bool = False) -> None:
+        """Open a file or URL in a window of this size in CSS pixels; a width of at most 600 emulates a phone."""
         phone = width <= 600
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1 + phone, mobile=phone
@@ -67,7 +67,7 @@ class Browser:
         self.requests.clear()
         self.complaints.clear()
         self.loaded = False
-        self.call("Page.navigate", url=page.absolute().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.absolute().as_uri())
         self.wait_for_load()
 
     def wait_for_load(self) -> None:

@@ -19,7 +19,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, **terminal) -> str:
     file = StringIO()
     monkeypatch.setattr(console, "console", Console(file=file, width=80, highlight=False, soft_wrap=True, **terminal))
     with console.Progress(600, 100, lambda since, step: (600 - step) / (step - since), enabled=True) as progress:
-        progress.update(140, METRICS)
+        progress.update(140, {**METRICS, "perf/mfu": 12.34})
         progress.update(200, EVALUATED)
     return file.getvalue()
 
@@ -27,7 +27,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, **terminal) -> str:
 def test_a_log_has_a_line_for_each_update(monkeypatch) -> None:
     lines = shown(monkeypatch, force_terminal=False).splitlines()
     assert len(lines) == 2
-    assert lines[0].startswith("epoch 1.4/6 step 140/600: loss 2.500, 1,234 images/s, ETA 0:00:00")
+    assert lines[0].startswith("epoch 1.4/6 step 140/600: loss 2.500, 1,234 images/s, MFU 12.3 %, ETA 0:00:00")
     assert lines[1].startswith("epoch 2.0/6 step 200/600: loss 2.500, 1,234 images/s, val top-1 40.00 %, EMA 41.00 %")
 
 

@@ -54,6 +54,11 @@ def test_a_link_leads_to_the_run_on_wandb_and_nowhere_else(tmp_path: Path, url: 
     assert page(run).count(f'href="{url}"') == links
 
 
+def test_the_utilisation_stands_beside_the_speed(tmp_path: Path) -> None:
+    assert "median, MFU 12.0 %" in page(folder(tmp_path / "run", **{"perf/images_per_s": 500.0, "perf/mfu": 12.0}))
+    assert "MFU" not in page(folder(tmp_path / "without", **{"perf/images_per_s": 500.0}))
+
+
 def test_training_time_counts_steps_and_evaluations(tmp_path: Path) -> None:
     assert read_record(folder(tmp_path / "run")).training_seconds == pytest.approx(200 * 0.020 + 2 * 1.0)
 

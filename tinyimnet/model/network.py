@@ -255,6 +255,11 @@ def model_summary(model: Network, size: int = IMAGE_SIZE) -> list[StageSummary]:
     ]
 
 
+def count_macs(model: Network, size: int) -> int:
+    """Multiply-accumulates for one image of `size` px."""
+    return sum(stage.macs for stage in model_summary(model, size))
+
+
 def _on_meta(config: ModelConfig, n_classes: int) -> Network:
     with torch.device("meta"):
         return Network(config, n_classes)

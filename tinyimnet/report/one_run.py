@@ -60,6 +60,8 @@ def _key_figures(run: Record) -> list[Tile]:
     """Tiles below the run name; unknown figures are left out."""
     speeds, top1 = run.series("perf/images_per_s")[1], run.series(TOP1)[1]
     name = "EMA top-1" if run.finished else "EMA top-1 so far"
+    shares = run.series("perf/mfu")[1]
+    mfu = f", MFU {statistics.median(shares):.1f} %" if shares else ""
     limit, macs = run.config.get("model.max_parameters"), run.info.get("macs")
     tiles = (
         Tile(name, percent(run.last(TOP1)), f"best {max(top1):.2f} %" if top1 else ""),
@@ -68,7 +70,7 @@ def _key_figures(run: Record) -> list[Tile]:
         Tile("parameters", f"{run.parameters:,}" if run.parameters else "", f"limit {limit:,}" if limit else ""),
         Tile("MACs", f"{macs / 1e6:,.1f} M" if macs else "", "per image"),
         Tile("epochs", f"{run.lines[-1].get('epoch', 0):.4g}", f"of {run.config.get('train.epochs', '?')}"),
-        Tile("images/s", f"{statistics.median(speeds):,.0f}" if speeds else "", "median"),
+        Tile("images/s", f"{statistics.median(speeds):,.0f}" if speeds else "", f"median{mfu}"),
         Tile("training time", clock(run.training_seconds), _elapsed(run)),
     )
     return [tile for tile in tiles if tile.value]

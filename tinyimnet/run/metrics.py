@@ -50,6 +50,7 @@ METRICS = (
     Metric("train/grad_norm", "Gradient norm", "", "Health", "Gradient norm", "gradient norm"),
     Metric("train/ema_distance", "EMA distance", "", "Health", "EMA distance", "raw vs. EMA weights"),
     Metric("perf/images_per_s", "Throughput", "images/s", "Throughput", "Throughput", "images/s"),
+    Metric("perf/mfu", "Model FLOPs utilisation", "%", "Throughput", "Model FLOPs utilisation", "MFU"),
     Metric("perf/step_ms", "Step time", "ms", "Throughput", "Step time", "step"),
     Metric("perf/forward_backward_ms", "Forward + backward time", "ms", "Throughput", "Step time breakdown",
            "forward + backward"),

@@ -14,7 +14,7 @@ from tinyimnet.distributed import slurm
 from tinyimnet.distributed.cpu import cpu_name
 from tinyimnet.distributed.preflight import RankInfo
 from tinyimnet.files import ROOT, as_utf8, read_text, write_atomically
-from tinyimnet.model.network import Network, count_parameters, model_summary
+from tinyimnet.model.network import Network, count_macs, count_parameters
 from tinyimnet.training.trainer import Trainer
 
 OTHER_PACKAGES = ("wandb", "submitit")  # on which no weight depends; each rank reports the others
@@ -39,7 +39,7 @@ def describe(trainer: Trainer, ranks: list[RankInfo]) -> dict[str, Any]:
         "image_size": size,
         # For one image. Counted on the EMA copy: a network that torch.compile meets during operation counting is
         # not compiled again in this process (pytorch issue 190286).
-        "macs": sum(stage.macs for stage in model_summary(cast(Network, trainer.ema.module), size)),
+        "macs": count_macs(cast(Network, trainer.ema.module), size),
         # Not "data": W&B shows this value beside the configuration, which has a section of that name.
         "dataset": as_utf8(Path(trainer.config.data.root).name),
         "dataset_digest": trainer.state.metadata["data"],
@@ -53,7 +53,7 @@ def describe(trainer: Trainer, ranks: list[RankInfo]) -> dict[str, Any]:
         "micro_batch_size": trainer.state.micro_batch_size,
         "accumulation_steps": len(trainer.micro_batches),
         "device": trainer.accelerator.device.type,
-        "cpu": f"{cpu_name()}, {torch.get_num_threads()} threads per process",
+        "cpu": f"{cpu_name()}, threads per process: {torch.get_num_threads()}",
         "gpus": [rank["device"] for rank in ranks if rank["gpus"]],
         "nodes": list(dict.fromkeys(rank["host"] for rank in ranks)),
         "versions": {

@@ -7,7 +7,7 @@ import logging
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -25,7 +25,7 @@ from tinyimnet.evaluation.evaluator import Evaluator
 from tinyimnet.evaluation.weights import initial_weights, metadata_of
 from tinyimnet.model.batchnorm import flatten_statistics
 from tinyimnet.model.casting import CastWeights
-from tinyimnet.model.network import build_model, compile_in_place
+from tinyimnet.model.network import Network, build_model, compile_in_place
 from tinyimnet.model.whitening import N_IMAGES, freeze_stem, whitening_filters
 from tinyimnet.run.checkpoint import Saver
 from tinyimnet.run.metrics import TOP1
@@ -37,6 +37,7 @@ from tinyimnet.training.profile import Profile
 from tinyimnet.training.state import TrainState
 from tinyimnet.training.step import TrainStep
 from tinyimnet.training.timing import StepClock
+from tinyimnet.training.utilisation import Utilisation, peak_flops
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +105,8 @@ class Trainer:
         lengths = self.total_steps, self.steps_per_epoch
         self.progress = Progress(*lengths, self.batches.work_left, enabled=accelerator.is_main_process)
         self.clock, self.save_seconds = StepClock(device), 0.0
+        peak = accelerator.num_processes * peak_flops(device, train.precision)
+        self.utilisation = Utilisation(cast(Network, self.ema.module), self.batches.image_size, peak)
         profiled = config.run.profile if accelerator.is_main_process else 0
         self.profile = Profile(profiled, saver.folder.parent / "profile", self.clock)
         self.page = LivePage(saver.folder.parent, enabled=accelerator.is_main_process)
@@ -213,6 +216,8 @@ class Trainer:
             values
         ).tolist()
         speed = self.clock.read(self.config.train.global_batch_size)
+        resolution = self.batches.resolution(self.step - 1)
+        speed |= self.utilisation.of(speed["perf/images_per_s"], resolution)
         speed |= {"perf/save_s": self.save_seconds, "perf/failed_saves": self.saver.failed}
         self.clock.restart()
         self.save_seconds = 0.0
@@ -232,7 +237,7 @@ class Trainer:
             "train/grad_norm": grad_norm,
             "train/ema_distance": ema_distance,
             "train/skipped_steps": skipped_steps,
-            "train/resolution": self.batches.resolution(self.step - 1),
+            "train/resolution": resolution,
             **speed,
         }
 
