@@ -117,7 +117,7 @@ signal.signal(signal.SIGUSR1, lambda *_: exit(print("got USR1")))
 pathlib.Path("{tmp_path}/ready").touch()
 signal.pause()'"""
     job = submit(cluster, tmp_path, f"--signal=B:{signal}@60", VIRTUAL_ENV=probe(tmp_path, wait))
-    cluster.wait((tmp_path / "ready").exists, 60, "the start")
+    cluster.wait((tmp_path / "ready").exists, 120, "the start")
     cluster.run("scancel", "--batch", f"--signal={signal}", job)
     assert cluster.end(job) == "COMPLETED"
     assert "got USR1" in log(tmp_path, job) and "stopped by the user; not requeued" in log(tmp_path, job)

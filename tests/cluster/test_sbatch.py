@@ -179,7 +179,7 @@ def test_an_element_with_the_id_of_its_array_counts_its_own_attempts(cluster, ti
         cluster.until_step(run, 30 * attempt, element)
         assert cluster.show(element)["JobId"] == array
         cluster.run("scancel", "--signal=USR1", element)
-        cluster.wait(lambda attempt=attempt: f"requeued as attempt {attempt + 1}" in log.read_text(), 20, "a requeue")
+        cluster.wait(lambda attempt=attempt: f"requeued as attempt {attempt + 1}" in log.read_text(), 120, "a requeue")
     assert cluster.end(element) == "COMPLETED", log.read_text()
     assert "finished in attempt 3" in log.read_text() and len(attempts(run)) == 3
     assert cluster.end(f"{array}_0") == "COMPLETED"

@@ -133,7 +133,7 @@ def test_an_array_that_is_cancelled_before_it_starts_is_cancelled(cluster, tiny_
     def table() -> str:
         return cluster.run("python", "-m", "tinyimnet", "status", str(tmp_path / "runs"), COLUMNS="160")
 
-    cluster.wait(lambda: table().count("cancelled") == 3, 30, "accounting of the cancelled array")
+    cluster.wait(lambda: table().count("cancelled") == 3, 120, "accounting of the cancelled array")
 
 
 def test_more_runs_than_an_array_may_have_are_two_arrays(cluster, tiny_config, tmp_path) -> None:
@@ -157,10 +157,10 @@ def test_a_run_in_an_allocation_is_stopped_without_the_allocation(cluster, tiny_
     salloc = ["salloc", "--partition=main", "--nodes=1", "srun", "--ntasks=1", "bash", "-c", command]
     process = subprocess.Popen(salloc, cwd=REPO, env=cluster.environ, stdout=log, stderr=log)
     try:
-        cluster.wait(lambda: (run / "metrics.jsonl").exists() and last_step(run) >= 4, 60, "the first steps")
+        cluster.wait(lambda: (run / "metrics.jsonl").exists() and last_step(run) >= 4, 120, "the first steps")
         (job,) = {attempt["job"] for attempt in attempts(run)}
         assert "created the file STOP" in cluster.run("python", "-m", "tinyimnet", "cancel", str(run))
-        cluster.wait(lambda: "stopped by a STOP file" in (tmp_path / "log").read_text(), 30, "the stop")
+        cluster.wait(lambda: "stopped by a STOP file" in (tmp_path / "log").read_text(), 120, "the stop")
         assert cluster.show(job)["JobState"] == "RUNNING"
         table = cluster.run("python", "-m", "tinyimnet", "status", str(tmp_path), COLUMNS="160")
         assert re.search(r"run .* stopped", table), table

@@ -82,5 +82,5 @@ def test_a_job_whose_run_is_not_to_go_on_has_no_successor(
         cluster.until_step(run, 2, job)
         cluster.run("scancel", job)
     cluster.end(job)
-    cluster.wait(lambda: said in log.read_text(), 30, said)
+    cluster.wait(lambda: said in log.read_text(), 120, said)
     assert not cluster.run("squeue", "--noheader", "--states=pending,running")

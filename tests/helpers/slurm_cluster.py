@@ -199,7 +199,7 @@ class Cluster:
 
     def until_requeued(self, job: str) -> None:
         """Wait until a job is requeued, and restore the time limit that `ends_soon` set for all its attempts."""
-        self.wait(lambda: self.show(job)["Restarts"] == "1", 90, f"the requeue of job {job}")
+        self.wait(lambda: self.show(job)["Restarts"] == "1", 240, f"the requeue of job {job}")
         self.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
 
 
@@ -222,10 +222,10 @@ def nodes_are_up(cluster: Cluster) -> Iterator[None]:
     for node in NODES:  # first, because a job does not end on a node that does not answer
         cluster.control("node-start", node)
         cluster.control("net-up", node)
-    cluster.wait(lambda: not cluster.run("squeue", "--noheader"), 60, "the end of all jobs")
+    cluster.wait(lambda: not cluster.run("squeue", "--noheader"), 120, "the end of all jobs")
     cluster.wait(
         lambda: cluster.run("sinfo", "-h", "-N", "-p", "main", "-o", "%t").split() == ["idle"] * 3,
-        60,
+        120,
         "idle nodes",
     )
 
