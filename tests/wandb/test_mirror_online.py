@@ -33,7 +33,7 @@ from tinyimnet.config import Config, TrackingConfig
 from tinyimnet.console import command
 from tinyimnet.run.metrics import STEP
 from tinyimnet.tracking.tracker import Tracker
-from tinyimnet.tracking.uploaded import send_lock
+from tinyimnet.tracking.uploaded import recorded, send_lock
 
 
 @pytest.fixture
@@ -164,6 +164,22 @@ def test_with_no_server_at_the_start_it_goes_offline_under_the_same_id(
     run = on_server(wandb_server, run_dir)
     assert steps(run) == [1, 2]
     assert record.name.endswith(f"-{id}") and run.id == id
+
+
+def test_a_service_that_does_not_end_is_killed_and_the_run_goes_offline(
+    run_dir: Path, wandb_server: WandbServer, capsys, monkeypatch
+) -> None:
+    """wandb.teardown waits without a limit for wandb-core, which after a request without an answer sometimes stays."""
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "3")
+    wandb_server.break_with("hang")
+    tracker = start(run_dir)
+    log(tracker, 1, 2)
+    wait_until(lambda: wandb_server.broken)
+    os.kill(service_of(tracker), signal.SIGSTOP)
+    wait_until(lambda: offline_records(run_dir))
+    tracker.close(0)
+    assert "Recording offline" in capsys.readouterr().out
+    assert recorded(run_dir, run_id(run_dir)).steps == {1, 2}
 
 
 def test_the_stop_button_asks_the_training_to_save_and_end(run_dir: Path, wandb_server: WandbServer) -> None:

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 RESTARTS = 3  # restarts of a mirror that exits by itself
 LEAVE = 15  # seconds that a job needs at its end to be requeued
 CHECK = 60.0  # seconds for `check_start`, of which the server may take 20
-MARGIN = 45  # seconds in addition to tracking.finish_timeout; a mirror that is still starting needs 31
+MARGIN = 45  # seconds in addition to tracking.finish_timeout; a mirror that is still starting needs up to 36
 
 
 class Tracker:
