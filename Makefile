@@ -3,7 +3,7 @@
 # make test           lint, unit and process tests: 6 minutes on 2 cores, no root, no cluster
 # make test-faults    the long fault tests: 100 kills, every signal to every launcher, a full disk: 10 minutes
 # make test-wandb     the tests against a W&B server and in Chromium (installed as root): 5 minutes
-# make test-cluster   the tests on a real Slurm of three nodes on this machine: root, 17 minutes
+# make test-cluster   the tests on a real Slurm of three nodes on this machine: root, 19 minutes
 # make test-cluster SLURM=24.11 TESTS="-m versions tests/cluster"    on Slurm 24.11, only four of the tests
 # make test-gpu       what only a GPU can show, and its speed: 9 minutes; uses PYTHON if there is no .venv (docs/gpu.md)
 # make chaos          random faults on two ranks here and on a Slurm job: root; MINUTES=60 SEED=7

@@ -64,7 +64,8 @@ def test_a_killed_slurmstepd_costs_an_attempt_and_the_end_is_the_same(
     run, log = tmp_path / "run", tmp_path / "log"
     job = cluster.sbatch(TRAIN, tiny_config, f"--run.dir={run}", log=log, SLURM_WAIT="10")
     cluster.until_step(run, 10, job)
-    daemons = [process for process in psutil.process_iter() if f"[{job}.0]" in "".join(process.cmdline())]
+    processes = psutil.process_iter(["cmdline"])  # None for a zombie
+    daemons = [process for process in processes if f"[{job}.0]" in "".join(process.info["cmdline"] or ())]
     assert len(daemons) == 2
     daemons[0].kill()
     assert cluster.end(job) == "COMPLETED", log.read_text()
