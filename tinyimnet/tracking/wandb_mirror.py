@@ -268,8 +268,8 @@ def kill_service() -> None:
     """
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # it has ended
-            name, _, fields = stat.read_text().rpartition(") ")  # PID (NAME) STATE PARENT
-            if name.endswith("(wandb-core") and int(fields.split()[1]) == os.getpid():
+            name, _, fields = stat.read_bytes().rpartition(b") ")  # PID (NAME) STATE PARENT
+            if name.endswith(b"(wandb-core") and int(fields.split()[1]) == os.getpid():
                 os.kill(int(stat.parent.name), signal.SIGKILL)
 
 
