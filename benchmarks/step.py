@@ -3,15 +3,19 @@
 
     python benchmarks/step.py                          # every configuration in configs/
     python benchmarks/step.py tiny1m tiny1m_sprint
+    python benchmarks/step.py --compiled tiny1m        # with train.compile as well; a minute each
 
 Kernels: every operation that torch dispatches in a step of bf16 at 64 px counts as one kernel, a view as none, the
 forward pass of BatchNorm as three, its backward pass and that of a convolution as two. The number does not depend on
 the batch size. Operations on lists of tensors (`_foreach_*`) count as one, though CUDA splits long lists.
+With train.compile, the network's kernels are the calls in the code that Inductor writes for a CPU. For a GPU it may
+split a large reduction, such as one of BatchNorm, in two.
 
 Host: microseconds of one core for everything in a step of 1,024 images that dispatches nothing, minimum of many calls.
 The draw is apart, because a thread of its own makes it during the step before.
 """
 
+import re
 import sys
 import tempfile
 import time
@@ -22,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._inductor.utils import run_and_get_code
 from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -33,6 +38,7 @@ from tinyimnet.config import Config
 from tinyimnet.console import print_table
 from tinyimnet.distributed import process_group
 from tinyimnet.distributed.rendezvous import Rendezvous
+from tinyimnet.model.network import compile_in_place
 from tinyimnet.training.trainer import Trainer
 
 ROUNDS = 300
@@ -44,6 +50,7 @@ VIEWS = {
 }  # fmt: skip
 SEVERAL = {"native_batch_norm": 3, "_native_batch_norm_legit": 3, "native_batch_norm_backward": 2,
            "convolution_backward": 2}  # fmt: skip
+CALLS = re.compile(r"\b(?:cpp_fused_\w+|extern_kernels\.(\w+)|torch\.ops\.aten\.(\w+)\.default)\(")
 
 
 class Kernels(TorchDispatchMode):
@@ -63,13 +70,16 @@ class Kernels(TorchDispatchMode):
 def main(argv: list[str]) -> int:
     """Print a table of all configurations and one of the host's work."""
     torch.set_num_threads(1)
-    names = argv or sorted(file.stem for file in config_cli.CONFIGS.glob("*.yaml"))
+    names = [name for name in argv if name != "--compiled"]
+    names = names or sorted(file.stem for file in config_cli.CONFIGS.glob("*.yaml"))
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             kernels = count(trainer(name, COUNTED, Path(folder)))
             most = ", ".join(f"{operation} {number}" for operation, number in kernels.of.most_common(6))
             rows.append((name, f"{kernels.of.total():>5,} kernels: {most}"))
+            if "--compiled" in argv:
+                rows.append(("", f"{kernels.of.total() - saved(name, Path(folder)):>5,} with train.compile"))
         print_table("kernels of a step", rows)
         made = trainer(names[0], BATCH, Path(folder))
         times = {part: microseconds(work) for part, work in host(made).items()}
@@ -97,6 +107,24 @@ def count(made: Trainer) -> Kernels:
     with Kernels() as kernels:
         made.train_step()
     return kernels
+
+
+def saved(name: str, folder: Path) -> int:
+    """Kernels of a network's forward and backward pass that torch.compile saves."""
+    made = trainer(name, COUNTED, folder)
+    images = torch.randn(COUNTED, 3, 64, 64).to(memory_format=torch.channels_last)
+
+    def pass_through(network: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        with made.accelerator.autocast():
+            output = network(images)
+        output.sum().backward()
+
+    with Kernels() as kernels:
+        pass_through(made.model)
+    compile_in_place(made.bare)
+    _, modules = run_and_get_code(pass_through, made.bare)
+    calls = [call for module in modules for call in CALLS.finditer(module.partition("def call(")[2])]
+    return kernels.of.total() - sum(SEVERAL.get(call[1] or call[2], 1) for call in calls)
 
 
 def host(made: Trainer) -> dict[str, Callable[[], object]]:
