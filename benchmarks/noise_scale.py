@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     model = trained.model.train().requires_grad_()
     model.get_parameter("stem.0.weight").requires_grad_(not settings.model.whiten_stem)
     total, squares = torch.zeros(()), 0.0
-    for step in range(source.total_steps - BATCHES, source.total_steps):  # the last steps are at full resolution
+    for step in range(source.total_steps - BATCHES, source.total_steps):  # the last steps have the largest resolution
         images, targets = source.load(source.draw(step), slice(0, SMALL), step)
         model.zero_grad()
         F.cross_entropy(model(images), targets).backward()

@@ -73,7 +73,7 @@ def _measure(processes: int, argv: list[str]) -> tuple[float, float]:
 
 def _worker(argv: list[str]) -> int:
     settings = config_cli.load(argv, prog="benchmarks/processes.py")
-    settings = replace(settings, augment=replace(settings.augment, start_resolution=64))
+    settings = replace(settings, augment=replace(settings.augment, start_resolution=64, end_resolution=64))
     launcher.map_environment()
     accelerator = process_group.start(settings.train, Rendezvous())
     with tempfile.TemporaryDirectory() as folder:

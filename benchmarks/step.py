@@ -93,7 +93,7 @@ def trainer(name: str, batch: int, folder: Path) -> Trainer:
     config: Config = config_cli.load([f"--config={name}", f"--train.global_batch_size={batch}"])
     config = replace(
         config,
-        augment=replace(config.augment, start_resolution=64),
+        augment=replace(config.augment, start_resolution=64, end_resolution=64),
         train=replace(config.train, device_batch_size=0, init_from="", precision="bf16"),
     )
     made = make_trainer(config, process_group.start(config.train, Rendezvous()), folder)

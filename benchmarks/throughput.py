@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
         argv = ["--config", str(config_cli.CONFIGS / "tiny1m_cpu.yaml"), *argv]
     settings = config_cli.load(argv, prog="benchmarks/throughput.py")
     # One resolution throughout: with progressive resizing the variants would differ in their arithmetic.
-    settings = replace(settings, augment=replace(settings.augment, start_resolution=64))
+    settings = replace(settings, augment=replace(settings.augment, start_resolution=64, end_resolution=64))
     accelerator = process_group.start(settings.train, Rendezvous())
     batch, device = settings.train.global_batch_size, accelerator.device
     with tempfile.TemporaryDirectory() as folder:

@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     if not any(arg.startswith("--config") for arg in argv):
         argv = ["--config", str(config_cli.CONFIGS / "smoke.yaml"), *argv]
     settings = config_cli.load(argv, prog="benchmarks/tracking.py")
-    settings = replace(settings, augment=replace(settings.augment, start_resolution=64))
+    settings = replace(settings, augment=replace(settings.augment, start_resolution=64, end_resolution=64))
     accelerator = process_group.start(settings.train, Rendezvous())
     taken: dict[str, list[float]] = {mode: [] for mode in MODES}
     calls: list[float] = []

@@ -106,6 +106,11 @@ class AugmentConfig:
     """Pixels of an image of 64 px in the first step, in proportion for other sizes; 64: no progressive resizing."""
     full_resolution_from: float = 0.8
     """Fraction of the steps at which the resolution, raised by an eighth of the full one at a time, is full."""
+    end_resolution: int = 64
+    """Pixels of an image of 64 px in the last steps and whenever the network is used after them, in proportion for
+    other sizes; 64: no upsampling."""
+    end_resolution_from: float = 0.9
+    """Fraction of the steps after which the resolution is end_resolution, if that is above 64."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def trainer(name: str, batch: int, folder: Path, precision: str = "bf16", **opti
     AcceleratorState._reset_state(reset_partial_state=True)  # the trainer before may have had another precision
     config = config_cli.load([f"--config={name}", f"--train.global_batch_size={batch}"])
     train = replace(config.train, device_batch_size=0, init_from="", precision=precision, **options)
-    augment = replace(config.augment, start_resolution=64)
+    augment = replace(config.augment, start_resolution=64, end_resolution=64)
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = process_group.start(train, Rendezvous())
     return make_trainer(replace(config, train=train, augment=augment), accelerator, folder)

@@ -34,6 +34,8 @@ EVERYTHING = {
     "augment__cutmix_probability": 0.4,
     "augment__label_smoothing": 0.1,
     "augment__start_resolution": 48,
+    "augment__end_resolution": 80,
+    "augment__end_resolution_from": 0.8,
     "model__drop_path": 0.2,
     "model__whiten_stem": True,
     "optim__name": "muon",

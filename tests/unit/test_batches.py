@@ -1,5 +1,7 @@
 """Order and augmentation are functions of (seed, step) and do not depend on the number of processes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -129,19 +131,31 @@ def test_augment_flip_enables_mirroring(flip: bool) -> None:
     assert source.draw(0).views[:, 3].any() == flip
 
 
+def growing(start: int, full_from: float) -> AugmentConfig:
+    return AugmentConfig(start_resolution=start, full_resolution_from=full_from)
+
+
 def test_resolution_grows_in_steps_of_8_and_is_full_for_the_last_part() -> None:
-    assert step_resolutions(40, 0.8, 10).tolist() == [40, 40, 40, 48, 48, 48, 56, 56, 64, 64]
-    assert step_resolutions(40, 0.0, 2).tolist() == step_resolutions(64, 0.8, 2).tolist() == [64, 64]
+    assert step_resolutions(growing(40, 0.8), 10).tolist() == [40, 40, 40, 48, 48, 48, 56, 56, 64, 64]
+    assert step_resolutions(growing(40, 0.0), 2).tolist() == step_resolutions(growing(64, 0.8), 2).tolist() == [64, 64]
+    assert step_resolutions(growing(32, 1.0), 20).max() == 56
 
 
 @pytest.mark.parametrize(("size", "expected"), [(32, [16, 20, 24, 28, 32]), (84, [42, 52, 63, 73, 84])])
 def test_images_of_another_size_follow_the_schedule_in_proportion(size: int, expected: list[int]) -> None:
-    assert step_resolutions(32, 0.8, 5, size).tolist() == expected
-    assert step_resolutions(64, 0.8, 2, size).tolist() == [size, size]
+    assert step_resolutions(growing(32, 0.8), 5, size).tolist() == expected
+    assert step_resolutions(growing(64, 0.8), 2, size).tolist() == [size, size]
+
+
+@pytest.mark.parametrize(("size", "end"), [(64, 80), (96, 120), (84, 105)])
+def test_the_last_steps_may_be_above_the_size_of_the_images(size: int, end: int) -> None:
+    config = replace(growing(64, 0.8), end_resolution=80)
+    assert step_resolutions(config, 20, size).tolist() == [size] * 18 + [end] * 2
+    assert step_resolutions(replace(config, end_resolution_from=0.5), 4, size).tolist() == [size, size, end, end]
 
 
 def test_work_left_counts_pixels_and_not_steps() -> None:
-    sizes = step_resolutions(32, 0.5, 8)
+    sizes = step_resolutions(growing(32, 0.5), 8)
     assert sizes.tolist() == [32, 40, 48, 56, 64, 64, 64, 64]
     assert work_left(sizes, 1, 3) == (56**2 + 4 * 64**2) / (40**2 + 48**2)
     assert work_left(sizes, 0, 8) == 0
@@ -149,10 +163,17 @@ def test_work_left_counts_pixels_and_not_steps() -> None:
 
 @pytest.mark.parametrize("size", [32, 64, 128])
 def test_a_batch_has_the_resolution_of_its_step(size: int) -> None:
-    source = train_batches(config=AugmentConfig(start_resolution=32, full_resolution_from=0.5), size=size)
+    config = replace(growing(32, 0.5), end_resolution=128, end_resolution_from=0.8)
+    source = train_batches(config=config, size=size)
     shapes = [source.load(source.draw(step), slice(0, 4), step)[0].shape[-1] for step in range(6)]
-    assert shapes == [n * size // 8 for n in (4, 5, 6, 8, 8, 8)] == [source.resolution(step) for step in range(6)]
-    assert source.resolution(6) == size  # after the last step, as `inspect --step` may request
+    assert shapes == [n * size // 8 for n in (4, 5, 6, 8, 8, 16)] == [source.resolution(step) for step in range(6)]
+
+
+def test_after_the_last_step_the_resolution_is_at_least_the_images_own() -> None:
+    """The last evaluation uses it, and `inspect --step` may ask for it."""
+    config = growing(32, 1.0)
+    assert [train_batches(config=config).resolution(step) for step in (5, 6)] == [56, 64]
+    assert train_batches(config=replace(config, end_resolution=72, end_resolution_from=0.5)).resolution(6) == 72
 
 
 @pytest.mark.parametrize("count", [96, 48, 20])

@@ -57,6 +57,11 @@ def test_an_image_needs_memory_in_proportion_to_its_pixels() -> None:
     assert large / whole == pytest.approx(9 / 4, rel=0.02)
 
 
+def test_the_estimate_is_for_the_largest_resolution() -> None:
+    end = settings(augment__end_resolution=96)
+    assert memory.footprint(end, tiny_imagenet()).per_image == memory.footprint(settings(), tiny_imagenet(96)).per_image
+
+
 def test_an_estimate_draws_no_random_numbers() -> None:
     torch.manual_seed(0)
     expected = torch.rand(1)

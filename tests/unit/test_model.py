@@ -76,7 +76,7 @@ def test_stages_halve_the_resolution_and_the_summary_counts_everything(kind: Mod
     assert rows["stem"].macs == 64 * 64 * 16 * 3 * 9
 
 
-@pytest.mark.parametrize("size", [*range(8, 65, 4), 73, 84, 128])
+@pytest.mark.parametrize("size", [*range(8, 65, 4), 73, 84, 128, 256])
 def test_every_training_resolution_fits_through_every_stage(size: int) -> None:
     model = build_model(replace(SMALL, widths=(8, 8, 8, 8), depths=(1, 1, 1, 1), stem_stride=2), 10)
     assert model(torch.randn(2, 3, size, size)).shape == (2, 10)

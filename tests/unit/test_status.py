@@ -207,13 +207,14 @@ def test_before_the_first_step_it_follows_from_images_per_second(make_run) -> No
 
 
 def test_the_time_left_counts_the_pixels_of_the_remaining_steps(make_run) -> None:
-    config = "{train: {global_batch_size: 100}, augment: {start_resolution: 32, full_resolution_from: 0.5}}"
+    growing = "start_resolution: 32, full_resolution_from: 0.5, end_resolution: 80"
+    config = f"{{train: {{global_batch_size: 100}}, augment: {{{growing}}}}}"
     files = {
         "attempts__jsonl": [attempt(started=5000)],
         "metrics__jsonl": [{STEP: 600, "perf/images_per_s": 200.0}],
     }
     run = read_record(make_run("a", config, **files))
-    rest = 32**2 * 25 + 625 * (40**2 + 48**2 + 56**2) + 2500 * 64**2
+    rest = 32**2 * 25 + 625 * (40**2 + 48**2 + 56**2) + 2000 * 64**2 + 500 * 80**2
     assert status.seconds_left(run, now=5600) == 600 * rest / (32**2 * 600)
     assert status.seconds_left(run, now=4000) == 100 / 200 * rest / 32**2
 

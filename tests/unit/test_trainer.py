@@ -21,7 +21,7 @@ from tinyimnet.training.trainer import Trainer
 
 
 @pytest.mark.parametrize("precision, optimizer", [("fp32", "sgd"), ("bf16", "sgd"), ("fp32", "muon")])
-@pytest.mark.parametrize("stop_at", [3, 6, 7])  # in an epoch, at its end, after it
+@pytest.mark.parametrize("stop_at", [3, 6, 7, 11])  # in an epoch, at its end, after it, at the end resolution
 def test_a_resumed_run_equals_an_undisturbed_run(precision, optimizer, stop_at, trainer, tmp_path, monkeypatch) -> None:
     overrides = {**EVERYTHING, "train__precision": precision, "optim__name": optimizer}
     whole = trainer(**overrides, run__dir=tmp_path / "whole")
@@ -219,14 +219,15 @@ def test_evaluation_leaves_training_as_it_was(trainer) -> None:
     assert set(first) == {f"val/{kind}{name}" for kind in ("", "ema_") for name in ("top1", "top5", "loss")}
 
 
-def test_evaluation_uses_the_resolution_of_the_last_step(trainer, monkeypatch) -> None:
-    made = trainer(augment__start_resolution=32, augment__full_resolution_from=1.0)
+@pytest.mark.parametrize(("keys", "last"), [({}, 64), ({"augment__end_resolution": 72}, 72)])
+def test_evaluation_uses_the_resolution_of_the_last_step(keys: dict, last: int, trainer, monkeypatch) -> None:
+    made = trainer(augment__start_resolution=32, augment__full_resolution_from=1.0, **keys)
     sizes = []
     monkeypatch.setattr(made.evaluator, "measure", lambda *_, resolution: sizes.append(resolution) or {})
     for step in (1, made.total_steps // 2 + 1, made.total_steps):
         made.state.step = step
         made.validate()
-    assert sizes == [32, 32, 48, 48, 64, 64]
+    assert sizes == [32, 32, 48, 48, last, last]
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
@@ -263,11 +264,11 @@ def test_a_run_says_how_many_graphs_it_compiles_and_when(trainer, monkeypatch, c
     compile_it = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda model, **_: compile_it(model, backend="eager"))
     settings = {"train__compile": True, "augment__start_resolution": 48, "augment__full_resolution_from": 0.8}
-    trainer(**settings).fit()
+    trainer(**settings, augment__end_resolution=72).fit()
     said = [line for line in capsys.readouterr().out.splitlines() if "compile" in line]
-    assert said[0] == "torch.compile makes 3 graphs, before the first step at 48, 56, 64 px"
+    assert said[0] == "torch.compile makes 4 graphs, before the first step at 48, 56, 64, 72 px"
     places = [re.sub(r" in \d+ s", "", line) for line in said[1:]]
-    assert places == [f"compiled for {size} px, {left} to come" for size, left in ((48, 2), (56, 1), (64, 0))]
+    assert places == [f"compiled for {size} px, {left} to come" for size, left in ((48, 3), (56, 2), (64, 1), (72, 0))]
 
 
 def test_a_resumed_run_compiles_only_for_the_resolutions_to_come(trainer) -> None:

@@ -40,7 +40,7 @@ def main(args: argparse.Namespace) -> int:
         ("top-5", f"{results['top5']:.2f} %"),
         ("loss", f"{results['loss']:.4f}"),
         ("calibration error (ECE)", f"{results['ece']:.2f} %"),
-        ("images", f"{results['images']:,} ({split}, tta {args.tta})"),
+        ("images", f"{results['images']:,} ({split}, {trained.resolution} px, tta {args.tta})"),
         ("weights", f"{trained.origin}, step {trained.step:,}"),
         ("written", f"{out}: {', '.join(sorted(file.name for file in out.iterdir()))}"),
     ]

@@ -4,7 +4,8 @@ tinyimnet export runs/tiny1m --out model.onnx                             # need
 tinyimnet export results/tiny1m_cpu.safetensors --format torch --out model.pt2
 
 It takes `images`, (N, S, S, 3) uint8 RGB of any N and of the S px of the training images, and gives their
-`probabilities`, (N, K) float32; the normalisation is inside. The class names are in the metadata.
+`probabilities`, (N, K) float32; resizing to the resolution of the network and normalisation are inside. The class names
+are in the metadata.
 """
 
 import argparse

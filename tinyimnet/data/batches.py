@@ -223,8 +223,7 @@ class TrainBatches:
         self.normalise = augment.Normalise(mean, std, images.device)
         self.config, self.seed = config, seed
         self.total_steps = epochs * self.steps_per_epoch
-        schedule = config.start_resolution, config.full_resolution_from
-        self.resolutions = step_resolutions(*schedule, self.total_steps, self.image_size)
+        self.resolutions = step_resolutions(config, self.total_steps, self.image_size)
         self.global_batch_size = global_batch_size
         # Draws the next step during this one: a batch of 1,024 takes 0.3 ms, which the device would wait for.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="draw")
@@ -262,8 +261,8 @@ class TrainBatches:
         return draw(self.config, samples, flip, self.seed, step, mix=mix, size=self.image_size)
 
     def resolution(self, step: int) -> int:
-        """Resolution of `step` in pixels; full resolution after the last step."""
-        return int(self.resolutions[step]) if step < self.total_steps else self.image_size
+        """Resolution of `step` in pixels; after the last step, that at which the network is used."""
+        return int(self.resolutions[step] if step < self.total_steps else max(self.image_size, self.resolutions[-1]))
 
     def work_left(self, since: int, step: int) -> float:
         """Work from `step` to the end, as a multiple of the work from `since` to `step`."""

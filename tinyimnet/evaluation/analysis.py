@@ -40,7 +40,7 @@ class Pair:
 
 
 def log_probabilities(trained: Trained, images: np.ndarray, *, flip: bool = False) -> Tensor:
-    """Compute log-probabilities on the device of the network; returns (N, K) float32 on the CPU.
+    """Compute log-probabilities on the device of the network, at its resolution; returns (N, K) float32 on the CPU.
 
     Args:
         trained: the network.
@@ -56,6 +56,7 @@ def log_probabilities(trained: Trained, images: np.ndarray, *, flip: bool = Fals
         normalise,
         precision=trained.precision,
         flip=flip,
+        resolution=trained.resolution,
     )
     return torch.cat([piece.cpu() for _, piece in pieces])
 
@@ -115,6 +116,7 @@ def write(
         "loss": F.nll_loss(log_probabilities.double(), torch.from_numpy(labels)).item(),
         "ece": expected_calibration_error(bins),
         "images": len(labels),
+        "resolution": trained.resolution,
         "split": split,
         "tta": tta,
         "weights": str(trained.origin),

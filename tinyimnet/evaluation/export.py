@@ -1,7 +1,7 @@
 """A network as one file that runs without this package: ONNX, or a program of torch.export.
 
 Input `images` (N, S, S, 3) uint8 RGB, output `probabilities` (N, K) float32, for any N and the S px of the training
-images; the normalisation is inside.
+images; resizing to the resolution of the network and normalisation are inside.
 The metadata of the file hold two JSON lists in label order: `names`, readable, and `classes`, the ids.
 """
 
@@ -14,6 +14,7 @@ from importlib import import_module
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyimnet.errors import UserError
@@ -22,6 +23,31 @@ from tinyimnet.evaluation.weights import Trained
 
 FORMATS = {"onnx": ".onnx", "torch": ".pt2"}  # and the suffix of the file
 TOLERANCE = 1e-4  # of a probability; rounding in fp32 gives 1e-6
+
+
+class Resize(nn.Module):
+    """Resize (N, C, S, S) float32 pixels from 0 to 255 to R px with the bits of augment.resize on a CPU.
+
+    ONNX has such a filter too, but with it ONNX Runtime gives 0.5 % of the pixels another value. Here each axis is a
+    product with integer weights, rounded and clipped. The sums are below 2**24, so float32 holds them exactly.
+    """
+
+    weights: Tensor
+
+    def __init__(self, size: int, resolution: int):
+        super().__init__()
+        axis = torch.eye(size, dtype=torch.float64)[None, None]
+        weights = F.interpolate(axis, size=(resolution, size), mode="bicubic", antialias=True)[0, 0]
+        # torch scales the largest weight for uint8 to 15 bits (compute_index_ranges_int16_weights, UpSampleKernel.cpp).
+        bits = next(bits for bits in range(22) if int(0.5 + weights.max().item() * 2 ** (bits + 1)) >= 2**15)
+        self.one = 2.0**bits
+        self.register_buffer("weights", (weights * self.one).round().float())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Resize first the rows, then the columns."""
+        for _ in range(2):
+            images = (self.weights @ images.transpose(2, 3) / self.one + 0.5).floor().clamp(0, 255)
+        return images
 
 
 class Classifier(nn.Module):
@@ -33,12 +59,14 @@ class Classifier(nn.Module):
     def __init__(self, trained: Trained):
         super().__init__()
         self.network = trained.model
+        same = trained.resolution == trained.image_size
+        self.resize = nn.Identity() if same else Resize(trained.image_size, trained.resolution)
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(getattr(trained, name)).mul(255).view(3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the probabilities of `images`."""
-        pixels = images.movedim(3, 1).float()
+        pixels = self.resize(images.movedim(3, 1).float())
         return self.network((pixels - self.mean) / self.std).softmax(1)
 
 

@@ -32,7 +32,7 @@ def model_card(config: dict[str, Any], info: dict[str, Any], results: dict[str, 
 
 A convolutional network for {info["classes"]} classes of {size} x {size} images, trained {origin(recipe)}.
 It has {info["parameters"]:,} parameters and needs {info["macs"] / 1e6:.1f} million multiply-accumulates per image.
-
+{_upsampling(size, info["resolution"])}
 ## Results
 
 Measured on {info["val_images"]:,} {judges} that were not used for training:
@@ -58,7 +58,7 @@ Use the code of commit {code}:
 from pathlib import Path
 from tinyimnet.evaluation.weights import load_trained
 
-trained = load_trained(Path("final.safetensors"))  # .model in eval mode, .classes, .names, .mean, .std
+trained = load_trained(Path("final.safetensors"))  # .model in eval mode, .resolution, .classes, .names, .mean, .std
 ```
 
 `tinyimnet predict final.safetensors --images FOLDER --out labels.csv` classifies a folder of images.
@@ -111,6 +111,11 @@ def _best(results: dict[str, Any]) -> str:
     row = "| best.safetensors, EMA weights of the best epoch, selected on these images "
     row += "| {best_step:,} | {best_ema_top1:.2f} % | |\n"
     return row.format(**results) if "best_step" in results else ""
+
+
+def _upsampling(size: int, resolution: int) -> str:
+    sees = f"It sees images enlarged to {resolution} x {resolution}; the commands and exported files below do that.\n"
+    return sees if resolution != size else ""
 
 
 def origin(recipe: dict[str, Any]) -> str:

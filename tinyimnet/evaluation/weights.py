@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tinyimnet.config import Config, ModelConfig
 from tinyimnet.console import console
 from tinyimnet.data.dataset import IMAGE_SIZE, Dataset
+from tinyimnet.data.resolution import run_resolutions
 from tinyimnet.errors import UserError
 from tinyimnet.files import check_readable, exists, no_such, write_atomically
 from tinyimnet.model.batchnorm import float_buffers, unflatten
@@ -39,6 +40,7 @@ class Trained:
         architecture: its ModelConfig as a dictionary, with the resolved width.
         fit: how images of other sizes were scaled, one of images.FITS, or None.
         image_size: width and height in px of the images that the network was trained on.
+        resolution: width and height in px to which they are resized before the network sees them.
     """
 
     model: nn.Module
@@ -52,10 +54,16 @@ class Trained:
     architecture: dict[str, Any]
     fit: str | None = None
     image_size: int = IMAGE_SIZE
+    resolution: int = IMAGE_SIZE
 
 
 def metadata_of(config: Config, dataset: Dataset) -> dict:
-    """Metadata stored with weights, except the step."""
+    """Metadata stored with weights, except the step.
+
+    A network is used at the resolution of its last training step, but at least at that of the images.
+    """
+    resolutions = run_resolutions(config, dataset)
+    resolution = max(dataset.image_size, int(resolutions[-1]))
     return {
         # Stores the resolved width: a later width search may find a different one.
         "model": asdict(resolve_width(config.model, len(dataset.classes))),
@@ -66,6 +74,8 @@ def metadata_of(config: Config, dataset: Dataset) -> dict:
         "std": dataset.std,
         "fit": dataset.fit,
         "image_size": dataset.image_size,
+        "resolution": resolution,
+        "resolution_after": int((resolutions < resolution).sum()),  # steps at lower resolutions
         "data": dataset.digest,
     }
 
@@ -189,7 +199,12 @@ def _rebuild(origin: Path, step: int, metadata: dict, tensors: dict[str, Tensor]
 
 
 def as_trained(model: nn.Module, origin: Path, step: int, metadata: dict) -> Trained:
-    """Combine a network with its metadata."""
+    """Combine a network with its metadata.
+
+    Weights from before the run reached its last resolution, as the best ones may be, are for the images as they are.
+    """
+    size = metadata.get("image_size", IMAGE_SIZE)  # absent from older files, as the resolution and the fit are
+    reached = step > metadata.get("resolution_after", 0)
     return Trained(
         model=model,
         origin=origin,
@@ -200,6 +215,7 @@ def as_trained(model: nn.Module, origin: Path, step: int, metadata: dict) -> Tra
         std=tuple(metadata["std"]),
         precision=metadata["precision"],
         architecture=metadata["model"],
-        fit=metadata.get("fit"),  # absent from older files, as the size is
-        image_size=metadata.get("image_size", IMAGE_SIZE),
+        fit=metadata.get("fit"),
+        image_size=size,
+        resolution=metadata.get("resolution", size) if reached else size,
     )

@@ -9,8 +9,9 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Group
@@ -20,9 +21,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tinyimnet import cli, errors
-from tinyimnet.config import runs_root
+from tinyimnet.config import AugmentConfig, runs_root
 from tinyimnet.console import clock, console
-from tinyimnet.data.dataset import IMAGE_SIZE
 from tinyimnet.data.resolution import step_resolutions, work_left
 from tinyimnet.errors import UserError
 from tinyimnet.launch import runs
@@ -121,14 +121,15 @@ def seconds_left(run: Record, now: float) -> float | None:
         if not (speed and speed > 0 and isinstance(batch, int)):
             return None
         since, elapsed = run.step - 1, batch / speed
-    start_resolution, full_resolution_from = (
-        config.get(f"augment.{key}") for key in ("start_resolution", "full_resolution_from")
-    )
-    if not (isinstance(start_resolution, int) and isinstance(full_resolution_from, int | float)):
-        start_resolution, full_resolution_from = IMAGE_SIZE, 0
-    return elapsed * work_left(
-        step_resolutions(start_resolution, full_resolution_from, attempt.total_steps), since, run.step
-    )
+    return elapsed * work_left(step_resolutions(_schedule(config), attempt.total_steps), since, run.step)
+
+
+def _schedule(config: dict[str, Any]) -> AugmentConfig:
+    """The keys of a flat configuration that `step_resolutions` reads; the defaults if one is damaged."""
+    defaults = AugmentConfig()
+    names = ("start_resolution", "full_resolution_from", "end_resolution", "end_resolution_from")
+    values = {name: config.get(f"augment.{name}", getattr(defaults, name)) for name in names}
+    return replace(defaults, **values) if all(isinstance(v, int | float) for v in values.values()) else defaults
 
 
 def _cells(run: Record, live: dict[str, Job], ended: dict[str, str]) -> tuple[str, ...]:

@@ -177,7 +177,7 @@ def build_model(config: ModelConfig, n_classes: int, seed: int = 0) -> Network:
 
 
 def compile_in_place(model: nn.Module) -> None:
-    """Have torch.compile make one graph for each of at most 7 resolutions; in place, to keep the weight names.
+    """Have torch.compile make one graph for each of at most 8 resolutions; in place, to keep the weight names.
 
     `deterministic` stops Inductor from choosing kernels by timing: another node may choose one that rounds differently.
     """

@@ -12,7 +12,7 @@ from tinyimnet.config import Config, TrainConfig
 from tinyimnet.console import console
 from tinyimnet.data.batches import micro_batches
 from tinyimnet.data.dataset import IMAGE_SIZE, Dataset
-from tinyimnet.data.resolution import step_resolutions
+from tinyimnet.data.resolution import run_resolutions
 from tinyimnet.distributed.rendezvous import Rendezvous
 from tinyimnet.errors import UserError
 from tinyimnet.evaluation.inference import autocast
@@ -64,9 +64,7 @@ def check(config: Config, dataset: Dataset, rendezvous: Rendezvous) -> None:
 def footprint(config: Config, dataset: Dataset) -> Footprint:
     """Estimate the memory of a run on `dataset`; the forward passes on the CPU take 0.1 to 0.3 s."""
     network = build_model(config.model, len(dataset.classes))
-    steps = config.train.epochs * (len(dataset.labels["train"]) // config.train.global_batch_size)
-    schedule = config.augment.start_resolution, config.augment.full_resolution_from
-    resolution = int(step_resolutions(*schedule, max(1, steps), dataset.image_size)[-1])
+    resolution = int(run_resolutions(config, dataset)[-1])  # the largest one
     arrays = [*(of[split] for of in (dataset.images, dataset.labels) for split in ("train", "val"))]
     resident = sum(array.nbytes for array in arrays)
     if dataset.soft_labels is not None:
@@ -74,7 +72,7 @@ def footprint(config: Config, dataset: Dataset) -> Footprint:
     return Footprint(
         fixed=resident + 4 * COPIES * count_parameters(network) + LIBRARIES,
         per_image=int(TEMPORARY * saved_per_image(network, resolution, config.train.precision))
-        + BATCH * dataset.image_size**2 // IMAGE_SIZE**2,
+        + BATCH * max(resolution, dataset.image_size) ** 2 // IMAGE_SIZE**2,
     )
 
 

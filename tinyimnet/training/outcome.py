@@ -77,7 +77,8 @@ def finish(run_dir: Path, trainer: Trainer) -> dict[str, float | int]:
 
     Returns on the main process the results that are not in the metrics: size, length, flip averaging, calibration.
     """
-    flipped = trainer.evaluator.measure(trainer.ema.module, "val/ema_", flip=True)
+    resolution = trainer.batches.resolution(trainer.total_steps)
+    flipped = trainer.evaluator.measure(trainer.ema.module, "val/ema_", flip=True, resolution=resolution)
     network = trainer.evaluator.consolidated(trainer.ema.module)
     if not trainer.accelerator.is_main_process:
         return {}

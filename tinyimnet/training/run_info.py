@@ -33,13 +33,14 @@ def describe(trainer: Trainer, ranks: list[RankInfo]) -> dict[str, Any]:
         ranks: what each rank reported to the preflight (preflight.check).
     """
     commit, modified = git_state()
-    size = trainer.batches.image_size
+    resolution = trainer.batches.resolution(trainer.total_steps)
     return {
         "parameters": count_parameters(trainer.bare),
-        "image_size": size,
+        "image_size": trainer.batches.image_size,
+        "resolution": resolution,  # at which the network is used
         # For one image. Counted on the EMA copy: a network that torch.compile meets during operation counting is
         # not compiled again in this process (pytorch issue 190286).
-        "macs": count_macs(cast(Network, trainer.ema.module), size),
+        "macs": count_macs(cast(Network, trainer.ema.module), resolution),
         # Not "data": W&B shows this value beside the configuration, which has a section of that name.
         "dataset": as_utf8(Path(trainer.config.data.root).name),
         "dataset_digest": trainer.state.metadata["data"],

@@ -245,10 +245,10 @@ class Trainer:
         """Metrics of the raw and the averaged weights on the validation set.
 
         They are measured at the resolution of the last step: a network trained only at 32 to 56 px loses 10 points at
-        64 px (trial 10 in docs/experiments.md). At the end of the run they are measured at full resolution.
+        64 px (trial 10 in docs/experiments.md). At the end of the run they are measured as they will be used.
         """
         last = self.step == self.total_steps
-        resolution = self.batches.image_size if last else self.batches.resolution(self.step - 1)
+        resolution = self.batches.resolution(self.step if last else self.step - 1)
         raw = self.evaluator.measure(self.bare, "val/", resolution=resolution)
         return raw | self.evaluator.measure(self.ema.module, "val/ema_", resolution=resolution)
 
