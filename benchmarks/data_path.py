@@ -99,7 +99,8 @@ def _from_array(images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[Tensor
         config=config.AugmentConfig(crop_padding=PADDING), seed=0, epochs=1, global_batch_size=BATCH,
     )  # fmt: skip
     for step in itertools.count():
-        yield source.load(source.draw(step), slice(0, BATCH), step)
+        pixels, targets = source.load(source.draw(step), slice(0, BATCH), step)
+        yield pixels, targets.labels
 
 
 def _from_files(images: np.ndarray, labels: np.ndarray, folder: Path) -> Iterator[tuple[Tensor, Tensor]]:

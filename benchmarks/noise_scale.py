@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
     for step in range(source.total_steps - BATCHES, source.total_steps):  # the last steps have the largest resolution
         images, targets = source.load(source.draw(step), slice(0, SMALL), step)
         model.zero_grad()
-        F.cross_entropy(model(images), targets).backward()
+        F.cross_entropy(model(images), targets.labels).backward()
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         total, squares = total + gradient / BATCHES, squares + gradient.square().sum().item() / BATCHES
     large, exact = SMALL * BATCHES, total.square().sum().item()

@@ -103,6 +103,9 @@ def make_trainer(settings: config.Config, accelerator, folder: Path) -> Trainer:
     """Build the real trainer on synthetic images, with a schedule that outlasts the measurement."""
     settings = replace(settings, train=replace(settings.train, epochs=ENDLESS))
     dataset = make_dataset(folder, 4 * settings.train.global_batch_size)
+    if settings.data.soft_labels:
+        uniform = np.zeros((len(dataset.labels["train"]), len(dataset.classes)), np.float16)
+        dataset = replace(dataset, soft_labels=uniform)
     (folder / "checkpoints").mkdir(exist_ok=True)
     tracker = Tracker(folder, settings.tracking)
     saver = Saver(folder / "checkpoints", keep=1, before=lambda: None)

@@ -8,11 +8,13 @@ from pathlib import Path
 # One thread per test: two workers with two threads each on two cores mostly wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
 import pytest
 
 from helpers import here
 from helpers.program import small_run
-from tinyimnet.data import synthetic
+from tinyimnet.data import soft_labels, synthetic
+from tinyimnet.data.dataset import open_dataset
 
 # The tests count processes, not GPUs, so they run on the CPU even where there are GPUs.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -33,6 +35,15 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data") / "tiny"
     synthetic.prepare_synthetic(root, train_per_class=1, val_per_class=1, test_per_class=1)
     return root
+
+
+@pytest.fixture(scope="session")
+def teacher_logits(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of soft labels for tiny_data: random logits."""
+    file = tmp_path_factory.mktemp("teacher") / "logits.safetensors"
+    logits = np.random.default_rng(0).normal(-5, 3, (200, 200))
+    soft_labels.write(file, logits, open_dataset(tiny_data, verify=False), ["random"])
+    return file
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ COMMANDS = {
     "evaluate": "accuracy, calibration and confused classes of a run",
     "predict": "write labels for images as CSV or JSON lines",
     "export": "write a network as one ONNX or torch file",
-    "soft-labels": "save teacher probabilities for distillation",
+    "soft-labels": "save teacher logits for distillation",
     "report": "write an HTML page of a run, of several, or of a folder",
     "seeds": "mean and standard deviation over seeds",
     "tensorboard": "write event files for TensorBoard",

@@ -45,7 +45,7 @@ class DataConfig:
     stage: str = ""
     """Node-local folder, such as /dev/shm, to copy the arrays to once; empty: read them in place."""
     soft_labels: str = ""
-    """File of teacher probabilities (`tinyimnet soft-labels`) for distillation; empty: none."""
+    """File of teacher logits (`tinyimnet soft-labels`) for distillation; empty: none."""
     tune_split: bool = False
     """Validate on a fixed 5 % of the training images of each class, held out: for choosing hyperparameters."""
 
@@ -101,7 +101,12 @@ class AugmentConfig:
     label_smoothing: float = 0.0
     """Share of each target that is uniform over all classes."""
     soft_label_weight: float = 0.5
-    """Share of each target that comes from data.soft_labels, if set."""
+    """w in the loss (1 - w) CE(labels) + w T^2 CE(soft labels), with data.soft_labels; any ratio a : b of the two terms
+    is w = b / (a + b), so the 0.1 : 9 of Sun et al. (arXiv 2403.01427) is 0.989."""
+    soft_label_temperature: float = 1.0
+    """T: divides the logits of the network and of data.soft_labels in the second term."""
+    soft_label_standardise: bool = False
+    """Give both logits of each image mean 0 and standard deviation 1 before the temperature."""
     start_resolution: int = 64
     """Pixels of an image of 64 px in the first step, in proportion for other sizes; 64: no progressive resizing."""
     full_resolution_from: float = 0.8

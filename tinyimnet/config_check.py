@@ -41,6 +41,7 @@ def check(config: Config) -> None:
         ("augment.mix_until", 0 <= augment.mix_until <= 1, share),
         ("augment.label_smoothing", 0 <= augment.label_smoothing < 1, "at least 0 and below 1"),
         ("augment.soft_label_weight", 0 < augment.soft_label_weight <= 1, "above 0 and at most 1"),
+        ("augment.soft_label_temperature", 0 < augment.soft_label_temperature < float("inf"), "positive"),
         ("augment.start_resolution", augment.start_resolution in range(16, 65, 8),
          "a multiple of 8 between 16 and 64 px"),
         ("augment.full_resolution_from", 0 <= augment.full_resolution_from <= 1, share),

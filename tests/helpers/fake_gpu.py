@@ -78,7 +78,8 @@ def move(module: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool 
 
 def trainer(name: str, precision: str, folder: Path) -> Trainer:
     """The trainer of a configuration, on the fake device."""
-    config = config_cli.load([f"--config={name}", "--train.global_batch_size=16"])
+    soft = ["--augment.soft_label_temperature=3", "--augment.soft_label_standardise=true"]  # if it has soft labels
+    config = config_cli.load([f"--config={name}", "--train.global_batch_size=16", *soft])
     train = replace(config.train, device_batch_size=8, init_from="", precision=precision)
     accelerator = process_group.start(train, Rendezvous())
     if precision == "fp16":  # Accelerate supports it on devices that it knows

@@ -6,7 +6,7 @@ import pytest
 
 from helpers.here import RANK
 from tinyimnet import config_cli
-from tinyimnet.data.dataset import open_dataset
+from tinyimnet.data.loading import ready_dataset
 from tinyimnet.distributed import process_group
 from tinyimnet.distributed.preemption import StopRequest
 from tinyimnet.distributed.rendezvous import Rendezvous
@@ -30,7 +30,7 @@ def trainer(arguments, tmp_path: Path):
             made = Trainer(
                 settings,
                 process_group.start(settings.train, Rendezvous()),
-                open_dataset(Path(settings.data.root), verify=False),
+                ready_dataset(settings.data, Rendezvous()),
                 saved=saved,
                 tracker=tracker,
                 saver=Saver(run_dir / "checkpoints", keep=2, before=tracker.flush),

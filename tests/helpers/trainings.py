@@ -41,6 +41,8 @@ EVERYTHING = {
     "optim__name": "muon",
     "optim__clip_grad_norm": 1.0,
 }
+# With a fixture's file as data__soft_labels.
+DISTILLED = {"augment__soft_label_temperature": 3.0, "augment__soft_label_standardise": True}
 
 
 class Death(NamedTuple):

@@ -28,8 +28,9 @@ def test_the_step_of_every_configuration_stays_on_the_device(name: str, precisio
     assert code == 0, error
 
 
-def test_a_step_of_the_smallest_one_stays_on_the_device() -> None:
-    code, error = step("smoke", "bf16")
+@pytest.mark.parametrize("name", ["smoke", "tiny1m_cpu_distilled"])
+def test_a_step_stays_on_the_device(name: str) -> None:
+    code, error = step(name, "bf16")
     assert code == 0, error
 
 

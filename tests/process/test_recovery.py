@@ -13,6 +13,7 @@ from torch import nn
 
 from helpers.program import ACCELERATE, REPO, small_run
 from helpers.trainings import (
+    DISTILLED,
     EVERYTHING,
     MOMENTS,
     SERVER,
@@ -107,6 +108,19 @@ def test_four_processes_resume_bit_identically_although_buckets_change(arguments
     death = Death("step", 5, rank=3)
     assert 0 not in run_to_end(arguments(**options, run__dir=run), log, processes=4, death=death)
     assert run_to_end(arguments(**options, run__dir=run), log, processes=4) == [0] * 4
+    assert_same_end(untouched, run)
+
+
+def test_a_distillation_in_micro_batches_resumes_bit_identically(arguments, teacher_logits, tmp_path: Path) -> None:
+    untouched, run, log = tmp_path / "untouched", tmp_path / "run", tmp_path / "log"
+    options = HARD | DISTILLED | {
+        "data__soft_labels": teacher_logits, "train__device_batch_size": 8, "train__epochs": 1,
+        "train__precision": "fp32",
+    }  # fmt: skip
+    assert run_to_end(arguments(**options, run__dir=untouched), log, processes=2) == [0, 0]
+    assert 0 not in run_to_end(arguments(**options, run__dir=run), log, processes=2, death=Death("step", 5, rank=1))
+    assert run_to_end(arguments(**options, run__dir=run), log, processes=2) == [0, 0]
+    assert "resumed at step 3" in log.read_text()
     assert_same_end(untouched, run)
 
 

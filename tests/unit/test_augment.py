@@ -69,7 +69,7 @@ def mixed_batch(config: AugmentConfig, *, n: int = 64, seed: int = 1, step: int 
     )  # fmt: skip
     drawn = batches.draw(step)
     pixels, targets = batches.load(drawn, slice(0, n), step)
-    return drawn, pixels[:, 0], targets
+    return drawn, pixels[:, 0], targets.labels
 
 
 @settings(max_examples=12, deadline=None)

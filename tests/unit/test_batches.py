@@ -41,7 +41,7 @@ def global_batch(source: batches.TrainBatches, step: int, world_size: int, devic
         for rank in range(world_size)
         for rows in batches.micro_batches(source.global_batch_size, device_batch_size, world_size, rank)
     ]
-    return torch.cat([x for x, _ in parts]), torch.cat([t for _, t in parts])
+    return torch.cat([x for x, _ in parts]), torch.cat([t.labels for _, t in parts])
 
 
 @pytest.mark.parametrize("step", [0, 2, 5])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from helpers.recording import Launched, Recorded
-from helpers.trainings import EVERYTHING, equal
+from helpers.trainings import DISTILLED, EVERYTHING, equal
 from tinyimnet.errors import UserError
 from tinyimnet.training import captured, optim
 from tinyimnet.training.trainer import Trainer
@@ -36,6 +36,13 @@ def test_a_repeated_step_has_the_bits_of_a_launched_one(optimizer: str, precisio
     settings = {"optim__name": optimizer, "train__precision": precision}
     repeated, launched = after(Recorded, **settings), after(Launched, **settings)
     assert 2 * len(repeated.train_step.graphs.recordings) < STEPS
+    assert equal(repeated.state.snapshot()[0], launched.state.snapshot()[0])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_repeated_step_of_a_distillation_has_the_bits_of_a_launched_one(precision, teacher_logits, after) -> None:
+    settings = DISTILLED | {"data__soft_labels": teacher_logits, "train__precision": precision}
+    repeated, launched = after(Recorded, **settings), after(Launched, **settings)
     assert equal(repeated.state.snapshot()[0], launched.state.snapshot()[0])
 
 

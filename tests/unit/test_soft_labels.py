@@ -1,14 +1,16 @@
-"""Soft labels from teacher networks: for the right images, with the chosen weight, the same in all attempts."""
+"""Soft labels from teacher networks: for the right images, in their file, the same in all attempts."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save
 
 from tinyimnet import cli, train
-from tinyimnet.config import AugmentConfig, Config, DataConfig, ModelConfig, RunConfig, TrainConfig
+from tinyimnet.config import AugmentConfig, Config, DataConfig, ModelConfig, TrainConfig
 from tinyimnet.data import loading, soft_labels
 from tinyimnet.data.batches import TrainBatches
 from tinyimnet.data.dataset import Dataset, open_dataset, tuning_split
@@ -19,7 +21,7 @@ from tinyimnet.evaluation.weights import load_trained, metadata_of, save_weights
 from tinyimnet.model.network import build_model
 
 NETWORK = ModelConfig(block="basic", widths=(8,), depths=(1,), width=1.0, stem_stride=2)
-MIXING = AugmentConfig(mixup_probability=0.4, cutmix_probability=0.4, label_smoothing=0.1, soft_label_weight=0.7)
+MIXING = AugmentConfig(mixup_probability=0.4, cutmix_probability=0.4, label_smoothing=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -37,22 +39,43 @@ def teachers(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> list
 
 
 @pytest.fixture
-def written(teachers: list[Path], tiny_data: Path, tmp_path: Path) -> Path:
+def write_with(teachers: list[Path], tiny_data: Path, tmp_path: Path):
+    """Return a function that runs `soft-labels` with more options and returns the file that it writes."""
+
+    def write(*options: str) -> Path:
+        out = tmp_path / "made" / "soft_labels.safetensors"
+        files = map(str, teachers)
+        assert cli.main(["soft-labels", *files, "--data", str(tiny_data), "--out", str(out), *options]) == 0
+        return out
+
+    return write
+
+
+@pytest.fixture
+def written(write_with) -> Path:
     """The file that `soft-labels` writes."""
-    out = tmp_path / "made" / "soft_labels.safetensors"
-    assert cli.main(["soft-labels", *map(str, teachers), "--data", str(tiny_data), "--out", str(out)]) == 0
-    return out
+    return write_with()
 
 
-def test_the_command_writes_the_mean_prediction_of_the_teachers(
-    written: Path, teachers: list[Path], dataset: Dataset
+@pytest.mark.parametrize("tta", ["flip", "none"])
+@pytest.mark.parametrize("native, precision", [(True, "bf16"), (False, "fp32")])
+def test_the_softmax_of_the_file_is_the_mean_prediction_of_the_teachers(
+    native: bool, precision: str, tta: str, write_with, teachers: list[Path], dataset: Dataset, monkeypatch
 ) -> None:
-    said = soft_labels.add(dataset, written).soft_labels
-    images = dataset.images["train"]
-    logs = [analysis.log_probabilities(load_trained(file), images, flip=True) for file in teachers]
-    expected = sum(log.exp().numpy() for log in logs) / 2
-    assert said is not None and said.dtype == np.float16
-    np.testing.assert_allclose(said, expected, rtol=1e-3, atol=1e-7)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native)
+    logits = soft_labels.add(dataset, write_with("--tta", tta)).soft_labels
+    networks = [replace(load_trained(file), precision=precision) for file in teachers]
+    logs = [analysis.log_probabilities(each, dataset.images["train"], flip=tta == "flip") for each in networks]
+    expected = sum(log.double().exp() for log in logs) / 2
+    assert logits is not None and logits.dtype == np.float16
+    np.testing.assert_allclose(torch.from_numpy(logits).double().softmax(1), expected, rtol=3e-3)
+
+
+def test_a_file_keeps_small_probabilities(dataset: Dataset, tmp_path: Path) -> None:
+    logs = np.tile(np.linspace(-32, 0, 200), (200, 1))
+    soft_labels.write(tmp_path / "made.safetensors", logs, dataset, ["a network"])
+    read, _ = soft_labels.read(tmp_path / "made.safetensors")
+    np.testing.assert_allclose(np.exp(read.astype(np.float64)), np.exp(logs), rtol=0.01)
 
 
 def test_an_output_that_cannot_be_written_is_named_before_the_work(
@@ -64,23 +87,14 @@ def test_an_output_that_cannot_be_written_is_named_before_the_work(
         cli.main(["soft-labels", str(teachers[0]), "--data", str(tiny_data), "--out", str(out)])
 
 
-def test_a_target_is_a_weighted_mean_of_labels_and_soft_labels(dataset: Dataset) -> None:
-    said = np.random.default_rng(0).dirichlet(np.ones(200), len(dataset.labels["train"])).astype(np.float16)
-    config = Config(run=RunConfig(seed=3), augment=MIXING, train=TrainConfig(epochs=1, global_batch_size=64))
-    cpu = torch.device("cpu")
-    plain = TrainBatches.of_run(config, dataset, cpu)
-    source = TrainBatches.of_run(config, replace(dataset, soft_labels=said), cpu)
-    drawn = source.draw(0)
-    images, targets = source.load(drawn, slice(0, 64), 0)
-    same_images, of_labels = plain.load(drawn, slice(0, 64), 0)
-    own, share = said[drawn.views[:, 0]].astype(np.float32), drawn.own_share()[:, None]
-    blend = share * own + (1 - share) * own[drawn.partners]
-    assert drawn.mixed and (share < 1).any()
-    assert torch.equal(images, same_images)
-    np.testing.assert_allclose(targets, 0.3 * of_labels.numpy() + 0.7 * blend, rtol=1e-4, atol=1e-6)
-    unmixed = replace(drawn, boxes=np.zeros_like(drawn.boxes), blend=np.ones_like(drawn.blend))
-    of_own = 0.3 * plain.load(unmixed, slice(0, 64), 0)[1].numpy() + 0.7 * own
-    np.testing.assert_allclose(source.load(unmixed, slice(0, 64), 0)[1], of_own, rtol=1e-4, atol=1e-6)
+def test_soft_labels_change_neither_images_nor_the_targets_from_labels(dataset: Dataset, teacher_logits) -> None:
+    config = Config(augment=MIXING, train=TrainConfig(epochs=1, global_batch_size=64))
+    both = dataset, soft_labels.add(dataset, teacher_logits)
+    without, with_them = (TrainBatches.of_run(config, each, torch.device("cpu")) for each in both)
+    images, targets = with_them.load(drawn := with_them.draw(0), slice(0, 64), 0)
+    same_images, of_labels = without.load(drawn, slice(0, 64), 0)
+    assert drawn.mixed and targets.soft_labels is not None and of_labels.soft_labels is None
+    assert torch.equal(images, same_images) and torch.equal(targets.labels, of_labels.labels)
 
 
 def test_the_tuning_split_keeps_soft_labels_with_their_images(dataset: Dataset) -> None:
@@ -107,14 +121,19 @@ def _damaged(file: Path, dataset: Dataset) -> None:
 
 
 def _of_other_images(file: Path, dataset: Dataset) -> None:
-    said = np.full((len(dataset.labels["train"]), 200), 1 / 200)
-    soft_labels.write(file, said, replace(dataset, digest="0123456789abcdef"), ["a network"])
+    soft_labels.write(file, np.zeros((200, 200)), replace(dataset, digest="0123456789abcdef"), ["a network"])
+
+
+def _of_an_earlier_version(file: Path, dataset: Dataset) -> None:
+    metadata = json.dumps({"data": dataset.digest, "teachers": ["a network"]})
+    file.write_bytes(save({"probabilities": np.full((200, 200), 1 / 200, np.float16)}, {"metadata": metadata}))
 
 
 MISTAKES = {
     "soft_labels.safetensors does not exist; write it with": _missing,
     "soft_labels.safetensors is damaged or not a soft-label file": _damaged,
     "was computed for different data than data.root .* 0123456789ab, not": _of_other_images,
+    "holds probabilities, from an earlier version, and must hold logits; write it .* again.$": _of_an_earlier_version,
 }
 
 
@@ -129,7 +148,7 @@ def test_inspect_shows_the_targets_of_the_training(
     tiny_data: Path, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said, titles = np.zeros((len(dataset.labels["train"]), 200)), []
-    said[:, 3] = 1
+    said[:, 3] = 20
     soft_labels.write(tmp_path / "all_of_class_3.safetensors", said, dataset, ["a network"])
     monkeypatch.setattr(pictures, "image_grid", lambda images, names, out: titles.extend(names))
     options = [f"--data.root={tiny_data}", f"--data.soft_labels={tmp_path}/all_of_class_3.safetensors"]
@@ -145,7 +164,7 @@ def test_a_run_resumes_only_with_the_soft_labels_it_started_with(
     assert train.main(options) == 0
     card = (tmp_path / "run" / "MODEL_CARD.md").read_text()
     assert "with their labels and with soft labels of other networks (soft_labels.safetensors)" in card
-    soft_labels.write(written, np.full((200, 200), 1 / 200), dataset, ["another teacher"])
+    soft_labels.write(written, np.zeros((200, 200)), dataset, ["another teacher"])
     with pytest.raises(UserError, match="different data than the run was trained on"):
         train.main([*options, "--train.epochs=2"])
     with pytest.raises(UserError, match=r"data.soft_labels: .*soft_labels.safetensors -> "):

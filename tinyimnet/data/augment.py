@@ -3,11 +3,26 @@
 Nothing here draws random numbers; `batches.draw` makes every random choice.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tinyimnet.config import AugmentConfig
 from tinyimnet.data.dataset import SIZES
+
+
+class Targets(NamedTuple):
+    """What the network should predict for B images; each row is a distribution over the K classes.
+
+    Attributes:
+        labels: (B, K) float32, from the labels.
+        soft_labels: (B, K) float32, from the softened logits of the teachers; None without data.soft_labels.
+    """
+
+    labels: Tensor
+    soft_labels: Tensor | None
 
 
 def crop_flip(images: Tensor, index: Tensor, down: Tensor, right: Tensor, flip: Tensor) -> Tensor:
@@ -122,3 +137,12 @@ def soft_targets(labels: Tensor, partner_labels: Tensor, share: Tensor, n_classe
     for weight, label in ((share, labels), (1 - share, partner_labels)):
         targets.scatter_add_(1, label[:, None], weight[:, None] * (1 - smoothing))
     return targets
+
+
+def softened(logits: Tensor, config: AugmentConfig) -> Tensor:
+    """Logits (B, K) of a teacher or of the network, standardised and divided by the temperature, in float32."""
+    logits = logits.float()
+    if config.soft_label_standardise:
+        # Without weights, layer norm is the Z-score of Sun et al. (arXiv 2403.01427), in one kernel.
+        logits = F.layer_norm(logits, logits.shape[1:], eps=1e-14)  # 1e-7 in the standard deviation
+    return logits / config.soft_label_temperature

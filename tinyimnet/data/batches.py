@@ -189,7 +189,7 @@ class TrainBatches:
         mean: channel means in [0, 1].
         std: channel standard deviations in [0, 1].
         config: augmentation settings.
-        soft_labels: (N, K) float16 teacher probabilities, on the device; None: hard labels only.
+        soft_labels: (N, K) float16 logits of the teachers, on the device; None: hard labels only.
         seed: run.seed.
         epochs: train.epochs.
         global_batch_size: images per step over all processes.
@@ -268,12 +268,12 @@ class TrainBatches:
         """Work from `step` to the end, as a multiple of the work from `since` to `step`."""
         return work_left(self.resolutions, since, step)
 
-    def load(self, drawn: Draw, rows: slice, step: int) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, R, R) float32 in channels_last and soft targets (B, K) float32 for `rows` of a draw."""
+    def load(self, drawn: Draw, rows: slice, step: int) -> tuple[Tensor, augment.Targets]:
+        """Images (B, 3, R, R) float32 in channels_last and their targets, for `rows` of a draw."""
         packed = to_device(drawn.packed(rows), self.images.device)
         return self.augmented(packed, self.resolution(step), mixed=drawn.mixed)
 
-    def augmented(self, packed: Tensor, resolution: int, *, mixed: bool) -> tuple[Tensor, Tensor]:
+    def augmented(self, packed: Tensor, resolution: int, *, mixed: bool) -> tuple[Tensor, augment.Targets]:
         """What `load` returns, of a packed draw on the device; `mixed` says whether any row of the batch is mixed."""
         views, share, blend, boxes = unpacked(packed, mixed=mixed)
         size = len(share)
@@ -282,16 +282,17 @@ class TrainBatches:
         if blend is not None and boxes is not None:
             own, partners = images.split(size)
             images = augment.mix(own, partners, augment.weight_map(blend, boxes, self.image_size, resolution))
-        return images, self._targets(views[0, :size], views[0, -size:], share)
+        return images, self._targets(views[0], share)
 
-    def _targets(self, samples: Tensor, partner_samples: Tensor, share: Tensor) -> Tensor:
-        smoothing, weight = self.config.label_smoothing, self.config.soft_label_weight
-        labels, partner_labels = (self.labels.index_select(0, rows) for rows in (samples, partner_samples))
+    def _targets(self, samples: Tensor, share: Tensor) -> augment.Targets:
+        own, partners = slice(len(share)), slice(-len(share), None)  # the same rows if no row of the batch is mixed
+        labels, partner_labels = (self.labels.index_select(0, samples[rows]) for rows in (own, partners))
+        smoothing = self.config.label_smoothing
         targets = augment.soft_targets(labels, partner_labels, share, self.n_classes, smoothing)
         if self.soft_labels is None:
-            return targets
-        own, partners = (self.soft_labels.index_select(0, rows).float() for rows in (samples, partner_samples))
-        return torch.lerp(targets, augment.mix(own, partners, share[:, None]), weight)
+            return augment.Targets(targets, None)
+        soft = augment.softened(self.soft_labels.index_select(0, samples), self.config).softmax(1)
+        return augment.Targets(targets, augment.mix(soft[own], soft[partners], share[:, None]))
 
     def plain(self, count: int) -> Tensor:
         """About `count` normalised images without augmentation, evenly spaced in the training set.

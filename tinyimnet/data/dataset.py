@@ -40,7 +40,7 @@ class Dataset:
         mean: channel means of the training images, in [0, 1].
         std: channel standard deviations, in [0, 1].
         digest: sha256 over the labelled arrays and the soft labels, in hex; identifies the images and their order.
-        soft_labels: (N, K) float16 teacher probabilities for the training images, or None.
+        soft_labels: (N, K) float16 logits of the teachers for the training images, or None.
         fit: how images of other sizes were scaled, one of images.FITS, or None if all had this size.
     """
 

@@ -49,6 +49,11 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def imitates_bf16() -> bool:
+    """Whether this CPU has no instructions for bf16, which makes it several times slower than fp32."""
+    return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def cpu_name() -> str:
     """CPU model and instruction set of torch's kernels: 'AMD EPYC 9575F 64-Core Processor, AVX512'."""
     name = platform.processor() or platform.machine()

@@ -81,7 +81,7 @@ def start(config: TrainConfig, rendezvous: Rendezvous) -> Accelerator:
 def _imitates_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return not torch.cuda.is_bf16_supported(including_emulation=False)
-    return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return cpu.imitates_bf16()
 
 
 def from_main(accelerator: Accelerator, make: Callable[[], T]) -> T:

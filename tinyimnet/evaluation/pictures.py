@@ -107,8 +107,11 @@ def augmented(batches: TrainBatches, names: Sequence[str], step: int, count: int
     """
     images, targets = batches.load(batches.draw(step), slice(0, count), step)
     pixels = batches.normalise.inverse(images)
+    shown, soft = targets.labels, targets.soft_labels
+    if soft is not None:
+        shown = shown.lerp(soft, batches.config.soft_label_weight)
     titles = []
-    for target in targets.cpu():
+    for target in shown.cpu():
         shares, classes = target.topk(2)
         mixed = [f"{100 * s:.0f} % {names[c]}" for s, c in zip(shares, classes, strict=True) if s > 0.02]
         titles.append("\n".join(mixed) if len(mixed) > 1 else names[classes[0]])

@@ -6,7 +6,6 @@ The host draws, launches, and never waits for the device.
 from contextlib import nullcontext
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -15,6 +14,7 @@ from tinyimnet.data import batches
 from tinyimnet.model.network import drop_path_generator
 from tinyimnet.training import captured, optim
 from tinyimnet.training.captured import Kind
+from tinyimnet.training.loss import batch_loss
 from tinyimnet.training.state import TrainState
 from tinyimnet.training.timing import StepClock
 
@@ -114,7 +114,7 @@ class TrainStep:
             # DDP averages gradients over ranks only in the last micro-batch.
             averaging = self.accelerator.no_sync(self.model) if i + 1 < accumulation_steps else nullcontext()
             with self.clock.part("forward_backward"), averaging:
-                loss = F.cross_entropy(self.model(images), targets) / accumulation_steps
+                loss = batch_loss(self.model(images), targets, self.config.augment) / accumulation_steps
                 self.accelerator.backward(loss)
             total += loss.detach()
         return total
