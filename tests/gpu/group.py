@@ -1,6 +1,7 @@
 """Sections about processes: the exchange of gradients, stops and kills of one process, several GPUs."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,12 @@ from tinyimnet.model.network import build_model
 
 IMAGES = {} if GPU else {"train_per_class": 2, "val_per_class": 1, "test_per_class": 1}
 DEVICE = torch.device("cuda", 0) if GPU else torch.device("cpu")
+# Two ranks on this node, as slurm/train.sbatch starts them; --overlap, because the check may itself run in a step.
+SRUN = """
+source slurm/setup_job.sh
+exec srun --overlap --nodes=1 --nodelist="$SLURMD_NODENAME" --ntasks=2 --ntasks-per-node=2 \\
+  --cpus-per-task=$((SLURM_CPUS_ON_NODE / 2)) --kill-on-bad-exit=1 "$@"
+"""
 
 
 def exchange(_: Path) -> Iterator[Result]:
@@ -93,7 +100,7 @@ def stops(out: Path) -> Iterator[Result]:
 
 
 def several(out: Path) -> Iterator[Result]:
-    """Two ranks: sums in rank order, a killed rank, no process on another one's GPU."""
+    """Two ranks: sums in rank order, a rank killed under torchrun and srun, no process on another one's GPU."""
     if GPU and torch.cuda.device_count() < 2:
         yield skipped("sums in rank order, a killed rank, contexts on other GPUs", "this machine has a single GPU")
         return
@@ -103,22 +110,30 @@ def several(out: Path) -> Iterator[Result]:
     yield claim("both ways of the exchange add in rank order, bit for bit", sums.returncode == 0,
                 **({"because": sums.stderr[-300:]} if sums.returncode else {}))  # fmt: skip
     prepare_synthetic(out / "data", **IMAGES)
-    whole, parts, launcher = out / "whole", out / "parts", [*TORCHRUN, "--nproc_per_node=2"]
-    process = train(launcher, out, whole)
+    whole, torchrun = out / "whole", [*TORCHRUN, "--nproc_per_node=2"]
+    process = train(torchrun, out, whole)
     until_step(whole, 20, process)
     yield contexts()
     process.wait()
-    steps = metrics(whole)[-1]["trainer/global_step"]
+    yield from one_killed("torchrun", torchrun, out, whole)
+    if shutil.which("srun") and "SLURMD_NODENAME" in os.environ and int(os.environ.get("SLURM_CPUS_ON_NODE", 0)) > 1:
+        yield from one_killed("srun", ["bash", "-ec", SRUN, "srun", sys.executable], out, whole)
+    else:
+        yield skipped("a killed rank under srun", "no srun, or not on a node of a Slurm job with two CPUs")
 
+
+def one_killed(name: str, launcher: list[str], out: Path, whole: Path) -> Iterator[Result]:
+    """A run of two ranks of which one is killed ends, and resumes to the bits of one that was not disturbed."""
+    parts, steps = out / name, metrics(whole)[-1]["trainer/global_step"]
     process = train(launcher, out, parts)
     until_step(parts, steps // 2, process)
-    os.kill(children(process.pid)[1], signal.SIGKILL)
+    os.kill(pid_of_rank(1, parts), signal.SIGKILL)
     started = time.perf_counter()
-    process.wait()
+    code = process.wait()
     took = time.perf_counter() - started
-    yield claim("a killed rank ends the others within 40 s", took < 40, seconds=took)
+    yield claim(f"a killed rank ends the others within 40 s: {name}", code != 0 and took < 40, seconds=took)
     train(launcher, out, parts).wait()
-    yield same_end("two ranks, one killed, and resumed end with the same bits", whole, parts)
+    yield same_end(f"two ranks, one killed, and resumed end with the same bits: {name}", whole, parts)
 
 
 def contexts() -> Result:
@@ -155,9 +170,9 @@ def until_step(run: Path, step: int, process: subprocess.Popen) -> None:
         time.sleep(0.05)
 
 
-def children(pid: int) -> list[int]:
-    """The processes that a process has started, the oldest first."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text("utf-8").split()]
+def pid_of_rank(rank: int, run: Path) -> int:
+    """The process of a rank in the newest attempt of a run on this machine."""
+    return int(re.findall(r"is process (\d+) on ", (run / "logs" / f"rank_{rank}.log").read_text("utf-8"))[-1])
 
 
 def same_end(what: str, whole: Path, parts: Path) -> Result:

@@ -8,6 +8,7 @@ import pytest
 
 from helpers.program import REPO
 from tinyimnet.data import batches
+from tinyimnet.training.step import TrainStep
 
 pytestmark = pytest.mark.long
 
@@ -55,3 +56,26 @@ def test_the_data_path_benchmark_reports_a_ratio(benchmark, monkeypatch, capsys)
     monkeypatch.setattr(module, "N", 512)
     assert module.main() == 0
     assert "ratio, median of pairs" in capsys.readouterr().out
+
+
+def test_the_budget_benchmark_ends_with_an_option_to_paste(benchmark, arguments, monkeypatch, capsys) -> None:
+    trained, work = set(), TrainStep.work
+    monkeypatch.setattr(
+        TrainStep, "work", lambda self, kind, *rest: trained.add(kind.resolution) or work(self, kind, *rest)
+    )
+    settings = arguments(augment__start_resolution=48, augment__full_resolution_from=0.5)
+    assert benchmark("budget").main(["--minutes=5", "--images=640", "--val=500", *settings]) == 0
+    assert trained == {48, 56, 64}
+    shown = capsys.readouterr().out
+    for resolution, share in ((48, "25.0%"), (56, "25.0%"), (64, "50.0%")):
+        assert re.search(rf"{resolution} px[ │]+{share}[ │]+[\d.,]+[ │]+[\d,]+ ", shown)
+    found = re.fullmatch(r"--train\.epochs (\d+)", shown.splitlines()[-1])
+    assert found and int(found[1]) > 2
+    minutes = [float(number) for number in re.findall(r"evaluations?, start and end[ │]+([\d.]+) minutes", shown)]
+    assert len(minutes) == 2 and minutes[0] < minutes[1] <= 5  # those of the configuration, those that fit
+
+
+def test_the_budget_benchmark_says_how_many_minutes_an_epoch_needs(benchmark, arguments) -> None:
+    module = benchmark("budget")
+    with pytest.raises(module.errors.UserError, match="--minutes is 0.1 and must be at least [1-9] for 1 epoch,"):
+        module.main(["--minutes=0.1", "--images=640", "--val=500", *arguments()])

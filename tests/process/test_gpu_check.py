@@ -48,6 +48,7 @@ def test_on_a_cpu_the_sections_that_train_pass(tmp_path: Path) -> None:
     done = run("stops", "several", "--out", str(tmp_path), SLACK)
     assert done.returncode == 0, done.stdout
     assert outcomes(tmp_path) == {"stops": {"passed", "measured"}, "several": {"passed", "skipped"}}
+    assert "| a killed rank under srun | skipped |" in (tmp_path / "gpu_check.md").read_text()
 
 
 def test_a_claim_that_does_not_hold_fails_the_check(tmp_path: Path) -> None:

@@ -273,12 +273,8 @@ def test_in_the_run_folder(case: str, begun: Path, tiny_data: Path, capsys) -> N
 # ---- environment ----------------------------------------------------------------------------------------------------
 
 GROUP = {
-    "RANK": "0",
-    "LOCAL_RANK": "0",
-    "WORLD_SIZE": "2",
-    "MASTER_ADDR": "127.0.0.1",
-    "MASTER_PORT": "29512",
-}
+    "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29512",
+}  # fmt: skip
 SRUN = {
     "SLURM_STEP_ID": "0", "SLURM_JOB_ID": "5", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
     "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
@@ -295,14 +291,8 @@ ENVIRONMENTS: dict[str, tuple[dict[str, str | None], str]] = {
     "RANK beyond the world": ({**GROUP, "RANK": "2"}, "RANK is 2, WORLD_SIZE 2 .* RANK must be below WORLD_SIZE"),
     "LOCAL_RANK unset": ({**GROUP, "LOCAL_RANK": None}, "LOCAL_RANK is '' and must be a number"),
     "srun with a strange node list": ({**SRUN, "SLURM_STEP_NODELIST": "["}, r"SLURM_STEP_NODELIST is '\['"),
-    "srun with strange tasks": (
-        {**SRUN, "SLURM_STEP_TASKS_PER_NODE": "two"},
-        "SLURM_STEP_TASKS_PER_NODE is 'two'",
-    ),
-    "WANDB_MODE mistyped": (
-        {"WANDB_MODE": "offlin"},
-        "WANDB_MODE is 'offlin' and must be online, offline or disabled",
-    ),
+    "srun with strange tasks": ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "two"}, "SLURM_STEP_TASKS_PER_NODE is 'two'"),
+    "WANDB_MODE mistyped": ({"WANDB_MODE": "offlin"}, "WANDB_MODE is 'offlin' and must be online, offline or disabled"),
 }
 
 
