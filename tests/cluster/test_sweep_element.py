@@ -17,7 +17,7 @@ AGENT = """\
 export WANDB_SWEEP_ID=abc WANDB_RUN_ID=trial$(ls {folder}/given | wc -l)
 [[ $WANDB_RUN_ID != trial{trials} ]] || exit 0
 touch {folder}/given/$WANDB_RUN_ID
-trial=(python -m tinyimnet.launch.trial --config {config} --run.seed=${{WANDB_RUN_ID#trial}})
+trial=(python -m tinyimnet.launch.trial --config {config} --run.seed=${{WANDB_RUN_ID#trial}} --train.epochs={epochs})
 [[ $WANDB_RUN_ID == trial1 ]] || exec "${{trial[@]}}"
 "${{trial[@]}}" &
 until [[ -s {folder}/sweep-abc/trial1/metrics.jsonl ]]; do sleep 0.1; done
@@ -26,12 +26,12 @@ wait
 """
 
 
-def element(cluster: Cluster, config: str, folder: Path, *options: str, trials: int) -> str:
-    """Submit an element of a sweep of so many trials, whose first attempt is slow from step 40 on; returns its id."""
+def element(cluster: Cluster, config: str, folder: Path, *options: str, trials: int, epochs: int) -> str:
+    """Submit an element of a sweep, whose first attempt is slow from step 40 on, and return its id."""
     (folder / "given").mkdir()
     agent = folder / "bin" / "wandb"
     agent.parent.mkdir()
-    agent.write_text(AGENT.format(folder=folder, config=config, trials=trials))
+    agent.write_text(AGENT.format(folder=folder, config=config, trials=trials, epochs=epochs))
     agent.chmod(0o755)
     array = cluster.sbatch(
         "--nodes=1", "--gpus-per-node=1", "--array=3", *options, "slurm/sweep.sbatch", "me/tiny/abc",
@@ -43,7 +43,7 @@ def element(cluster: Cluster, config: str, folder: Path, *options: str, trials: 
 
 
 def test_a_requeued_element_resumes_its_trial_and_not_a_stopped_one(cluster, tiny_config, tmp_path) -> None:
-    job = element(cluster, tiny_config, tmp_path, trials=3)
+    job = element(cluster, tiny_config, tmp_path, trials=3, epochs=30)
     trials = [tmp_path / "sweep-abc" / name for name in ("trial0", "trial1", "trial2")]
     cluster.until_step(trials[0], 40, job)
     cluster.ends_soon(job)
@@ -58,7 +58,7 @@ def test_a_requeued_element_resumes_its_trial_and_not_a_stopped_one(cluster, tin
 
 def test_an_element_that_is_not_requeued_leaves_its_trial_to_a_successor(cluster, tiny_config, tmp_path) -> None:
     trial, log = tmp_path / "sweep-abc" / "trial0", tmp_path / "log"
-    job = element(cluster, tiny_config, tmp_path, "--no-requeue", trials=1)
+    job = element(cluster, tiny_config, tmp_path, "--no-requeue", trials=1, epochs=8)
     cluster.until_step(trial, 40, job)
     cluster.run("scancel", "--signal=USR1", job)
     assert cluster.end(job) == "COMPLETED", log.read_text()
