@@ -4,7 +4,7 @@
 # stands between srun and its command (${container[@]}).
 
 declare -F fail >/dev/null || fail() { echo "error: $*" >&2; exit 2; }
-# The script and its arguments, if the job can submit its successor; not a variable of the shell that called sbatch.
+# What the job submits as its successor: its script and arguments; not a variable of the shell that called sbatch.
 [[ $(declare -p submitted 2>/dev/null) == "declare -a"* ]] || submitted=()
 
 # ---- signals: one that Slurm sends to this shell (sbatch --signal=B:USR1@120) would kill it before it requeues the
@@ -121,7 +121,7 @@ if [[ $(field Requeue) == 0 ]]; then
   echo "warning: job $job cannot be requeued (--no-requeue, or the cluster's default): a time limit, a preemption or a" \
     "lost node ends it." >&2
   if ((${#submitted[@]})); then
-    echo "If the run is to go on, the job then submits the same command again (sbatch --dependency=afterany:$job)." >&2
+    echo "If the run is to go on, the job then submits its successor (sbatch --dependency=afterany:$job)." >&2
   else
     echo "Submit the same command again to resume, or already now with --dependency=afterany:$job." >&2
   fi

@@ -91,16 +91,6 @@ def test_after_a_killed_process_it_resumes_bit_identically(cluster, tiny_config,
     assert_same_end(untouched, run)
 
 
-def test_a_job_that_cannot_be_requeued_says_so_at_its_start_and_at_its_end(cluster, tiny_config, tmp_path) -> None:
-    run = tmp_path / "run"
-    job = submit_slow(cluster, tiny_config, run, SBATCH_NO_REQUEUE="1")
-    cluster.until_step(run, 2, job)
-    assert f"warning: job {job} cannot be requeued" in output(run) and "already now with" in output(run)
-    cluster.run("scancel", "--signal=USR2", job)
-    assert cluster.end(job) == "FAILED"
-    assert "checkpoint saved; not requeued, because the job was submitted with --no-requeue" in output(run)
-
-
 def test_status_shows_a_run_and_cancel_ends_it_saved(cluster, tiny_config, tmp_path) -> None:
     run = tmp_path / "run"
     job = submit_slow(cluster, tiny_config, run)

@@ -1,5 +1,6 @@
 """Jobs that a real Slurm does not requeue (--no-requeue): each submits its successor, in the cases of a requeue."""
 
+import json
 import re
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def test_stopped_by_its_time_limit_its_successor_comes_to_the_same_end(
     run, log = tmp_path / "run", tmp_path / "log"
     job = cluster.sbatch_slow("--no-requeue", TRAIN, tiny_config, f"--run.dir={run}", log=log)
     cluster.until_step(run, 40, job)
-    assert f"job {job} cannot be requeued" in log.read_text() and "submits the same command again" in log.read_text()
+    assert f"job {job} cannot be requeued" in log.read_text() and "then submits its successor" in log.read_text()
     cluster.ends_soon(job)
     assert cluster.end(job) == "COMPLETED", log.read_text()
     assert cluster.end(successor(log)) == "COMPLETED", log.read_text()
@@ -45,6 +46,52 @@ def test_an_element_of_an_array_submits_itself_again_with_its_arguments(cluster,
     assert cluster.end(successor(log)) == "COMPLETED", log.read_text()
     assert [attempt["job"] for attempt in attempts(run)] == [f"{array}_3", successor(log)]
     assert successor(log).endswith("_3") and (run / "DONE").exists() and "- 32" in (run / "config.yaml").read_text()
+
+
+def submit(cluster, config: str, run: Path, *options: str) -> None:
+    """Send a short run with `tinyimnet submit`; its first attempt is slow from step 40 of 48 on."""
+    profile = run.parent / "profile.yaml"
+    profile.write_text("{gpus_per_node: 1, cpus_per_task: 1, timeout: 30, sbatch: {partition: main}}\n")
+    command = ["submit", "--config", config, "--profile", str(profile), f"--run.dir={run}", "--train.epochs=8"]
+    cluster.run("python", "-m", "tinyimnet", *command, *options, SBATCH_NO_REQUEUE="1",
+                PYTHONPATH=slow_first_attempt(run.parent))  # fmt: skip
+
+
+def sent(run: Path) -> tuple[str, Path]:
+    """Return the newest job of a run, and its log."""
+    record = json.loads((run / "job.json").read_text())
+    return record["job"], Path(record["output"])
+
+
+def test_a_job_of_submit_submits_itself_again_with_its_pickle(cluster, tiny_config, tmp_path) -> None:
+    run = tmp_path / "my runs" / "run"
+    run.parent.mkdir()
+    submit(cluster, tiny_config, run)
+    job, log = sent(run)
+    cluster.until_step(run, 40, job)
+    assert f"job {job} cannot be requeued" in log.read_text() and "then submits its successor" in log.read_text()
+    cluster.run("scancel", "--signal=USR2", job)
+    assert cluster.end(job) == "COMPLETED", log.read_text()
+    assert sent(run)[0] == successor(log)
+    assert cluster.end(successor(log)) == "COMPLETED", sent(run)[1].read_text()
+    assert [attempt["job"] for attempt in attempts(run)] == [job, successor(log)]
+    assert f"[slurm] job {successor(log)}: finished in attempt 2" in cluster.run(
+        "python", "-m", "tinyimnet", "logs", str(run)
+    )
+
+
+def test_an_element_of_submit_submits_itself_alone(cluster, tiny_config, tmp_path) -> None:
+    submit(cluster, tiny_config, tmp_path / "run", "--seeds=5-6")
+    first, second = (tmp_path / f"run-seed{seed}" for seed in (5, 6))
+    (waiting, _), (job, log) = sent(first), sent(second)
+    cluster.run("scancel", waiting)
+    cluster.until_step(second, 40, job)
+    cluster.run("scancel", "--signal=USR2", job)
+    assert cluster.end(job) == "COMPLETED", log.read_text()
+    assert successor(log).endswith("_1") and sent(second)[0] == successor(log)
+    assert cluster.end(successor(log)) == "COMPLETED", sent(second)[1].read_text()
+    assert [attempt["job"] for attempt in attempts(second)] == [job, successor(log)]
+    assert (second / "DONE").exists() and not (first / "DONE").exists()
 
 
 def test_a_successor_that_waits_is_a_job_of_its_run_for_status_and_cancel(cluster, tiny_config, tmp_path) -> None:

@@ -10,8 +10,8 @@ import pytest
 from helpers.run_folders import sent
 from tinyimnet import cli, errors
 from tinyimnet.config import RunConfig
+from tinyimnet.distributed import slurm
 from tinyimnet.errors import UserError
-from tinyimnet.launch import requeue
 from tinyimnet.launch.requeue import main
 
 ATTEMPT_3 = {"SLURM_JOB_ID": "123", "SLURM_RESTART_COUNT": "2"}
@@ -77,7 +77,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
 def test_a_controller_that_is_restarting_is_asked_again(run, program, tmp_path: Path, monkeypatch) -> None:
     again = f"[ $(grep -c -- \"$1\" '{tmp_path}/scontrol.calls') = 2 ] || {{ echo 'no controller' >&2; exit 1; }}"
     asked = program("scontrol", f"{again}\necho JobState=RUNNING PreemptTime=None")
-    monkeypatch.setattr(requeue.time, "sleep", lambda _: None)
+    monkeypatch.setattr(slurm.time, "sleep", lambda _: None)
     assert main(["0", f"--run.dir={run.dir}"]) == 0
     assert asked.read_text().splitlines() == ["--oneliner show job 123"] * 2 + ["requeue 123"] * 2
 

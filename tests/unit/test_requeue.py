@@ -10,7 +10,8 @@ from helpers.run_folders import attempt
 from tinyimnet import errors, train
 from tinyimnet.config import RunConfig
 from tinyimnet.errors import UserError
-from tinyimnet.launch.requeue import decide, submit_successor
+from tinyimnet.launch import successors
+from tinyimnet.launch.requeue import decide
 
 RUNNING = {"JobState": "RUNNING", "PreemptTime": "None"}
 PREEMPTED = {"JobState": "RUNNING", "PreemptTime": "2026-11-24T17:10:14"}
@@ -166,8 +167,8 @@ def test_a_successor_has_the_options_arguments_and_variables_of_its_job(tmp_path
         sbatch=f'printf "%s\\n" "$@" >{tmp_path}/arguments; env >{tmp_path}/environment; echo "124;cluster"',
     )  # fmt: skip
     environ = {**THIRD, "PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_CONF": "file", "SLURM_JOB_END_TIME": "1",
-               "SBATCH_PARTITION": "gpu", "SLURM_SUBMIT_DIR": str(tmp_path)}  # fmt: skip
-    assert submit_successor(["/repo/slurm/train.sbatch", "tiny.yaml", "--x", "a  b"], environ) == "124"
+               "SBATCH_PARTITION": "gpu", "SBATCH_WAIT": "1", "SLURM_SUBMIT_DIR": str(tmp_path)}  # fmt: skip
+    assert successors.submit(["/repo/slurm/train.sbatch", "tiny.yaml", "--x", "a  b"], environ) == ("124", "")
     assert (tmp_path / "arguments").read_text().splitlines() == [
         "-N", "2", "--output", "log", "--parsable", "--export=ALL", "--dependency=afterany:123",
         "/repo/slurm/train.sbatch", "tiny.yaml", "--x", "a  b",
@@ -175,6 +176,45 @@ def test_a_successor_has_the_options_arguments_and_variables_of_its_job(tmp_path
     found = dict(line.split("=", 1) for line in (tmp_path / "environment").read_text().splitlines())
     assert found["PREDECESSORS"] == "101 102 123" and found["SBATCH_PARTITION"] == "gpu"
     assert [name for name in found if name.startswith("SLURM_")] == ["SLURM_CONF"]
+    assert "SBATCH_WAIT" not in found  # it would wait for its own end
+
+
+SUBMITTED = "#SBATCH --array=0-4%2\n#SBATCH --partition=gpu\n#SBATCH --time=90\n"
+
+
+@pytest.fixture
+def submission(tmp_path: Path, monkeypatch) -> dict[str, str]:
+    """The environment of the third job for element 3 of an array that `tinyimnet submit` sent, in tmp_path/sent."""
+    commands(
+        tmp_path, monkeypatch, scancel=f'echo "$@" >{tmp_path}/cancelled',
+        sbatch=f'printf "%s\\n" "$@" >{tmp_path}/arguments; env >{tmp_path}/environment; echo 203',
+    )  # fmt: skip
+    (tmp_path / "sent" / "201").mkdir(parents=True)
+    (tmp_path / "sent" / "201" / "201_submission.sh").write_text(SUBMITTED)
+    (tmp_path / "sent" / "202_3").mkdir()
+    (tmp_path / "sent" / "202_3" / "202_3_submitted.pkl").write_bytes(b"pickle")
+    return {"SLURM_ARRAY_JOB_ID": "202", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_ID": "205", "PREDECESSORS": "201_3",
+            "SLURM_SUBMIT_DIR": str(tmp_path), "PATH": f"{tmp_path}:/usr/bin:/bin"}  # fmt: skip
+
+
+def test_an_element_of_a_submission_runs_the_first_script_alone(submission: dict[str, str], tmp_path: Path) -> None:
+    site = {"SBATCH_PARTITION": "cpu", "SBATCH_TIMELIMIT": "5", "SBATCH_ACCOUNT": "me"}
+    folder = tmp_path / "sent"
+    assert successors.submit([str(folder)], submission | site) == ("203_3", f"{folder}/203_3/203_3_0_log.out")
+    assert (tmp_path / "arguments").read_text().splitlines() == [
+        "--parsable", "--export=ALL", "--dependency=afterany:202_3", "--array=3", f"{folder}/201/201_submission.sh",
+    ]  # fmt: skip
+    environment = (tmp_path / "environment").read_text()
+    assert "PREDECESSORS=201_3 202_3\n" in environment
+    assert re.findall("SBATCH_.*", environment) == ["SBATCH_ACCOUNT=me"]  # of site.env; the profile sets the others
+    assert (folder / "203_3" / "203_3_submitted.pkl").read_bytes() == b"pickle"
+
+
+def test_a_successor_that_cannot_be_given_its_pickle_is_cancelled(submission: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "sent" / "203_3").touch()
+    with pytest.raises(UserError, match=r"the successor is cancelled, because .*203_3_submitted.pkl cannot be written"):
+        successors.submit([str(tmp_path / "sent")], submission)
+    assert (tmp_path / "cancelled").read_text() == "203_3\n"
 
 
 @pytest.mark.parametrize(
@@ -191,7 +231,7 @@ def test_a_successor_that_cannot_be_submitted_is_one_sentence(
 ) -> None:
     commands(tmp_path, monkeypatch, sacct=sacct, sbatch=sbatch)
     with pytest.raises(UserError, match=re.escape(reason) + ".*the run is saved: submit it again to resume"):
-        submit_successor(["train.sbatch"], {**THIRD, "PATH": str(tmp_path), "SLURM_SUBMIT_DIR": str(tmp_path)})
+        successors.submit(["train.sbatch"], {**THIRD, "PATH": str(tmp_path), "SLURM_SUBMIT_DIR": str(tmp_path)})
 
 
 def test_a_second_ctrl_c_is_not_requeued(run: RunConfig) -> None:

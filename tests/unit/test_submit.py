@@ -10,7 +10,7 @@ import pytest
 from tinyimnet import cli, config_cli, errors
 from tinyimnet.config import Config
 from tinyimnet.errors import UserError
-from tinyimnet.launch import submission, submit
+from tinyimnet.launch import submission, submit, successors
 from tinyimnet.launch.runs import jobs_of
 from tinyimnet.run.record import read_record
 
@@ -152,7 +152,7 @@ def test_without_slurm_the_error_names_sbatch(monkeypatch: pytest.MonkeyPatch) -
 
 def test_sbatch_variables_that_would_override_the_script_are_found() -> None:
     script = "#!/bin/bash\n#SBATCH --time=90\n#SBATCH --gpus-per-node=8\n#SBATCH --requeue\nsrun --time=3 x\n"
-    assert submit.overridden(script) == {"SBATCH_TIMELIMIT", "SBATCH_GPUS_PER_NODE", "SBATCH_REQUEUE"}
+    assert successors.overridden(script) == {"SBATCH_TIMELIMIT", "SBATCH_GPUS_PER_NODE", "SBATCH_REQUEUE"}
 
 
 def test_the_files_of_an_array_are_outside_its_run_folders() -> None:

@@ -7,6 +7,7 @@ import json
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,26 +15,33 @@ import yaml
 from helpers.program import REPO
 from helpers.run_folders import attempt
 from tinyimnet import config_cli
+from tinyimnet.distributed import slurm
 from tinyimnet.errors import UserError
-from tinyimnet.launch import requeue, trial
+from tinyimnet.launch import trial
 
 RUNNING = "JobState=RUNNING PreemptTime=None"
 PREEMPTED = "JobState=RUNNING PreemptTime=2026-11-24T17:10:14"
 CANCELLED = "JobState=CANCELLED PreemptTime=None"
+NO_REQUEUE = "JobState=RUNNING PreemptTime=None Requeue=0"
 SUPERSEDED = "JobState=RUNNING PreemptTime=None Restarts=1"
+SCRIPT = ["slurm/sweep.sbatch", "a/b/c"]
+SUCCESSOR = "sbatch --array=0-7 --parsable --export=ALL --dependency=afterany:7_0 --array=0 slurm/sweep.sbatch a/b/c"
 
 
 @pytest.fixture
 def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Return a function that ends a trial, whose folder has these files, in the first attempt of job 7_0."""
 
-    def scontrol(*command: str) -> subprocess.CompletedProcess[str]:
+    def slurm_command(*command: str, **options: Any) -> subprocess.CompletedProcess[str]:
         with (tmp_path / "asked").open("a") as asked:
             print(*command, file=asked)
-        return subprocess.CompletedProcess(command, 0, (tmp_path / "job").read_text(), "")
+        answers = {"sbatch": "9", "sacct": "sbatch --array=0-7 slurm/sweep.sbatch a/b/c"}
+        answer = answers.get(command[0]) or (tmp_path / "job").read_text()
+        return subprocess.CompletedProcess(command, 0, answer, "")
 
-    monkeypatch.setattr(requeue, "patiently", scontrol)
-    for name, value in {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_ID": "70"}.items():
+    monkeypatch.setattr(slurm, "patiently", slurm_command)
+    for name, value in {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_ID": "70",
+                        "SLURM_SUBMIT_DIR": str(tmp_path)}.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     (tmp_path / "run").mkdir()
 
@@ -49,7 +57,7 @@ def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
             (tmp_path / "run" / "REQUEUE").write_text(json.dumps(marker))
         begun_by = {"run_dir": str(tmp_path / "run"), "arguments": arguments, "attempt": ["7_0", begun]}
         (tmp_path / "trial").write_text(json.dumps(begun_by | {"exit_code": exit_code}))
-        return trial.main(["--ended", str(tmp_path / "trial")])
+        return trial.main(["--ended", str(tmp_path / "trial"), *SCRIPT])
 
     return end
 
@@ -94,6 +102,27 @@ def test_a_trial_whose_job_ends_is_kept_and_the_job_requeued(left, end, tmp_path
     assert (tmp_path / "asked").read_text().splitlines()[-1] == "scontrol requeue 7_0"
 
 
+def test_where_slurm_does_not_requeue_the_successor_gets_the_trial(end, tmp_path: Path, capsys) -> None:
+    assert end(0, NO_REQUEUE, "SIGUSR1") == 0
+    assert (tmp_path / "asked").read_text().splitlines()[-1] == SUCCESSOR
+    assert "trial run: stopped by SIGUSR1, checkpoint saved; continued by attempt 2, which is job 9_0" in (
+        capsys.readouterr().out
+    )
+    kept = tmp_path / "trial"  # sweep.sbatch ends if it is there
+    assert (tmp_path / ".trial-9-0").read_text() == kept.read_text()
+    assert json.loads((tmp_path / "run" / "job.json").read_text())["job"] == "9_0"
+
+
+@pytest.mark.parametrize(
+    "left", [(0, NO_REQUEUE, "", "DONE"), (0, NO_REQUEUE, "", "STOP"), (0, NO_REQUEUE, "SIGTERM"),
+             (0, NO_REQUEUE.replace("RUNNING", "CANCELLED"), "SIGTERM"), (None, NO_REQUEUE)],
+    ids=["finished", "stopped", "stopped by its agent", "cancelled", "killed without progress"],
+)  # fmt: skip
+def test_a_trial_that_is_not_to_go_on_has_no_successor(left, end, tmp_path: Path) -> None:
+    end(*left)
+    assert "sbatch" not in (tmp_path / "asked").read_text()
+
+
 def test_a_trial_begun_just_before_the_end_needs_no_progress(end, tmp_path: Path) -> None:
     assert end(0, RUNNING, "the job's time limit", steps=0) == 0
     assert (tmp_path / "asked").read_text().splitlines()[-1] == "scontrol requeue 7_0"
@@ -119,11 +148,19 @@ def test_a_killed_trial_with_a_new_checkpoint_is_kept_and_requeued(end, tmp_path
     assert (tmp_path / "asked").read_text().splitlines()[-1] == "scontrol requeue 7_0"
 
 
-@pytest.mark.parametrize(("job", "comes_back"), [(PREEMPTED, True), (RUNNING, False)])
-def test_an_element_without_a_trial_is_requeued_only_if_preempted(job, comes_back, end, tmp_path: Path) -> None:
+ENDED_EARLY = {
+    "preempted": (PREEMPTED, "scontrol requeue 7_0"),
+    "preempted, no requeue": (f"{PREEMPTED} Requeue=0", SUCCESSOR),
+    "not preempted": (RUNNING, ""),
+    "preempted and cancelled": (PREEMPTED.replace("RUNNING", "CANCELLED"), ""),
+}
+
+
+@pytest.mark.parametrize(("job", "asked"), ENDED_EARLY.values(), ids=ENDED_EARLY)
+def test_an_element_without_a_trial_goes_on_only_if_preempted(job: str, asked: str, end, tmp_path: Path) -> None:
     (tmp_path / "job").write_text(job)
-    assert trial.main(["--none", "3"]) == (0 if comes_back else 3)
-    assert ("requeue 7_0" in (tmp_path / "asked").read_text()) == comes_back
+    assert trial.main(["--none", "3", *SCRIPT]) == (0 if asked else 3)
+    assert (tmp_path / "asked").read_text().splitlines()[-1] == (asked or "scontrol --oneliner show job 7_0")
 
 
 @pytest.mark.parametrize("left", [(2, SUPERSEDED), (0, SUPERSEDED, "", "STOP"), (0, SUPERSEDED, "SIGTERM")])

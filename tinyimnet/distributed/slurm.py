@@ -1,11 +1,18 @@
-"""What Slurm reports to a process about its job, step and nodes."""
+"""What Slurm reports to a process about its job, step and nodes, and its commands."""
 
 import os
 import re
 import subprocess
+import time
 from collections.abc import Mapping
+from typing import Any
 
 from tinyimnet.errors import UserError
+
+# Seconds to retry scontrol, which itself waits 20 to 40 s for a controller; enough for a restart or failover.
+PATIENCE = 60
+# Errors of scontrol that another try does not change; all others may come from a controller that restarts.
+REFUSED = re.compile("disabled|denied|Invalid job id")
 
 
 def job_name(environ: Mapping[str, str] = os.environ) -> str:
@@ -73,3 +80,16 @@ def step_hosts(environ: Mapping[str, str]) -> list[str]:
         return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=10).stdout.split()
     except (OSError, subprocess.TimeoutExpired):
         return []
+
+
+def patiently(*command: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a Slurm command and retry it for PATIENCE seconds, so that a lost response does not end a run of days."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            done = subprocess.run(command, capture_output=True, encoding="utf-8", **options)
+        except OSError as error:  # not installed, as in a container without Slurm's commands
+            return subprocess.CompletedProcess(command, 1, "", f"{command[0]}: {error.strerror}")
+        if not done.returncode or REFUSED.search(done.stderr) or time.monotonic() >= deadline:
+            return done
+        time.sleep(2)

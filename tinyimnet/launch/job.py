@@ -69,7 +69,8 @@ def come_back(run: RunConfig, environment: submitit.JobEnvironment, again: Any) 
     Raises:
         RuntimeError: such a signal stopped the run, but it must not restart.
     """
-    from tinyimnet.launch.requeue import PATIENCE, decide
+    from tinyimnet.distributed.slurm import PATIENCE
+    from tinyimnet.launch.requeue import decide
 
     verdict = decide(run, 0, {}, os.environ)
     print(f"job {environment.job_id}: {verdict.sentence}", flush=True)

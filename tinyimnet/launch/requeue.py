@@ -2,8 +2,8 @@
 
 python -m tinyimnet.launch.requeue EXIT_CODE [SCRIPT [ARGUMENT ...] --] [train.py's options]
 
-A job that Slurm does not requeue (--no-requeue) submits SCRIPT as its successor instead. A job is requeued in three
-cases:
+A job that Slurm does not requeue (--no-requeue) submits SCRIPT as its successor instead; a job of `tinyimnet submit`
+gives the folder of its submission. A job is requeued in three cases:
 - The scheduler stopped the run and the run saved (this attempt wrote the marker REQUEUE).
 - Slurm preempts the job. In the grace period Slurm sends SIGTERM and waits; a job that exits then counts as completed.
 - A process failed or was lost after the job had made progress.
@@ -14,24 +14,19 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tinyimnet import config_cli, errors
 from tinyimnet.config import RunConfig
 from tinyimnet.distributed import slurm
 from tinyimnet.errors import UserError
 from tinyimnet.files import read_text
+from tinyimnet.launch import successors
 from tinyimnet.run.folder import newest_step, read_attempts, record_job
 
-# Seconds to retry scontrol, which itself waits 20 to 40 s for a controller; enough for a restart or failover.
-PATIENCE = 60
-# Errors of scontrol that another try does not change; all others may come from a controller that restarts.
-REFUSED = re.compile("disabled|denied|Invalid job id")
 # Consecutive failed attempts without a new checkpoint after which a job ends: a repeated failure is no accident.
 IDLE_ATTEMPTS = 3
 SECOND_CTRL_C = 128 + signal.SIGINT
@@ -52,14 +47,38 @@ def main(argv: list[str]) -> int:
     run = config_cli.load(options, prog="python -m tinyimnet.launch.requeue").run
     job, record = slurm.job_name(), show_job(slurm.job_name())
     verdict = decide(run, int(argv[0]), record, os.environ, may_succeed=bool(script))
-    successor = ""
+    return carry_out(verdict, f"job {job}", record, script, Path(run.dir))
+
+
+def carry_out(
+    verdict: Verdict,
+    subject: str,
+    record: Mapping[str, str],
+    script: Sequence[str],
+    run_dir: Path | None = None,
+    trial: Path | None = None,
+) -> int:
+    """Requeue this job or submit its successor, if there is another attempt, and print the reason.
+
+    Args:
+        verdict: the decision.
+        subject: what the decision is about.
+        record: fields that Slurm reports about the job (`show_job`).
+        script: the batch script of this job, and its arguments; or the folder of `tinyimnet submit`.
+        run_dir: folder of the run that goes on.
+        trial: file of that run, if it is a trial of a sweep.
+
+    Returns:
+        The exit code of this job.
+    """
+    successor, output = "", ""
     if verdict.requeue and record.get("Requeue") == "0":
-        successor = submit_successor(script, os.environ)
+        successor, output = successors.submit(script, os.environ, trial)
     elif verdict.requeue:
-        requeue(job)
-    print(f"job {job}: {verdict.sentence}{successor and f', which is job {successor}'}", flush=True)
-    if successor:
-        record_job(Path(run.dir), successor)
+        requeue(slurm.job_name())
+    print(f"{subject}: {verdict.sentence}{successor and f', which is job {successor}'}", flush=True)
+    if successor and run_dir:
+        record_job(run_dir, successor, output=output)
     return verdict.exit_code
 
 
@@ -69,56 +88,12 @@ def requeue(job: str) -> None:
     Raises:
         UserError: scontrol failed.
     """
-    done = patiently("scontrol", "requeue", job)
+    done = slurm.patiently("scontrol", "requeue", job)
     if done.returncode:
         raise UserError(
             f"scontrol requeue {job} failed ({' '.join(done.stderr.split())}); the run is saved: submit it again to "
             "resume, with sbatch --requeue if the cluster allows it."
         )
-
-
-def submit_successor(script: Sequence[str], environ: Mapping[str, str]) -> str:
-    """Submit this job again, to start after its end, and return the id of the new job.
-
-    Args:
-        script: the batch script of this job, and its arguments.
-        environ: the environment of this job, which the new one inherits.
-
-    Raises:
-        UserError: sbatch failed, or Slurm does not know with which options this job was submitted.
-    """
-    job, element = slurm.job_name(environ), environ.get("SLURM_ARRAY_TASK_ID")
-    command = ["sbatch", *submitted_with(job, script[0]), "--parsable", "--export=ALL", f"--dependency=afterany:{job}"]
-    # Without Slurm's variables of this job, such as its end, which the new one would take for its own.
-    inherited = {name: value for name, value in environ.items() if not re.match("SLURM_(?!CONF$)", name)}
-    inherited["PREDECESSORS"] = " ".join([*slurm.predecessors(environ), job])
-    done = patiently(
-        *command, *([f"--array={element}"] if element else []), *script, env=inherited, cwd=environ["SLURM_SUBMIT_DIR"]
-    )
-    if done.returncode:
-        raise UserError(
-            f"the successor of job {job} was not submitted ({' '.join(done.stderr.split())}); the run is saved: submit "
-            "it again to resume."
-        )
-    number = done.stdout.strip().partition(";")[0]  # ID;CLUSTER in a federation
-    return f"{number}_{element}" if element else number
-
-
-def submitted_with(job: str, script: str) -> list[str]:
-    """The options of sbatch with which a job was submitted; Slurm's record joins them with spaces, without quotes.
-
-    Raises:
-        UserError: the accounting does not have them.
-    """
-    answer = patiently("sacct", "-n", "-P", "-X", "-o", "SubmitLine", "-j", job)
-    words = answer.stdout.split()
-    named = [i for i, word in enumerate(words) if Path(word).name == Path(script).name]
-    if not named:
-        raise UserError(
-            f"the successor of job {job} was not submitted, because sacct does not know how this job was "
-            f"({' '.join(answer.stderr.split()) or 'no SubmitLine'}); the run is saved: submit it again to resume."
-        )
-    return [word for word in words[1 : named[0]] if word not in ("--wait", "-W")]  # it would wait for its own end
 
 
 def decide(
@@ -231,7 +206,7 @@ def show_job(job: str) -> dict[str, str]:
     """JobState, PreemptTime, Restarts and Requeue of a job; {} outside Slurm or if Slurm does not respond."""
     if not job:
         return {}
-    answer = patiently("scontrol", "--oneliner", "show", "job", job)
+    answer = slurm.patiently("scontrol", "--oneliner", "show", "job", job)
     return dict(re.findall(r"\b(JobState|PreemptTime|Restarts|Requeue)=(\S+)", answer.stdout))
 
 
@@ -243,19 +218,6 @@ def is_preempted(job: Mapping[str, str]) -> bool:
 def is_superseded(job: Mapping[str, str], environ: Mapping[str, str]) -> bool:
     """Whether Slurm restarted a job while this attempt still runs, because it considered the node lost."""
     return int(job.get("Restarts", "0")) > slurm.requeues(environ)
-
-
-def patiently(*command: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run a Slurm command and retry it for PATIENCE seconds, so that a lost response does not end a run of days."""
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            done = subprocess.run(command, capture_output=True, encoding="utf-8", **options)
-        except OSError as error:  # not installed, as in a container without Slurm's commands
-            return subprocess.CompletedProcess(command, 1, "", f"{command[0]}: {error.strerror}")
-        if not done.returncode or REFUSED.search(done.stderr) or time.monotonic() >= deadline:
-            return done
-        time.sleep(2)
 
 
 def outlive_sigterm() -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from tinyimnet.errors import UserError
 from tinyimnet.files import exists, matching, no_such
 from tinyimnet.run import states
-from tinyimnet.run.folder import submitted
+from tinyimnet.run.folder import submitted, trial_file
 from tinyimnet.run.record import Record, read_object
 
 ANSWER = 60  # timeout of a Slurm command in seconds: a busy controller is slow, a lost one never responds
@@ -103,8 +103,7 @@ def _trains(job: str, path: Path) -> bool:
     """Whether a job trains this run: a sweep element trains several trials in turn, and records the current one."""
     if not path.parent.name.startswith("sweep-"):
         return True
-    array, _, element = job.partition("_")
-    trial = read_object(path.parent / f".trial-{array}-{element or 0}")  # named by slurm/sweep.sbatch
+    trial = read_object(trial_file(path.parent, job))
     return Path(str(trial.get("run_dir"))).name == path.name
 
 

@@ -12,7 +12,6 @@ edits do not affect pending, running or requeued jobs.
 
 import argparse
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -34,11 +33,9 @@ from tinyimnet.errors import UserError
 from tinyimnet.files import ROOT, write_atomically
 from tinyimnet.launch import grid, submission
 from tinyimnet.launch.job import TrainJob
+from tinyimnet.launch.successors import overridden
 from tinyimnet.run.attempt import find_run
 from tinyimnet.tracking.mode import Mode, of_settings_files, strictest
-
-# sbatch options whose SBATCH_* variable has a different name.
-VARIABLES = {"time": "TIMELIMIT", "mem": "MEM_PER_NODE", "array": "ARRAY_INX"}
 
 
 @dataclass(frozen=True)
@@ -237,9 +234,9 @@ def make_executor(cluster: str, profile: Profile, files: list[Path]) -> submitit
     )
     tasks = profile.gpus_per_node or profile.tasks_per_node
     code, site_env = folder / "code", shlex.quote(str(ROOT / "slurm" / "site.env"))
-    setup = [f"cd {shlex.quote(str(code))}", f"site_env={site_env}",
+    setup = [f"cd {shlex.quote(str(code))}", f"site_env={site_env}", f"submitted=({shlex.quote(str(folder))})",
              f"python={shlex.quote(sys.executable)} python_of_task=$python configs=({shlex.join(map(str, files))})",
-             'verdict() { exec "$python" -m tinyimnet.launch.requeue "$1" '
+             'verdict() { exec "$python" -m tinyimnet.launch.requeue "$1" "${submitted[@]}" -- '
              '--config "${configs[${SLURM_ARRAY_TASK_ID:-0}]}"; }',
              'fail() { echo "error: $*" >&2; verdict 2; }',
              "source slurm/setup_job.sh",
@@ -278,15 +275,6 @@ def sbatch_script(executor: submitit.AutoExecutor, jobs: int) -> str:
     script = inner._make_submission_file_text(inner._submitit_command_str, "dry-run")
     inner.parameters.pop("map_count", None)  # submit_array rejects it
     return script
-
-
-def overridden(script: str) -> set[str]:
-    """SBATCH_* variables of the options that a script sets.
-
-    sbatch gives them priority over the script, but a profile must have priority over site.env.
-    """
-    options = re.findall(r"^#SBATCH --([a-z-]+)", script, re.MULTILINE)
-    return {"SBATCH_" + VARIABLES.get(option, option.upper().replace("-", "_")) for option in options}
 
 
 if __name__ == "__main__":

@@ -7,13 +7,16 @@ to decide what follows when the trial has ended:
 
 python -m tinyimnet.launch.trial --folder SWEEP          # prints the folder of the sweep's runs
 python -m tinyimnet.launch.trial --again FILE
-python -m tinyimnet.launch.trial --ended FILE
-python -m tinyimnet.launch.trial --none EXIT_CODE        # if the agent started no trial
+python -m tinyimnet.launch.trial --ended FILE [SCRIPT [ARGUMENT ...]]
+python -m tinyimnet.launch.trial --none EXIT_CODE [SCRIPT [ARGUMENT ...]]       # if the agent started no trial
+
+SCRIPT is the job's own, which is its successor if Slurm does not requeue it.
 """
 
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -36,9 +39,9 @@ def main(argv: list[str]) -> int:
         print(folder(argv[1]))
         return 0
     if argv[:1] == ["--ended"]:
-        return ended(Path(argv[1]))
+        return ended(Path(argv[1]), argv[2:])
     if argv[:1] == ["--none"]:
-        return no_trial(int(argv[1]))
+        return no_trial(int(argv[1]), argv[2:])
     if argv[:1] == ["--again"]:
         train(json.loads(read_text(Path(argv[1]))), argv[1])
     train(new_trial(argv), os.environ.get("SWEEP_TRIAL", ""))
@@ -85,8 +88,10 @@ def train(trial: dict[str, Any], file: str) -> NoReturn:
     process_group.exit_process(exit_code)
 
 
-def ended(file: Path) -> int:
+def ended(file: Path, script: Sequence[str]) -> int:
     """Decide what follows a trial and print it: the next trial (deletes the file), a requeue, or the end of the job.
+
+    Where Slurm does not requeue the job, `script` with its arguments becomes its successor.
 
     Returns the exit code of the trial, or of the job if the job ends.
     """
@@ -107,23 +112,20 @@ def ended(file: Path) -> int:
     verdict = requeue.decide(
         replace(config_cli.load(trial["arguments"], prog="train.py").run, dir=str(run_dir)),
         KILLED if exit_code is None else exit_code, job, os.environ,
-        begun_late=trial.get("attempt") == [slurm.job_name(), slurm.restarts()],
+        begun_late=trial.get("attempt") == [slurm.job_name(), slurm.restarts()], may_succeed=bool(script),
     )  # fmt: skip
-    if verdict.requeue:
-        requeue.requeue(slurm.job_name())
-    print(f"trial {run_dir.name}: {verdict.sentence}", flush=True)
-    return verdict.exit_code
+    return requeue.carry_out(verdict, f"trial {run_dir.name}", job, script, run_dir, file)
 
 
-def no_trial(exit_code: int) -> int:
-    """End a job without a trial, or requeue it if it was preempted before one started; returns its exit code."""
-    job = slurm.job_name()
-    if not requeue.is_preempted(requeue.show_job(job)):
+def no_trial(exit_code: int, script: Sequence[str]) -> int:
+    """End a job without a trial, or continue it if it was preempted before one started; returns its exit code."""
+    job = requeue.show_job(slurm.job_name())
+    if not requeue.is_preempted(job) or job.get("JobState") != "RUNNING":
         print("no trial started: the sweep is finished or stopped")
         return exit_code
-    requeue.requeue(job)
-    print(f"job {job}: preempted before a trial started; requeued", flush=True)
-    return 0
+    how = "continued by a successor" if job.get("Requeue") == "0" else "requeued"
+    verdict = requeue.Verdict(True, 0, f"preempted before a trial started; {how}")
+    return requeue.carry_out(verdict, f"job {slurm.job_name()}", job, script)
 
 
 def over(file: Path, run_dir: Path, how: str, exit_code: int) -> int:

@@ -88,6 +88,12 @@ def record_job(run_dir: Path, job: str, cluster: str = "slurm", output: str = ""
         write_atomically(run_dir / "job.json", json.dumps(sent).encode())
 
 
+def trial_file(sweep: Path, job: str) -> Path:
+    """The file with the current trial of a job, in the folder of its sweep; named as in slurm/sweep.sbatch."""
+    array, _, element = job.partition("_")
+    return sweep / f".trial-{array}-{element or 0}"
+
+
 def read_attempts(run_dir: Path) -> list[Attempt]:
     """Attempts of a run, oldest first; a line truncated by a crash is skipped."""
     found = []
