@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from tinyimnet.commands.trained_run import dataset_of, load_network
+from tinyimnet.console import counted
 from tinyimnet.data.images import FITS
 from tinyimnet.data.prepare import read_images
 from tinyimnet.errors import UserError, writing
@@ -77,7 +78,7 @@ def main(args: argparse.Namespace) -> int:
             write_atomically(args.out, "".join(json.dumps(row) + "\n" for row in rows))
         else:
             write_csv(args.out, _table(rows, args.top))
-    print(f"{len(files):,} predictions of {trained.origin} (step {trained.step:,}): {args.out}")
+    print(f"{counted(len(files), 'prediction')} of {trained.origin} (step {trained.step:,}): {args.out}")
     if args.images:
         print(f"images of other sizes: scaled to {size}x{size} pixels ({fit}: {FITS[fit]})")
     return 0
