@@ -54,7 +54,7 @@ test-cluster: export CLUSTER_SLURM = $(SLURM)
 test-cluster: $(VENV)/.installed-dev
 	tests/cluster/cluster.sh install
 	shellcheck slurm/*.sbatch slurm/setup_job.sh slurm/site.env.example tests/cluster/cluster.sh .ci/run
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(TESTS) -n 3 --dist worksteal  # they mostly wait
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(TESTS) -n 2 --dist worksteal
 
 # As root, the full disk is a small tmpfs. FAULTS_SEED=N draws other moments for the kills.
 test-faults: $(VENV)/.installed-dev
