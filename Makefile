@@ -58,7 +58,7 @@ test-cluster: $(VENV)/.installed-dev
 
 # As root, the full disk is a small tmpfs. FAULTS_SEED=N draws other moments for the kills.
 test-faults: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest tests/process -m long
+	$(BIN)/python -m pytest tests/process -m long -n 2 --dist worksteal  # about half of the time they wait
 
 # Without .venv, a Python that has torch for CUDA: no network is needed.
 test-gpu:
