@@ -1,9 +1,9 @@
 # make train          install into .venv if needed, then train on an embedded data set: no download, no GPU, 3 minutes
 # make train CONFIG=configs/tiny1m.yaml ARGS="--optim.lr 0.3"     any configuration, on all GPUs of this machine
 # make test           lint, unit and process tests: 6 minutes on 2 cores, no root, no cluster
-# make test-faults    the long fault tests: 100 kills, every signal to every launcher, a full disk: 10 minutes
+# make test-faults    the long fault tests: 100 kills, every signal to every launcher, a full disk: 11 minutes
 # make test-wandb     the tests against a W&B server and in Chromium (installed as root): 5 minutes
-# make test-cluster   the tests on a real Slurm of three nodes on this machine: root, 19 minutes
+# make test-cluster   the tests on a real Slurm of three nodes on this machine: root, 20 minutes
 # make test-cluster SLURM=24.11 TESTS="-m versions tests/cluster"    on Slurm 24.11, only four of the tests
 # make test-gpu       what only a GPU can show, and its speed: 9 minutes; uses PYTHON if there is no .venv (docs/gpu.md)
 # make chaos          random faults on two ranks here and on a Slurm job: root; MINUTES=60 SEED=7
@@ -58,7 +58,7 @@ test-cluster: $(VENV)/.installed-dev
 
 # As root, the full disk is a small tmpfs. FAULTS_SEED=N draws other moments for the kills.
 test-faults: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest tests/process -m long -n 2 --dist worksteal  # about half of the time they wait
+	$(BIN)/python -m pytest tests/process -m long -n 2 --dist worksteal
 
 # Without .venv, a Python that has torch for CUDA: no network is needed.
 test-gpu:
