@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch._inductor.utils import run_and_get_code
 from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -111,6 +110,8 @@ def count(made: Trainer) -> Kernels:
 
 def saved(name: str, folder: Path) -> int:
     """Kernels of a network's forward and backward pass that torch.compile saves."""
+    from torch._inductor.utils import run_and_get_code  # seconds, which counting alone need not wait
+
     made = trainer(name, COUNTED, folder)
     images = torch.randn(COUNTED, 3, 64, 64).to(memory_format=torch.channels_last)
 
