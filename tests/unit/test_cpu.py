@@ -1,7 +1,9 @@
-"""The CPU threads of a process under each launcher, and the warning about emulated bf16."""
+"""The CPU threads of a process under each launcher, and the warning about slow bf16."""
 
 import os
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -44,9 +46,21 @@ def test_processes_with_the_same_cores_share_them(monkeypatch) -> None:
     assert torch.get_num_threads() == max(1, len(os.sched_getaffinity(0)) // 2)
 
 
-@pytest.mark.parametrize("precision, native, told", [("bf16", False, 1), ("bf16", True, 0), ("fp32", False, 0)])
-def test_a_cpu_that_emulates_bf16_gets_a_warning(precision, native, told, arguments, monkeypatch, caplog) -> None:
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native)
+@pytest.mark.parametrize("slow, quicker", [(torch.bfloat16, "fp32"), (torch.float32, "bf16")])
+def test_the_quicker_precision_is_the_one_whose_convolution_takes_less_time(slow, quicker, monkeypatch) -> None:
+    convolve = torch.nn.functional.conv2d
+
+    def slowed(images: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        time.sleep(0.2 if images.dtype == slow else 0)  # an emulated convolution takes 0.1 s
+        return convolve(images, *args, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", slowed)
+    assert cpu.quicker_precision() == quicker
+
+
+@pytest.mark.parametrize("precision, quicker, told", [("bf16", "fp32", 1), ("bf16", "bf16", 0), ("fp32", "fp32", 0)])
+def test_a_cpu_that_is_slower_in_bf16_gets_a_warning(precision, quicker, told, arguments, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(cpu, "quicker_precision", lambda: quicker)
     settings = config_cli.load(arguments(train__precision=precision))
     process_group.start(settings.train, Rendezvous())
     assert [r.message.count("--train.precision fp32") for r in caplog.records] == [1] * told

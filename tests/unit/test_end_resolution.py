@@ -85,7 +85,7 @@ def test_predict_gives_the_probabilities_of_the_enlarged_images(run: Path, datas
 
 def test_soft_labels_are_those_of_the_enlarged_images(run: Path, dataset: Dataset, tmp_path: Path, monkeypatch) -> None:
     out, images = tmp_path / "soft.safetensors", dataset.images["train"]
-    monkeypatch.setattr(soft_labels_command, "imitates_bf16", lambda: True)  # in fp32
+    monkeypatch.setattr(soft_labels_command, "quicker_precision", lambda: "fp32")
     assert cli.main(["soft-labels", str(run), "--tta", "none", "--out", str(out)]) == 0
     found = torch.from_numpy(add(dataset, out).soft_labels).double().softmax(1)
     np.testing.assert_allclose(found, probabilities(run, images, 80), rtol=3e-3)

@@ -15,7 +15,7 @@ import torch
 
 from tinyimnet.commands.trained_run import dataset_of, load_network
 from tinyimnet.data.soft_labels import write
-from tinyimnet.distributed.cpu import imitates_bf16
+from tinyimnet.distributed.cpu import quicker_precision
 from tinyimnet.errors import writing
 from tinyimnet.evaluation import analysis
 from tinyimnet.evaluation.weights import Trained
@@ -55,4 +55,4 @@ def _quick(teacher: Trained) -> Trained:
     """The teacher in the precision that is quicker on this CPU; on a GPU, in that of its training."""
     if torch.cuda.is_available():
         return teacher
-    return replace(teacher, precision="fp32" if imitates_bf16() else "bf16")  # 1.9 times as fast with AMX
+    return replace(teacher, precision=quicker_precision())

@@ -4,10 +4,12 @@ import ctypes
 import os
 import platform
 import re
+import time
 from contextlib import suppress
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from tinyimnet.distributed.launcher import launcher_command, launcher_environment
 from tinyimnet.files import read_text
@@ -49,9 +51,25 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def imitates_bf16() -> bool:
-    """Whether this CPU has no instructions for bf16, which makes it several times slower than fp32."""
-    return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+def quicker_precision() -> str:
+    """Of "bf16" and "fp32", the one in which this CPU computes a convolution in less time; measured in 0.1 s.
+
+    Its instructions do not tell. Both have AVX512_BF16, but an AMD EPYC (Zen 4) is 1.9 times as fast in bf16, and an
+    Intel Xeon (Emerald Rapids) whose virtual machine hides AMX 1.9 times as slow.
+    """
+    return min(("bf16", "fp32"), key=_convolution_seconds)
+
+
+def _convolution_seconds(precision: str) -> float:
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    images, filters = torch.ones(16, 64, 16, 16, dtype=dtype), torch.ones(64, 64, 3, 3, dtype=dtype)
+    images = images.contiguous(memory_format=torch.channels_last)
+    seconds = []
+    for _ in range(5):  # the first one prepares a kernel
+        started = time.perf_counter()
+        F.conv2d(images, filters, padding=1)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
 
 
 def cpu_name() -> str:

@@ -70,18 +70,18 @@ def start(config: TrainConfig, rendezvous: Rendezvous) -> Accelerator:
             every_rank=True,
         ) from error
     check_world(accelerator.num_processes, os.environ)
-    if accelerator.is_main_process and config.precision == "bf16" and _imitates_bf16(accelerator.device):
+    if accelerator.is_main_process and config.precision == "bf16" and _is_slow_in_bf16(accelerator.device):
         logger.warning(
-            "train.precision is bf16 but this device only emulates it, several times slower than fp32; "
-            "use --train.precision fp32 for the same recipe, or fp16 on older GPUs."
+            "train.precision is bf16, but this device is faster in fp32; use --train.precision fp32 for the same "
+            "recipe, or fp16 on older GPUs."
         )
     return accelerator
 
 
-def _imitates_bf16(device: torch.device) -> bool:
+def _is_slow_in_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return not torch.cuda.is_bf16_supported(including_emulation=False)
-    return cpu.imitates_bf16()
+    return cpu.quicker_precision() == "fp32"
 
 
 def from_main(accelerator: Accelerator, make: Callable[[], T]) -> T:
