@@ -83,6 +83,7 @@ def collect(run: Record) -> dict[str, Any]:
         "precision": run.config["train.precision"],
         "epochs": run.config["train.epochs"],
         "attempts": len(run.attempts),
+        "init_from": Path(run.config["train.init_from"]).stem,
         **{name: run.info[name] for name in INFO},
         "minutes": round(seconds / 60, 1),
         "minutes_as_recorded": round(run.training_seconds / 60, 1),
@@ -100,13 +101,14 @@ def collect(run: Record) -> dict[str, Any]:
 def card(kept: dict[str, Any]) -> str:
     """The model card of weights in results/, as Markdown; MODEL_CARD.md of a run has the whole recipe."""
     name, last = kept["run"], kept["evaluations"][-1]
+    sees = model_card.upsampling(IMAGE_SIZE, last["resolution"])
     recipe = flatten(asdict(load([f"--config={CONFIGS / name}.yaml"])))
     return f"""# {name}: a CNN with {kept["parameters"]:,} parameters for Tiny ImageNet
 
 [{name}.safetensors]({name}.safetensors) classifies 64 x 64 images into the 200 classes of Tiny ImageNet. It has
 {kept["parameters"]:,} parameters and needs {kept["macs"] / 1e6:.1f} million multiply-accumulates per image.
 It was trained {model_card.origin(recipe)}.
-
+{sees}
 ## Results
 
 Measured on [{kept["val_images"]:,} validation images](val_images.txt) that were not used for training:

@@ -81,11 +81,12 @@ class Progress:
     def compiling(self, resolutions: Sequence[int]) -> None:
         """Print for which resolutions the network will be compiled; in px."""
         if self.enabled:
-            listed = ", ".join(map(str, resolutions))
-            console.print(f"torch.compile makes {len(resolutions)} graphs, before the first step at {listed} px")
+            graphs, listed = counted(len(resolutions), "graph"), ", ".join(map(str, resolutions))
+            console.print(f"torch.compile makes {graphs}, before the first step at {listed} px")
 
     def compiled(self, resolution: int, seconds: float, left: int) -> None:
         """Print that the network is compiled for a resolution in px, and for how many it is not yet."""
+        self.started += seconds  # the time left is estimated from steps alone; the first one took 48 s to compile
         if self.enabled:
             console.print(f"compiled for {resolution} px in {seconds:.0f} s, {left} to come")
 

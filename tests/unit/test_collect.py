@@ -1,4 +1,4 @@
-"""The summary of a finished run in results/."""
+"""The summaries of finished runs in results/, and their picture."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helpers.program import REPO
-from results import collect
+from results import collect, plot
 from tinyimnet.evaluation.weights import load_trained
 from tinyimnet.files import read_lines
 from tinyimnet.model.network import count_parameters
@@ -94,3 +94,10 @@ def test_the_cards_in_results_are_those_that_the_program_writes(file: Path) -> N
     card = file.with_suffix(".md").read_text(encoding="utf-8")
     assert card == collect.card(summary)
     assert f"| {file.stem}.safetensors, EMA weights | {summary['ema_top1']:.2f} %" in card
+
+
+def test_the_curve_of_a_run_that_fine_tunes_another_one_starts_where_that_one_ended() -> None:
+    first = {"init_from": "", "evaluations": [{"minutes": 10.0, "ema_top1": 40.0}, {"minutes": 20.0, "ema_top1": 50.0}]}
+    second = {"init_from": "first", "evaluations": [{"minutes": 5.0, "ema_top1": 52.0}]}
+    third = {"init_from": "second", "evaluations": [{"minutes": 2.5, "ema_top1": 53.0}]}
+    assert plot.curve("third", {"first": first, "second": second, "third": third}) == ([25.0, 27.5], [52.0, 53.0])

@@ -55,6 +55,18 @@ def test_lines_come_soon_and_often_between_two_log_lines(step_seconds: float, te
     assert file.getvalue().splitlines()[0].endswith(f": training, ETA {eta}")
 
 
+def test_the_time_left_does_not_count_compilation(monkeypatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    file = StringIO()
+    monkeypatch.setattr(console, "console", Console(file=file, width=80, soft_wrap=True, force_terminal=False))
+    with console.Progress(100, 100, lambda since, step: (100 - step) / (step - since), enabled=True) as progress:
+        now += 50
+        progress.compiled(64, seconds=48, left=0)
+        progress.update(1, METRICS)
+    assert file.getvalue().splitlines()[-1].endswith("ETA 0:03:18")  # 99 steps of 2 s
+
+
 def test_a_log_line_postpones_the_next_line_between(monkeypatch) -> None:
     now = 0.0
     monkeypatch.setattr(console.time, "monotonic", lambda: now)

@@ -32,7 +32,7 @@ def model_card(config: dict[str, Any], info: dict[str, Any], results: dict[str, 
 
 A convolutional network for {info["classes"]} classes of {size} x {size} images, trained {origin(recipe)}.
 It has {info["parameters"]:,} parameters and needs {info["macs"] / 1e6:.1f} million multiply-accumulates per image.
-{_upsampling(size, info["resolution"])}
+{upsampling(size, info["resolution"])}
 ## Results
 
 Measured on {info["val_images"]:,} {judges} that were not used for training:
@@ -98,6 +98,12 @@ print(names[probabilities[0].argmax()], probabilities[0].max())
 """
 
 
+def upsampling(size: int, resolution: int) -> str:
+    """The sentence about a network that sees images of `size` px enlarged to `resolution`; empty if they are equal."""
+    sees = f"It sees images enlarged to {resolution} x {resolution}; the commands and exported files below do that.\n"
+    return sees if resolution != size else ""
+
+
 def limits(n_classes: int, size: int) -> str:
     """What a network is not meant for."""
     return f"""## Limits
@@ -111,11 +117,6 @@ def _best(results: dict[str, Any]) -> str:
     row = "| best.safetensors, EMA weights of the best epoch, selected on these images "
     row += "| {best_step:,} | {best_ema_top1:.2f} % | |\n"
     return row.format(**results) if "best_step" in results else ""
-
-
-def _upsampling(size: int, resolution: int) -> str:
-    sees = f"It sees images enlarged to {resolution} x {resolution}; the commands and exported files below do that.\n"
-    return sees if resolution != size else ""
 
 
 def origin(recipe: dict[str, Any]) -> str:
