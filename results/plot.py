@@ -6,6 +6,7 @@ python results/plot.py docs/accuracy.png
 
 import json
 import sys
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tinyimnet import errors
+from tinyimnet.files import write_atomically
 
 PUBLISHED = ((56.51, "ResNet-56, 0.9 million parameters", "--"), (53.34, "999,838 parameters", ":"))
 
@@ -34,7 +36,9 @@ def main(argv: list[str]) -> int:
     panel.set(xlabel="minutes of training", ylabel="top-1 of the EMA weights, validation [%]", xlim=(0, None))
     panel.grid(alpha=0.3)
     panel.legend(loc="lower right")
-    figure.savefig(argv[0], dpi=100)
+    picture = BytesIO()
+    figure.savefig(picture, dpi=100)
+    write_atomically(Path(argv[0]), picture.getvalue())
     return 0
 
 

@@ -96,7 +96,7 @@ def test_the_cards_in_results_are_those_that_the_program_writes(file: Path) -> N
     assert f"| {file.stem}.safetensors, EMA weights | {summary['ema_top1']:.2f} %" in card
 
 
-def test_the_curve_of_a_run_that_fine_tunes_another_one_starts_where_that_one_ended() -> None:
+def test_the_curve_of_a_fine_tuned_network_starts_where_its_weights_end() -> None:
     first = {"init_from": "", "evaluations": [{"minutes": 10.0, "ema_top1": 40.0}, {"minutes": 20.0, "ema_top1": 50.0}]}
     second = {"init_from": "first", "evaluations": [{"minutes": 5.0, "ema_top1": 52.0}]}
     third = {"init_from": "second", "evaluations": [{"minutes": 2.5, "ema_top1": 53.0}]}

@@ -47,7 +47,7 @@ def test_processes_with_the_same_cores_share_them(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("slow, quicker", [(torch.bfloat16, "fp32"), (torch.float32, "bf16")])
-def test_the_quicker_precision_is_the_one_whose_convolution_takes_less_time(slow, quicker, monkeypatch) -> None:
+def test_the_quicker_precision_is_that_of_the_faster_convolution(slow, quicker, monkeypatch) -> None:
     convolve = torch.nn.functional.conv2d
 
     def slowed(images: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
