@@ -36,9 +36,9 @@ def main(argv: list[str]) -> int:
     panel.set(xlabel="minutes of training", ylabel="top-1 of the EMA weights, validation [%]", xlim=(0, None))
     panel.grid(alpha=0.3)
     panel.legend(loc="lower right")
-    picture = BytesIO()
-    figure.savefig(picture, dpi=100)
-    write_atomically(Path(argv[0]), picture.getvalue())
+    content = BytesIO()
+    figure.savefig(content, dpi=100)
+    write_atomically(Path(argv[0]), content.getvalue())
     return 0
 
 
