@@ -51,7 +51,7 @@ def test_the_quicker_precision_is_that_of_the_faster_convolution(slow, quicker, 
     convolve = torch.nn.functional.conv2d
 
     def slowed(images: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
-        time.sleep(0.2 if images.dtype == slow else 0)  # an emulated convolution takes 0.1 s
+        time.sleep(0.2 if images.dtype == slow else 0)
         return convolve(images, *args, **options)
 
     monkeypatch.setattr(torch.nn.functional, "conv2d", slowed)

@@ -52,7 +52,7 @@ def keep_freed_memory() -> None:
 
 
 def quicker_precision() -> str:
-    """Of "bf16" and "fp32", the one in which this CPU computes a convolution in less time; measured in 0.1 s.
+    """Of "bf16" and "fp32", the one in which this CPU computes a convolution in less time; measured in 50 ms.
 
     Its instructions do not tell. Both have AVX512_BF16, but an AMD EPYC (Zen 4) is 1.9 times as fast in bf16, and an
     Intel Xeon (Emerald Rapids) whose virtual machine hides AMX 1.9 times as slow.
