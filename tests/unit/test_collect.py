@@ -101,3 +101,10 @@ def test_the_curve_of_a_fine_tuned_network_starts_where_its_weights_end() -> Non
     second = {"init_from": "first", "evaluations": [{"minutes": 5.0, "ema_top1": 52.0}]}
     third = {"init_from": "second", "evaluations": [{"minutes": 2.5, "ema_top1": 53.0}]}
     assert plot.curve("third", {"first": first, "second": second, "third": third}) == ([25.0, 27.5], [52.0, 53.0])
+
+
+@pytest.mark.parametrize("resolution, told", [(64, 0), (96, 1)])
+def test_the_card_names_the_resolution_of_enlarged_images(resolution: int, told: int) -> None:
+    summary = json.loads((REPO / "results/tiny1m_cpu.json").read_text(encoding="utf-8"))
+    summary["evaluations"][-1]["resolution"] = resolution
+    assert collect.card(summary).count(f"It sees images enlarged to {resolution} x {resolution}") == told
