@@ -245,8 +245,8 @@ usable() { # NODE; the state of an unresponsive node ends in a star and does not
 
 # ---------------------------------------------------------------- commands
 install_packages() {
-  local wanted=(munge mariadb-server-core mariadb-client-core iproute2 util-linux shellcheck) missing=() package
-  local slurm=(slurmctld slurmd slurmdbd slurm-client)
+  local wanted=(munge mariadb-server-core mariadb-client-core iproute2 util-linux bubblewrap shellcheck)
+  local slurm=(slurmctld slurmd slurmdbd slurm-client) missing=() package
   if [ -z "$SLURM" ]; then wanted+=("${slurm[@]}"); else wanted+=(patchelf debian-archive-keyring); fi
   for package in "${wanted[@]}"; do
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
