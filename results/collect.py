@@ -19,6 +19,7 @@ from tinyimnet.config import flatten
 from tinyimnet.config_cli import load
 from tinyimnet.data.dataset import IMAGE_SIZE
 from tinyimnet.evaluation import model_card
+from tinyimnet.evaluation.weights import FINAL
 from tinyimnet.files import write_atomically
 from tinyimnet.run.metrics import STEP, TOP1
 from tinyimnet.run.record import Record, with_metrics
@@ -83,7 +84,7 @@ def collect(run: Record) -> dict[str, Any]:
         "precision": run.config["train.precision"],
         "epochs": run.config["train.epochs"],
         "attempts": len(run.attempts),
-        "init_from": Path(run.config["train.init_from"]).stem,
+        "init_from": starting_run(run.config["train.init_from"]),
         **{name: run.info[name] for name in INFO},
         "minutes": round(seconds / 60, 1),
         "minutes_as_recorded": round(run.training_seconds / 60, 1),
@@ -96,6 +97,12 @@ def collect(run: Record) -> dict[str, Any]:
         },
         "evaluations": evaluations,
     }
+
+
+def starting_run(weights: str) -> str:
+    """Name of the run that wrote `weights`: its folder, final.safetensors in it, or a file in results/."""
+    path = Path(weights)
+    return path.parent.name if path.name == FINAL else path.stem
 
 
 def card(kept: dict[str, Any]) -> str:

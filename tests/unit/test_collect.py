@@ -96,6 +96,13 @@ def test_the_cards_in_results_are_those_that_the_program_writes(file: Path) -> N
     assert f"| {file.stem}.safetensors, EMA weights | {summary['ema_top1']:.2f} %" in card
 
 
+@pytest.mark.parametrize("weights", ["runs/first", "runs/first/final.safetensors", "results/first.safetensors"])
+def test_the_summary_names_the_run_whose_weights_it_started_from(finished: Path, weights: str) -> None:
+    record = read_record(finished)
+    record.config["train.init_from"] = weights
+    assert collect.collect(record)["init_from"] == "first"
+
+
 def test_the_curve_of_a_fine_tuned_network_starts_where_its_weights_end() -> None:
     first = {"init_from": "", "evaluations": [{"minutes": 10.0, "ema_top1": 40.0}, {"minutes": 20.0, "ema_top1": 50.0}]}
     second = {"init_from": "first", "evaluations": [{"minutes": 5.0, "ema_top1": 52.0}]}
