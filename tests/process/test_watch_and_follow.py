@@ -15,11 +15,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from helpers.program import REPO
 from helpers.run_folders import logged, sent
+from tinyimnet.files import write_atomically
 
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen]]:
-    """Return a function that starts a tool with SIGINT as in a terminal; kill what still runs at the end."""
+    """Return a function that starts a tool with SIGINT as in a terminal.
+
+    At the end, kill what still runs and print its messages: they say why a test waited in vain.
+    """
     started = []
 
     def start(name: str, *arguments: object, stdout: object) -> subprocess.Popen:
@@ -35,6 +39,13 @@ def start() -> Iterator[Callable[..., subprocess.Popen]]:
     for process in started:
         process.kill()
         process.wait()
+        if not process.stderr.closed:
+            print(process.stderr.read(), file=sys.stderr)
+
+
+def finish(run: Path) -> None:
+    """Write DONE as the program does; one that the tool reads before it has its content counts as damaged."""
+    write_atomically(run / "DONE", "{}")
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
@@ -88,8 +99,9 @@ def test_follow_shows_added_lines_and_new_files_until_the_run_is_done(make_run, 
     wait_for(lambda: "[slurm] from Slurm\n" in out.read_text(), "a file that appears later")
     (run / "logs" / "rank_0.log").write_text("anew\n")  # shorter: the file was restarted
     wait_for(lambda: "[0] anew\n" in out.read_text(), "a file that was restarted")
-    (run / "logs" / "rank_1.log").write_text("another process\nthe end")
-    (run / "DONE").write_text("{}")
+    with (run / "logs" / "rank_1.log").open("a") as file:
+        file.write("the end")
+    finish(run)
     assert process.wait(timeout=120) == 0
     lines = out.read_text().splitlines()
     assert sorted(lines) == sorted(
@@ -117,14 +129,14 @@ def test_event_files_follow_two_runs_until_both_are_finished(make_run, start, tm
     runs, tb = [make_run(name, metrics__jsonl=[logged(10)]) for name in ("a", "b")], tmp_path / "tb"
     process = start("tensorboard", *runs, "--out", tb, "--follow", stdout=subprocess.PIPE)
     assert process.stdout.readline() == f"{tb}: 2 runs; show with: tensorboard --logdir {tb}\n"
-    (runs[0] / "DONE").write_text("{}")
+    finish(runs[0])
     with (runs[1] / "metrics.jsonl").open("a") as rows:
         rows.write(json.dumps(logged(20)) + "\n" + json.dumps(logged(30))[:9])  # the last row is not whole yet
     wait_for(lambda: steps_in(tb / "b") == [10, 20], "a new row")
     assert process.poll() is None
     with (runs[1] / "metrics.jsonl").open("a") as rows:
         rows.write(json.dumps(logged(30))[9:] + "\n")
-    (runs[1] / "DONE").write_text("{}")
+    finish(runs[1])
     assert process.wait(timeout=120) == 0
     assert (steps_in(tb / "a"), steps_in(tb / "b")) == ([10], [10, 20, 30])
 
