@@ -38,8 +38,11 @@ def submit(cluster, folder, site_env: str) -> str:
     """Submit a job with this site.env whose ranks only save their environment, and return its id."""
     folder.mkdir()
     (folder / "site.env").write_text(f"export CAME_FROM=site.env\n{site_env}\n")
-    options = ["--parsable", "--nodes=1", f"--output={folder}/log", TRAIN, "configs/smoke.yaml", "--run.max_attempts=9"]
-    return cluster.run("sbatch", *options, site_env=str(folder / "site.env"), VIRTUAL_ENV=probe(folder)).strip()
+    slurm = ["--parsable", "--nodes=1", f"--output={folder}/log"]
+    program = ["configs/smoke.yaml", f"--run.dir={folder}/run", "--run.max_attempts=9"]  # runs/smoke may be finished
+    return cluster.run(
+        "sbatch", *slurm, TRAIN, *program, site_env=str(folder / "site.env"), VIRTUAL_ENV=probe(folder)
+    ).strip()
 
 
 def test_a_job_survives_what_does_not_concern_it(cluster, tmp_path) -> None:
