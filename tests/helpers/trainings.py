@@ -49,7 +49,8 @@ class Death(NamedTuple):
     """SIGKILL of one rank.
 
     Attributes:
-        moment: "step": at the beginning of step `count` of the run. Or, counted in this attempt:
+        moment: "step": at the beginning of step `count` of the run, when all earlier checkpoints are written. Or,
+            counted in this attempt:
             "saved": after checkpoint `count`; "saving": before fsync or rename number `count` of its saves;
             "evaluating": before pass `count` over the validation images.
         count: see `moment`; from 1.
@@ -145,6 +146,8 @@ def _attempt(rank: int, processes: int, port: int, arguments, log: Path, death, 
     draw_nothing()
     if before:
         before()
+    if death and death.moment == "step":
+        save_before_the_next_step()
     if death and death.rank == rank:
         arrange(death)
     process_group.exit_process(errors.run(train.main, arguments, may_lose_output=True))
@@ -194,6 +197,17 @@ def arrange(death: Death) -> None:
             os.fsync, os.replace = fsync, replace
 
         checkpoint.save = _wrapped(checkpoint.save, before=arm, after=disarm)
+
+
+def save_before_the_next_step() -> None:
+    """Write checkpoints in the foreground: on a slow disk the one of step 6 may not be complete before step 9."""
+    submit = checkpoint.Saver.submit
+
+    def submit_and_wait(saver: checkpoint.Saver, *args: Any, **options: Any) -> None:
+        submit(saver, *args, **options)
+        saver._in_flight.exception()
+
+    checkpoint.Saver.submit = submit_and_wait
 
 
 def at_step(step: int, action: Callable[[], object]) -> None:
